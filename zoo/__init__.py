@@ -1,0 +1,36 @@
+"""A zoo of generative models in JAX: every family in one file, behind one harness.
+
+In a notebook, everything that the scripts do is a call:
+
+    import zoo
+    trained = zoo.fit(run)                      # python train.py
+    trained = zoo.load_run("runs/transformer_lm")
+    trained.sample(n=3, prompt="ROMEO:")        # python sample.py
+    trained.evaluate()                          # python evaluate.py
+    net = trained.net()
+"""
+
+from typing import Any
+
+__all__ = ["Init", "Optimizer", "Parallel", "Run", "Trained", "UserError", "fit", "load_config", "load_run"]
+
+_HOMES = {
+    "Init": "config",
+    "Optimizer": "optimizer",
+    "Parallel": "parallel",
+    "Run": "config",
+    "Trained": "trained",
+    "UserError": "errors",
+    "fit": "harness",
+    "load_config": "config",
+    "load_run": "trained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: `train.py --help` should not wait for what only training needs.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"zoo.core.{_HOMES[name]}"), name)

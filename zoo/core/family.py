@@ -1,0 +1,158 @@
+"""The contract between a model family and everything that is shared.
+
+A family is a frozen dataclass whose fields are its hyper-parameters. It turns a data set's spec into a state, a state
+and a batch into the next state, a state and held-out rows into statistics, and a trained model into samples. It never
+names a device, and what is shared never names a family.
+"""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+
+from zoo.data.specs import Spec
+
+if TYPE_CHECKING:
+    from zoo.core.optimizer import Optimizer
+    from zoo.data.dataset import DataSet
+
+Batch = dict[str, Any]
+"""Arrays that lead with the batch row: `row` int32 [b] (the index in the global batch), `valid` bool [b] (false on the
+rows that fill up a last batch), and what the spec promises (`tokens` int32 [b, t + 1] with `length` int32 [b], ...)."""
+
+State = Any
+"""Everything that must survive a crash, as one pytree."""
+
+Metrics = dict[str, Any]
+"""Scalars by name. In names: `_nats`, `_bits`, `per_token`, ... say the unit."""
+
+RowStatistics = dict[str, tuple[jax.Array, jax.Array]]
+"""A held-out batch, row by row: each metric is a pair (sum [b], weight [b]); sums and weights are added over all rows
+and then divided, since a mean of means is wrong as soon as rows differ in length. `loss` must be one of them."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Marks part of a state whose arrays lead with the global batch row (an LSTM's carry).
+
+    Such leaves are sharded and split into microbatches like the batch, and never averaged.
+    """
+
+    value: Any
+
+
+jax.tree_util.register_dataclass(Rows, data_fields=["value"], meta_fields=[])
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a family needs to know of the run to make its state.
+
+    Attributes:
+        optimizer: how the networks learn.
+        total_steps: length of the run, for schedules.
+        batch_size: rows in the global batch.
+        precision: dtype name that networks compute in; parameters stay float32.
+        parts: trained models that the family is built on, by name.
+    """
+
+    optimizer: "Optimizer"
+    total_steps: int
+    batch_size: int
+    precision: str = "float32"
+    parts: dict[str, "Model"] | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained family, ready to sample and score: its state holds networks only, no optimizer state."""
+
+    family: "Family"
+    spec: Any
+    state: State
+    step: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that a family made; `scores` holds numbers worth showing beside it."""
+
+    text: str
+    scores: dict[str, float] | None = None
+
+
+Artifact = Text
+Artifacts = list[Artifact]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every sampler can be asked for; a family's own `Request` adds to it."""
+
+    n: int = 1
+    """How many samples to make."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Settings of a family's `score`; a family's own `Scoring` adds to it."""
+
+
+class Family(abc.ABC):
+    """A model family; see the module's docstring. Subclasses are frozen dataclasses."""
+
+    accepts: ClassVar[type[Spec]]
+    """Which data it takes: any data set whose spec is of this type."""
+
+    unit: ClassVar[str] = "rows"
+    """What throughput is counted in: tokens where the family has a `length`, or images."""
+
+    monitor: ClassVar[tuple[str, str]] = ("loss", "min")
+    """The held-out metric that says which checkpoint is best, and whether "min" or "max" is."""
+
+    Request: ClassVar[type[Request]] = Request
+    Scoring: ClassVar[type[Scoring]] = Scoring
+
+    @property
+    def length(self) -> int | None:
+        """How many positions of a sequence the family sees at once; None where data has no length."""
+        return None
+
+    @abc.abstractmethod
+    def init(self, spec: Any, setup: Setup, key: jax.Array) -> State:
+        """Makes the state before the first step. Traced under `jax.jit`."""
+
+    @abc.abstractmethod
+    def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+        """One training step. Traced; pure; all noise drawn per row from `key` by `zoo.nn.random`."""
+
+    @abc.abstractmethod
+    def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
+        """Scores a held-out batch row by row with the evaluation networks. Traced."""
+
+    def score(self, model: Model, rows: dict[str, Any], data: "DataSet", scoring: Any, key: jax.Array) -> Metrics:
+        """Figures for the whole held-out split, computed on the host.
+
+        Args:
+            model: the trained networks.
+            rows: means over the split of what `evaluate` returned, by name.
+            data: the data set, for metrics that need more than `rows`.
+            scoring: settings from the command line.
+            key: randomness, for metrics that sample.
+        """
+        return {}
+
+    @abc.abstractmethod
+    def sample(
+        self, model: Model, request: Any, key: jax.Array, stream: Callable[[str], None] | None = None
+    ) -> Artifacts:
+        """Makes samples: host code that calls compiled functions which later calls reuse.
+
+        Args:
+            model: the trained networks.
+            request: an instance of the family's `Request`.
+            key: randomness; sample i draws from `fold_in(key, i)`, whatever else is sampled beside it.
+            stream: called with each new piece of text as it is made, where there is one sample and it is text.
+        """

@@ -1,0 +1,388 @@
+"""Training: the one loop that every family runs in.
+
+It never differentiates, never knows a loss and never names a family. Batch number `step` is `data.batch_at(step)`, its
+key is `fold_in(root, step)`, and everything else that a step depends on is in the state, so a run that goes on from a
+checkpoint is the run that was never stopped.
+"""
+
+import importlib
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from zoo.core.checkpoint import Checkpoints
+from zoo.core.config import CHANGEABLE, Run, differences, flag, to_json
+from zoo.core.errors import Interrupted, UserError, is_script
+from zoo.core.family import Metrics, Model, State
+from zoo.core.parallel import Strategy
+from zoo.core.platform import prepare
+from zoo.core.progress import Meter, to_console, to_file
+from zoo.core.rundir import LOG, RunDir
+from zoo.core.trained import (
+    Trained,
+    compile_evaluation,
+    evaluate_split,
+    inference_state,
+    key_of,
+    load_run,
+    make_setup,
+    start_from,
+)
+from zoo.data.dataset import DataSet
+
+log = logging.getLogger("zoo")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the loop works with, fixed from its first step to its last."""
+
+    run: Run
+    rundir: RunDir
+    strategy: Strategy
+    data: DataSet
+    checkpoints: Checkpoints
+    train_step: Callable[..., tuple[State, Metrics]]
+    evaluation: Callable[..., Any]
+    key: jax.Array
+    stop: "Stop"
+
+
+def fit(run: Run, *, fresh: bool = False) -> Trained:
+    """Trains a run, or goes on with the one in its directory from its last checkpoint.
+
+    Args:
+        run: the settings.
+        fresh: delete what the directory holds and start over.
+
+    Returns:
+        The trained run, as `load_run` would give it.
+
+    Raises:
+        UserError: settings or data that cannot be used, or that differ from those of the run in the directory.
+        Interrupted: Ctrl-C or SIGTERM came; the run was saved.
+    """
+    prepare()
+    # Orbax and TensorBoard take seconds to import; the first step compiles meanwhile.
+    threading.Thread(target=_import_slow_modules, daemon=True).start()
+    if not run.rundir:
+        run = replace(run, rundir=f"runs/{type(run.family).__module__.rpartition('.')[2]}")
+    rundir = RunDir(run.rundir)
+    resuming = rundir.has_checkpoints() and not fresh
+    if resuming:
+        check_may_go_on(rundir.config(), run)
+    else:
+        rundir.check_free(fresh)
+    with to_console() as console, Stop.on_signals(console) as stop, closing(rundir):
+        session, state, start, seconds = _prepare(run, rundir, resuming, fresh, stop)
+        with to_file(rundir.path / LOG), closing(session.checkpoints):
+            rundir.launched(start)
+            log.info("data: %s", session.data.describe())
+            stop.training = True
+            state, done = _loop(session, state, start, seconds, console)
+            session.checkpoints.close()
+            if stop.signum and done < run.steps:
+                name = signal.Signals(stop.signum).name
+                log.info("stopped by %s at step %d and saved; the same command goes on from there", name, done)
+                raise Interrupted(stop.signum)
+    model = Model(run.family, session.data.spec, inference_state(session.strategy.gather(state)), done)
+    return Trained(run, model, rundir.path)
+
+
+def check_may_go_on(saved: Run, run: Run) -> None:
+    """Refuses to go on with settings that would make it another run.
+
+    Raises:
+        UserError: names the flags that differ.
+    """
+    differing = differences(saved, run)
+    refused = [name for name in differing if name.partition(".")[0] not in (*CHANGEABLE, "rundir")]
+    if refused:
+        told = "; ".join(f"{flag(name)} is {differing[name][1]!r}, was {differing[name][0]!r}" for name in refused[:5])
+        raise UserError(
+            f"{run.rundir} holds a run with other settings ({told}): leave them out to go on with it, give another "
+            "--rundir, or start over with --fresh"
+        )
+
+
+def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: "Stop") -> tuple[Session, State, int, float]:
+    """Opens data and devices and makes or reads the state; touches the directory only when all of it has worked.
+
+    Returns:
+        The session, the state on its devices, the steps done, and the seconds they took.
+    """
+    if resuming:
+        rundir.claim()
+    family, source = run.family, load_run(run.init.source) if run.init.source and not resuming else None
+    strategy = run.parallel.start(run.batch_size, run.optimizer.microbatches)
+    spec = rundir.spec() if resuming else source.model.spec if source else None
+    if source:
+        run.data.check_tokenizer(source.model.spec)
+    data = run.data.open(length=family.length, batch_size=run.batch_size, seed=run.seed, spec=spec)
+    if not isinstance(data.spec, family.accepts):
+        raise UserError(
+            f"data gives {type(data.spec).__name__}, but {type(family).__name__} takes {family.accepts.__name__}"
+        )
+    setup = make_setup(run)
+    init_key, step_key, eval_key = jax.random.split(key_of(run.seed), 3)
+
+    def make(key: jax.Array) -> State:
+        return family.init(data.spec, setup, key)
+
+    def train_step(state: State, batch: Any, step: jax.Array) -> tuple[State, Metrics]:
+        return family.step(state, batch, step, jax.random.fold_in(step_key, step))
+
+    start, seconds = 0, 0.0
+    if resuming:
+        checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
+        start, state = checkpoints.restore_last(strategy.abstract(make, init_key))
+        state = strategy.place(state)
+        checkpoints.clear_after(start)
+        seconds = rundir.cut_back(start)
+        if start < run.steps:
+            rundir.write_config(run)
+    else:
+        state = strategy.init(make, init_key)
+        if source:
+            state = strategy.place(start_from(source, strategy.gather(state), family))
+        rundir.create(run, data.spec, fresh)
+        checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
+    session = Session(
+        run, rundir, strategy, data, checkpoints, strategy.compile_step(train_step),
+        compile_evaluation(strategy, family, eval_key), eval_key, stop,
+    )  # fmt: skip
+    return session, state, start, seconds
+
+
+def _loop(session: Session, state: State, start: int, seconds: float, console: Any) -> tuple[State, int]:
+    """Runs the steps from `start` on; returns the state and the number of steps done."""
+    run, family = session.run, session.run.family
+    units = run.batch_size * (family.length or 1)
+    best, begun = session.checkpoints.best(), time.perf_counter() - seconds
+    if start >= run.steps:
+        log.info("%s is at step %d of %d already; give a larger --steps to go on", run.rundir, start, run.steps)
+        return state, start
+    log.info("%s from step %d to %d", run.rundir, start, run.steps)
+    meter, done = Meter(console, start, run.steps, family.unit, units), start
+    pace, pending = Pace(start), None
+
+    def report() -> None:
+        """Logs the metrics of the last step that has some to log; waits for that step."""
+        nonlocal pending
+        if pending is None:
+            return
+        step, metrics = pending[0], jax.device_get(pending[1])
+        pending, rate = None, units * pace.at(step)
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            raise UserError(f"the loss at step {step} is {loss}; {DIVERGED}")
+        metrics |= {f"{family.unit}_per_second": rate}
+        session.rundir.write_metrics(step, "train", metrics, time.perf_counter() - begun)
+        meter.update(step, loss, rate)
+
+    try:
+        for batch in _batches(session, start):
+            if session.stop.signum:
+                break
+            state, metrics = session.train_step(state, batch, np.int32(done))
+            done += 1
+            report()  # of the step before, while this one runs
+            due = Due.at(run, done)
+            if due.log or done == start + 1:
+                pending = done, metrics
+            if not due.anything:
+                continue
+            report()
+            score = _evaluate(session, state, done, due.score, begun) if due.evaluate else None
+            if score is not None and (best is None or _improves(score, best[1], family.monitor[1])):
+                best = (done, score)
+            if due.save or best == (done, score):
+                _save(session, state, done, score)
+            if due.sample:
+                _sample(session, state, done)
+            pace.skip()
+        report()
+        if session.stop.signum and done not in session.checkpoints.steps():
+            _save(session, state, done, None)
+    finally:
+        meter.close()
+    return state, done
+
+
+def _batches(session: Session, start: int) -> Iterator[Any]:
+    """Batches from `start` on, each read while the step before runs."""
+
+    def read(step: int) -> Any:
+        rows = session.strategy.rows(session.run.batch_size)
+        return session.strategy.put(session.data.batch_at(step, rows))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="data") as reader:
+        ahead = reader.submit(read, start)
+        for step in range(start, session.run.steps):
+            batch = ahead.result()
+            if step + 1 < session.run.steps:
+                ahead = reader.submit(read, step + 1)
+            yield batch
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step."""
+
+    log: bool
+    evaluate: bool
+    score: bool
+    sample: bool
+    save: bool
+
+    @classmethod
+    def at(cls, run: Run, done: int) -> "Due":
+        """What the settings ask for when `done` steps are done; the end asks for everything but samples and scores."""
+        last = done == run.steps
+
+        def every(steps: int) -> bool:
+            return steps > 0 and done % steps == 0
+
+        scored = every(run.score_every)
+        return cls(
+            log=every(run.log_every) or last,
+            evaluate=every(run.eval_every) or scored or last,
+            score=scored or (last and run.score_every > 0),
+            sample=every(run.sample_every),
+            save=every(run.save_every) or last,
+        )
+
+    @property
+    def anything(self) -> bool:
+        """Whether the loop has to stop for it."""
+        return self.evaluate or self.sample or self.save
+
+
+class Pace:
+    """Steps a second since it was last asked, without the time that evaluating, sampling and saving took."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.since, self.last = step, time.perf_counter(), 0.0
+
+    def at(self, step: int) -> float:
+        """The pace up to `step`."""
+        now = time.perf_counter()
+        if step > self.step:
+            self.last = (step - self.step) / (now - self.since)
+        self.step, self.since = step, now
+        return self.last
+
+    def skip(self) -> None:
+        """Leaves out the time since the last step."""
+        self.since = time.perf_counter()
+
+
+def _evaluate(session: Session, state: State, done: int, with_scores: bool, begun: float) -> float:
+    """Scores held-out data and logs it; returns the metric that says which checkpoint is best."""
+    run, family = session.run, session.run.family
+    started = time.perf_counter()
+    means = evaluate_split(session.strategy, session.evaluation, state, session.data, run.eval_batches)
+    if with_scores:
+        model = Model(family, session.data.spec, inference_state(session.strategy.gather(state)), done)
+        means |= family.score(model, means, session.data, family.Scoring(), session.key)
+    took = time.perf_counter() - started
+    session.rundir.write_metrics(done, "eval", means, time.perf_counter() - begun)
+    told = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+    log.info("step %d held-out: %s  (%.1f s)", done, told, took)
+    return means[family.monitor[0]]
+
+
+def _sample(session: Session, state: State, done: int) -> None:
+    family = session.run.family
+    model = Model(family, session.data.spec, inference_state(session.strategy.gather(state)), done)
+    # The same noise each time, so that samples show what training changed.
+    artifacts = family.sample(model, family.Request(), session.key)
+    path = session.rundir.write_samples(done, artifacts)
+    log.info("step %d sample, in %s:\n%s\n", done, path, "\n\n".join(artifact.text for artifact in artifacts))
+
+
+def _save(session: Session, state: State, done: int, score: float | None) -> None:
+    whole = session.strategy.gather(state)
+    # A state that no step can mend must not push the good ones out.
+    if not is_finite(whole):
+        raise UserError(f"the state after step {done} holds values that are not finite; {DIVERGED}")
+    session.checkpoints.save(done, whole, to_json(session.run), score)
+
+
+@jax.jit
+def is_finite(state: State) -> jax.Array:
+    """Whether every floating-point number of a state is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats] or [jnp.array(True)]).all()
+
+
+def _improves(score: float, best: float, mode: str) -> bool:
+    return score < best if mode == "min" else score > best
+
+
+DIVERGED = (
+    "the checkpoints before it are kept; a new run with a lower --optimizer.learning-rate or with "
+    "--optimizer.clip-norm 1 can start from them by --init.from"
+)
+
+
+class Stop:
+    """Remembers Ctrl-C and SIGTERM until the step is done; before the first step, and the second time, stops at once.
+
+    Attributes:
+        signum: the signal, or 0.
+        training: whether there is something to save.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.signum, self.training = console, 0, False
+
+    def _receive(self, signum: int, _frame: Any) -> None:
+        if not self.training:
+            log.info("stopped before training began; the same command starts again")
+            self._end(signum)
+        if self.signum:
+            log.info("stopped at once; the same command goes on from the last checkpoint")
+            self._end(signum)
+        self.signum = signum
+        log.info("stopping after this step (again: at once)")
+
+    def _end(self, signum: int) -> None:
+        """Ends a script like kill -9 does, which loses nothing more: Python may drop what a handler raises."""
+        if is_script():
+            self.console.show_cursor(True)
+            os._exit(128 + signum)
+        raise Interrupted(signum)
+
+    @classmethod
+    @contextmanager
+    def on_signals(cls, console: Console) -> Iterator["Stop"]:
+        """Receives the signals; outside the main thread Python allows nobody to, and they keep their meaning."""
+        stop = cls(console)
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
+        before = {number: signal.signal(number, stop._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _import_slow_modules() -> None:
+    for name in ("orbax.checkpoint", "tensorboardX"):
+        importlib.import_module(name)

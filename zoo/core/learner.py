@@ -1,0 +1,198 @@
+"""One network in training, and the one place where gradients are taken."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from flax import nnx
+
+from zoo.core import parallel
+from zoo.core.family import Batch, Metrics, Rows, Setup
+from zoo.core.optimizer import Optimizer
+
+LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, Any]]]
+"""`loss_fn(net, batch, key) -> (total, weight, metrics)`: the loss summed over rows, what to divide it by, and metrics
+as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and comes back as it is."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "memory", "frozen", "opt_state", "ema", "updates"],
+    meta_fields=["graphdef", "optimizer", "total_steps", "precision"],
+)
+@dataclass(frozen=True)
+class Learner:
+    """A network, its optimizer and its averages, as a pytree of arrays.
+
+    Attributes:
+        params: what the gradient moves; nested dicts, the first level being the network's submodules.
+        memory: what the network remembers without a gradient (BatchNorm's statistics, codebooks).
+        frozen: submodules with no gradient, no average and no optimizer state.
+        opt_state: the optimizer's state, one entry for each submodule in `params`.
+        ema: moving averages of `params` and `memory`, or None.
+        updates: how many times `descend` was called.
+        graphdef: the network without its arrays.
+        optimizer: settings.
+        total_steps: length of the run, for schedules.
+        precision: dtype that the network computes in; all arrays here stay float32.
+    """
+
+    params: dict[str, Any]
+    memory: dict[str, Any]
+    frozen: dict[str, Any]
+    opt_state: Any
+    ema: Any
+    updates: Any
+    graphdef: Any
+    optimizer: Optimizer
+    total_steps: int
+    precision: str
+
+    @classmethod
+    def create(cls, net: nnx.Module, setup: Setup, frozen: Collection[str] = ()) -> "Learner":
+        """Takes a network apart; `frozen` names submodules that stay as they are."""
+        graphdef, params, memory = _take_apart(net)
+        # A weakly typed initial value would make the second step compile again.
+        strong = partial(jax.tree.map, lambda x: jnp.asarray(x, x.dtype))
+        params, memory = strong(params), strong(memory)
+        still = {name: params.pop(name) for name in frozen}
+        transform = setup.optimizer.transform(setup.total_steps)
+        return cls(
+            params=params,
+            memory=memory,
+            frozen=still,
+            opt_state={name: transform.init(part) for name, part in params.items()},
+            # Copies: the state is donated, and one buffer cannot be given away twice.
+            ema=jax.tree.map(jnp.copy, (params, memory)) if setup.optimizer.ema_decay else None,
+            updates=jnp.zeros((), jnp.int32),
+            graphdef=graphdef,
+            optimizer=setup.optimizer,
+            total_steps=setup.total_steps,
+            precision=setup.precision,
+        )
+
+    def net(self) -> Any:
+        """The network with its current weights."""
+        return self._merge(self.params, self.memory)
+
+    def eval_net(self) -> Any:
+        """The network that samples and scores: averaged weights and memory where they are kept."""
+        return self._merge(*self.ema) if self.ema is not None else self.net()
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters that `eval_net` has."""
+        return self.params if self.ema is None else self.ema[0]
+
+    def inference(self) -> "Learner":
+        """This learner with nothing but what `eval_net` needs."""
+        lean = replace(self, opt_state=None)
+        return lean if self.ema is None else replace(lean, params={}, memory={})
+
+    def with_params(self, params: dict[str, Any]) -> "Learner":
+        """This learner starting from other weights: averages start there too."""
+        ema = None if self.ema is None else (jax.tree.map(jnp.copy, params), self.ema[1])
+        return replace(self, params=params, ema=ema)
+
+    def descend(
+        self, loss_fn: LossFn, batch: Batch, key: jax.Array, only: Collection[str] | None = None
+    ) -> tuple["Learner", Metrics]:
+        """One update by the gradient of `sum of totals / sum of weights` over microbatches and devices.
+
+        Args:
+            loss_fn: see `LossFn`; its network is live, and what it leaves in memory is kept.
+            batch: arrays that lead with the batch row.
+            key: the same for all microbatches and devices: noise is drawn per row.
+            only: the submodules to update; other parameters and their optimizer state stay untouched.
+
+        Raises:
+            ValueError: `only` names a submodule that there is not.
+
+        Returns:
+            The learner after the update, and the metrics: `loss`, `grad_norm`, `learning_rate` and `loss_fn`'s own.
+        """
+        if unknown := set(only or ()) - set(self.params):
+            raise ValueError(f"only names {sorted(unknown)}; the submodules that can learn are {sorted(self.params)}")
+        trained = {name: part for name, part in self.params.items() if only is None or name in only}
+        held = {name: part for name, part in self.params.items() if name not in trained}
+
+        def objective(trained: Any, memory: Any, batch: Batch) -> tuple[jax.Array, Any]:
+            net = self._merge(trained | held, memory)
+            total, weight, metrics = loss_fn(net, batch, key)
+            rows = {name: m for name, m in metrics.items() if isinstance(m, Rows)}
+            pairs = {"loss": (total, weight)} | {name: m for name, m in metrics.items() if name not in rows}
+            return total, (weight, pairs, rows, _take_apart(net)[2])
+
+        grads, weight, pairs, rows, memory = self._sum_microbatches(objective, trained, batch)
+        grads, weight, pairs = parallel.total((grads, weight, pairs))
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        norm = optax.tree.norm(grads)
+        if self.optimizer.clip_norm:
+            scale = jnp.minimum(1.0, self.optimizer.clip_norm / (norm + 1e-6))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+
+        transform = self.optimizer.transform(self.total_steps)
+        params, opt_state = dict(self.params), dict(self.opt_state)
+        for name in trained:
+            moves, opt_state[name] = transform.update(grads[name], opt_state[name], params[name])
+            params[name] = optax.apply_updates(params[name], moves)
+        new = replace(self, params=params, memory=memory, opt_state=opt_state, updates=self.updates + 1)
+        new = replace(new, ema=self._average(new))
+
+        metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in pairs.items()}
+        rate = self.optimizer.learning_rate_at(self.total_steps)(self.updates)
+        return new, metrics | {"grad_norm": norm, "learning_rate": jnp.asarray(rate)} | rows
+
+    def _merge(self, params: Any, memory: Any) -> Any:
+        """The live network, its parameters cast to the dtype that it computes in."""
+        params = params | self.frozen
+        if self.precision != "float32":
+            params = jax.tree.map(lambda x: x.astype(self.precision) if x.dtype == jnp.float32 else x, params)
+        return nnx.merge(self.graphdef, params, memory)
+
+    def _sum_microbatches(self, objective: Callable[..., Any], trained: Any, batch: Batch) -> Any:
+        """Gradients, weights and metric pairs added over microbatches; rows put together; memory carried on."""
+        gradient = jax.grad(objective, has_aux=True)
+        count = self.optimizer.microbatches
+        if count == 1:
+            grads, (weight, pairs, rows, memory) = gradient(trained, self.memory, batch)
+            return grads, weight, pairs, rows, memory
+
+        # Strided, so that each device has its share of every microbatch.
+        parts = jax.tree.map(lambda x: rearrange(x, "(b m) ... -> m b ...", m=count), batch)
+
+        def one(carry: Any, part: Batch) -> Any:
+            memory, sums = carry
+            grads, (weight, pairs, rows, memory) = gradient(trained, memory, part)
+            return (memory, jax.tree.map(jnp.add, sums, (grads, weight, pairs))), rows
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradient, trained, self.memory, first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], *shapes[1][:2]))
+        (memory, (grads, weight, pairs)), rows = jax.lax.scan(one, (self.memory, zeros), parts)
+        rows = jax.tree.map(lambda x: rearrange(x, "m b ... -> (b m) ..."), rows)
+        return grads, weight, pairs, rows, memory
+
+    def _average(self, new: "Learner") -> Any:
+        """Moving averages after an update; the decay grows with the number of updates, so early weights fade."""
+        if self.ema is None:
+            return None
+        n = new.updates.astype(jnp.float32)
+        decay = jnp.minimum(self.optimizer.ema_decay, (1 + n) / (10 + n))
+
+        def blend(old: jax.Array, now: jax.Array) -> jax.Array:
+            return decay * old + (1 - decay) * now if jnp.issubdtype(now.dtype, jnp.floating) else now
+
+        return jax.tree.map(blend, self.ema, (new.params, new.memory))
+
+
+def _take_apart(net: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The network's graph, its parameters, and what it remembers besides, as plain nested dicts."""
+    graphdef, *states = nnx.split(net, nnx.Param, ...)
+    params, memory = map(nnx.to_pure_dict, states)
+    return graphdef, params, memory

@@ -1,0 +1,88 @@
+"""How a network's parameters follow its gradients: settings of one optax chain, and nothing else."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+
+from zoo.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Settings of the optimizer. Static in a compiled step: two that are equal compile once."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019), adam (Kingma & Ba 2015), or sgd with momentum."""
+    learning_rate: float = 1e-3
+    """Highest learning rate, reached when warm-up ends."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls from its highest value to its last over the steps after warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    final_fraction: float = 0.1
+    """Learning rate at the last step, as a fraction of the highest (cosine and linear)."""
+    beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of Adam's second moment."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 0.0
+    """Decoupled decay of adamw; on matrices and larger only, not on biases, gains and other vectors."""
+    clip_norm: float = 0.0
+    """Gradients whose global norm is above this are scaled down to it; 0: never."""
+    microbatches: int = 1
+    """Parts that a batch is taken in, one after another, to save memory; the sum of their gradients is one step."""
+    ema_decay: float = 0.0
+    """Decay of the exponential moving average of the weights that samples and scores are made with; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name, right, holds in (
+            ("learning_rate", "at least 0", self.learning_rate >= 0),
+            ("warmup_steps", "at least 0", self.warmup_steps >= 0),
+            ("final_fraction", "from 0 to 1", 0 <= self.final_fraction <= 1),
+            ("beta1", "from 0 to below 1", 0 <= self.beta1 < 1),
+            ("beta2", "from 0 to below 1", 0 <= self.beta2 < 1),
+            ("momentum", "from 0 to below 1", 0 <= self.momentum < 1),
+            ("weight_decay", "at least 0", self.weight_decay >= 0),
+            ("clip_norm", "at least 0 (0: no clipping)", self.clip_norm >= 0),
+            ("microbatches", "at least 1", self.microbatches >= 1),
+            ("ema_decay", "from 0 to below 1", 0 <= self.ema_decay < 1),
+        ):
+            if not holds:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be {right}")
+
+    def learning_rate_at(self, total_steps: int) -> optax.Schedule:
+        """The learning rate as a function of the number of updates done."""
+        decay_steps = max(total_steps - self.warmup_steps, 1)
+        last = self.learning_rate * self.final_fraction
+        if self.schedule == "cosine":
+            after = optax.cosine_decay_schedule(self.learning_rate, decay_steps, alpha=self.final_fraction)
+        elif self.schedule == "linear":
+            after = optax.linear_schedule(self.learning_rate, last, decay_steps)
+        else:
+            after = optax.constant_schedule(self.learning_rate)
+        if self.warmup_steps == 0:
+            return after
+        # The first update already moves: update i of the warm-up has i + 1 of its w steps' worth.
+        w = self.warmup_steps
+        rise = optax.linear_schedule(self.learning_rate / (w + 1), self.learning_rate, w)
+        return optax.join_schedules([rise, after], [w])
+
+    def transform(self, total_steps: int) -> optax.GradientTransformation:
+        """The optax chain. Clipping is not in it: the norm is the whole network's, whatever part is updated."""
+        rate = self.learning_rate_at(total_steps)
+        if self.name == "sgd":
+            return optax.sgd(rate, momentum=self.momentum or None)
+        if self.name == "adam":
+            return optax.adam(rate, self.beta1, self.beta2, self.epsilon)
+        return optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay, mask=decays)
+
+
+def decays(params: Any) -> Any:
+    """Which leaves weight decay acts on: those with two axes or more."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)

@@ -1,0 +1,251 @@
+"""Devices: how state and batches lie on them, and how a pure step is compiled for them.
+
+Two strategies with one result. `jit` traces the step over the global batch, and the compiler splits it over a mesh with
+the axes `data` and `fsdp`; `pmap` traces it once for each device's rows, and what is summed over rows is summed over
+devices by `total`. Noise is drawn per row, so both agree with each other and with one device.
+"""
+
+import abc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from einops import rearrange
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from zoo.core.errors import UserError
+from zoo.core.family import Batch, Rows, State
+
+AXIS = "devices"
+_in_pmap: ContextVar[bool] = ContextVar("_in_pmap", default=False)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a run uses the devices that it finds."""
+
+    strategy: Literal["jit", "pmap"] = "jit"
+    """jit: one program over a device mesh; pmap: one program per device, data-parallel."""
+    devices: int = 0
+    """How many devices to use; 0: all."""
+    fsdp: int = 1
+    """Over how many devices each parameter and its optimizer state are split (jit only); batches are split too."""
+
+    def start(self, batch_size: int, microbatches: int = 1) -> "Strategy":
+        """Checks the settings against the machine and the batch, and makes the strategy.
+
+        Raises:
+            UserError: more devices asked for than there are, or numbers that do not divide.
+        """
+        found = jax.device_count()
+        count = self.devices or found
+        if not 1 <= count <= found:
+            raise UserError(f"parallel.devices is {self.devices}, but this machine has {found}")
+        if self.fsdp < 1 or count % self.fsdp:
+            raise UserError(f"parallel.fsdp is {self.fsdp}; it must divide the number of devices, {count}")
+        if batch_size < 1 or batch_size % (count * microbatches):
+            parts = f" x {microbatches} microbatches" if microbatches > 1 else ""
+            raise UserError(
+                f"batch_size is {batch_size}; it must be a multiple of {count * microbatches} ({count} devices{parts})"
+            )
+        if self.strategy == "jit":
+            return MeshStrategy(jax.devices()[:count], self.fsdp)
+        if self.fsdp > 1:
+            raise UserError(
+                f"parallel.fsdp is {self.fsdp}, but pmap splits only the batch; use --parallel.strategy jit"
+            )
+        if jax.process_count() > 1:
+            raise UserError("parallel.strategy is pmap, which runs in one process here; use --parallel.strategy jit")
+        return PmapStrategy(jax.devices()[:count])
+
+
+def total(tree: Any) -> Any:
+    """Sums over devices what each has summed over its own rows; the identity where rows are global (jit)."""
+    return jax.lax.psum(tree, AXIS) if _in_pmap.get() else tree
+
+
+def mean(tree: Any) -> Any:
+    """Averages over devices what each has averaged over equally many rows; the identity under jit."""
+    return jax.lax.pmean(tree, AXIS) if _in_pmap.get() else tree
+
+
+@contextmanager
+def _tracing_for_pmap() -> Iterator[None]:
+    token = _in_pmap.set(True)
+    try:
+        yield
+    finally:
+        _in_pmap.reset(token)
+
+
+def _is_rows(node: Any) -> bool:
+    return isinstance(node, Rows)
+
+
+class Strategy(abc.ABC):
+    """Puts state and batches on devices and compiles pure functions of them."""
+
+    def __init__(self, devices: list[jax.Device]) -> None:
+        self.devices = devices
+
+    @property
+    def rows(self) -> Callable[[int], slice]:
+        """Which rows of a global batch of a given size this process reads."""
+        processes, index = jax.process_count(), jax.process_index()
+        return lambda size: slice(index * size // processes, (index + 1) * size // processes)
+
+    @abc.abstractmethod
+    def init(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
+        """Makes the state where it will live."""
+
+    @abc.abstractmethod
+    def place(self, state: State) -> State:
+        """Lays a global state (as `gather` gives it) on the devices."""
+
+    @abc.abstractmethod
+    def gather(self, state: State) -> State:
+        """The global state: one copy of everything, rows in the order of the global batch."""
+
+    @abc.abstractmethod
+    def abstract(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
+        """Shapes, dtypes and shardings of the global state, for reading a checkpoint into."""
+
+    @abc.abstractmethod
+    def put(self, batch: Batch) -> Batch:
+        """Lays this process's rows of a batch on its devices."""
+
+    @abc.abstractmethod
+    def compile_step(self, step: Callable[..., tuple[State, Any]]) -> Callable[..., tuple[State, Any]]:
+        """Compiles `step(state, batch, number) -> (state, metrics)`; the state passed in is given up."""
+
+    @abc.abstractmethod
+    def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles `function(state, batch, number) -> arrays that lead with the batch row`."""
+
+
+class MeshStrategy(Strategy):
+    """`jax.jit` over a mesh (the default)."""
+
+    def __init__(self, devices: list[jax.Device], fsdp: int = 1) -> None:
+        super().__init__(devices)
+        shape = (len(devices) // fsdp, fsdp)
+        self.mesh = jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
+        self.by_row = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+        self.everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+    def _sharding(self, leaf: Any) -> NamedSharding:
+        """Splits the largest axis that divides over `fsdp`; small leaves and the rest are on every device."""
+        fsdp = self.mesh.shape["fsdp"]
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
+        if fsdp == 1 or not axes or leaf.size < 1024:
+            return self.everywhere
+        largest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+
+    def _shardings(self, state: State) -> State:
+        def of(node: Any) -> Any:
+            return jax.tree.map(lambda _: self.by_row, node) if _is_rows(node) else self._sharding(node)
+
+        return jax.tree.map(of, state, is_leaf=_is_rows)
+
+    def init(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
+        return jax.jit(make, out_shardings=self._shardings(jax.eval_shape(make, key)))(key)
+
+    def place(self, state: State) -> State:
+        return jax.device_put(state, self._shardings(state))
+
+    def gather(self, state: State) -> State:
+        return state
+
+    def abstract(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
+        shapes = jax.eval_shape(make, key)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self._shardings(shapes),
+        )
+
+    def put(self, batch: Batch) -> Batch:
+        if jax.process_count() == 1:
+            return jax.device_put(batch, self.by_row)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.by_row, x), batch)
+
+    def compile_step(self, step: Callable[..., tuple[State, Any]]) -> Callable[..., tuple[State, Any]]:
+        def pinned(state: State, batch: Batch, number: jax.Array) -> tuple[State, Any]:
+            new, metrics = step(state, batch, number)
+            return jax.lax.with_sharding_constraint(new, self._shardings(new)), metrics
+
+        return jax.jit(pinned, donate_argnums=0)
+
+    def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(function, out_shardings=self.everywhere)
+
+
+class PmapStrategy(Strategy):
+    """`jax.pmap`: every array leads with the device; each device works on its own rows."""
+
+    def init(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
+        return self.place(jax.jit(make)(key))
+
+    def place(self, state: State) -> State:
+        count = len(self.devices)
+
+        def of(node: Any) -> Any:
+            if _is_rows(node):
+                return jax.tree.map(self._split, node)
+            return np.broadcast_to(np.asarray(node)[None], (count, *node.shape))
+
+        return self._put(jax.tree.map(of, state, is_leaf=_is_rows))
+
+    def gather(self, state: State) -> State:
+        def of(node: Any) -> Any:
+            if _is_rows(node):
+                return jax.tree.map(lambda x: rearrange(np.asarray(x), "d b ... -> (d b) ..."), node)
+            return jax.device_put(node.addressable_shards[0].data[0])
+
+        return jax.tree.map(of, state, is_leaf=_is_rows)
+
+    def abstract(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
+        sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
+        shapes = jax.eval_shape(make, key)
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+
+    def put(self, batch: Batch) -> Batch:
+        return self._put(jax.tree.map(self._split, batch))
+
+    def compile_step(self, step: Callable[..., tuple[State, Any]]) -> Callable[..., tuple[State, Any]]:
+        compiled = self._pmap(step, donate_argnums=0)
+
+        def run(state: State, batch: Batch, number: Any) -> tuple[State, Any]:
+            state, metrics = compiled(state, batch, number)
+            return state, jax.tree.map(lambda x: x[0], metrics)
+
+        return run
+
+    def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = self._pmap(function)
+
+        def run(state: State, batch: Batch, number: Any) -> Any:
+            rows = compiled(state, batch, number)
+            return jax.tree.map(lambda x: rearrange(np.asarray(x), "d b ... -> (d b) ..."), rows)
+
+        return run
+
+    def _pmap(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def traced(state: State, batch: Batch, number: jax.Array) -> Any:
+            with _tracing_for_pmap():
+                return function(state, batch, number)
+
+        return jax.pmap(traced, axis_name=AXIS, in_axes=(0, 0, None), devices=self.devices, **options)
+
+    def _split(self, x: Any) -> np.ndarray:
+        return rearrange(np.asarray(x), "(d b) ... -> d b ...", d=len(self.devices))
+
+    def _put(self, tree: Any) -> Any:
+        """Lays stacked arrays one slice a device, so that the first call finds what later calls will."""
+        mesh = jax.sharding.Mesh(np.array(self.devices), (AXIS,))
+        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))

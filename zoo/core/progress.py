@@ -1,0 +1,111 @@
+"""What a person sees while a run trains: a bar in a terminal or a notebook, plain lines elsewhere."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger("zoo")
+
+
+class _ToConsole(logging.Handler):
+    """Prints messages above the bar, as they are."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def to_console() -> Iterator[Console]:
+    """Shows the zoo's messages on standard error, or in the notebook."""
+    shown = [handler for handler in log.handlers if isinstance(handler, _ToConsole)]
+    if shown:
+        yield shown[0].console
+        return
+    console = Console(stderr=True)
+    level, propagate = log.level, log.propagate
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        with _handled_by(_ToConsole(console)):
+            yield console
+    finally:
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+@contextmanager
+def to_file(path: Path) -> Iterator[None]:
+    """Appends the zoo's messages to a file, with the time."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    with _handled_by(handler):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: logging.Handler) -> Iterator[None]:
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+class Meter:
+    """Shows steps, loss, throughput and the time left."""
+
+    def __init__(self, console: Console, start: int, steps: int, unit: str, units_per_step: int) -> None:
+        """Starts counting.
+
+        Args:
+            console: where to show it.
+            start: steps done already.
+            steps: steps in all.
+            unit: what throughput is counted in.
+            units_per_step: how many a step has.
+        """
+        self.start, self.steps, self.unit, self.units_per_step = start, steps, unit, units_per_step
+        self.begun = self.shown = time.perf_counter()
+        self.bar: Progress | None = None
+        if console.is_terminal or console.is_jupyter:
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            self.bar = Progress(
+                *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=console
+            )
+            self.task = self.bar.add_task("compiling", total=steps, completed=start)
+            self.bar.start()
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """Shows a step's loss and the throughput in units a second."""
+        text = f"loss {loss:.4f}  {_short(rate)} {self.unit}/s"
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=text)
+            return
+        now = time.perf_counter()
+        # A line a step would drown everything else in a log file.
+        if now - self.shown >= 2 or step in (self.start + 1, self.steps):
+            self.shown = now
+            left = timedelta(seconds=round((self.steps - step) * self.units_per_step / rate)) if rate else "-"
+            # The first step compiles, and says nothing about the next ones.
+            log.info("step %d/%d  %s", step, self.steps, text if step == self.start + 1 else f"{text}  ETA {left}")
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+def _short(number: float) -> str:
+    return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.1f}"

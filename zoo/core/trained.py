@@ -1,0 +1,241 @@
+"""A run that has been trained: what sample.py, evaluate.py and notebooks hold in their hands."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo.core.checkpoint import Checkpoints, DamagedCheckpointError, flatten
+from zoo.core.config import Run, differences
+from zoo.core.errors import UserError
+from zoo.core.family import Artifacts, Family, Metrics, Model, Setup, State
+from zoo.core.learner import Learner
+from zoo.core.parallel import Parallel, Strategy
+from zoo.core.platform import prepare
+from zoo.core.progress import to_console
+from zoo.core.rundir import RunDir
+from zoo.data.dataset import DataSet
+
+
+class Trained:
+    """A trained model with the run that made it.
+
+    Attributes:
+        run: the settings.
+        model: the networks, as the family's `sample` and `score` take them.
+        path: the run directory.
+    """
+
+    def __init__(self, run: Run, model: Model, path: Path) -> None:
+        self.run, self.model, self.path = run, model, path
+        self._data: DataSet | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self.model.family).__name__} at step {self.model.step} in {self.path}>"
+
+    def net(self, name: str = "") -> Any:
+        """The network with its evaluation weights, an NNX module.
+
+        Args:
+            name: which one, where the family has several (a GAN's `gen` and `disc`).
+        """
+        nodes = flatten(self.model.state, is_leaf=lambda node: isinstance(node, Learner))
+        learners = {path: node for path, node in nodes.items() if isinstance(node, Learner)}
+        if not name and len(learners) == 1:
+            return next(iter(learners.values())).eval_net()
+        if name not in learners:
+            raise UserError(f"there is no network {name!r}; there are {', '.join(learners)}")
+        return learners[name].eval_net()
+
+    @property
+    def data(self) -> DataSet:
+        """The data set that the run was trained on, opened when first asked for."""
+        if self._data is None:
+            self._data = self.run.data.open(
+                length=self.run.family.length,
+                batch_size=self.run.batch_size,
+                seed=self.run.seed,
+                spec=self.model.spec,
+            )
+        return self._data
+
+    def sample(self, seed: int = 0, stream: Callable[[str], None] | None = None, **request: Any) -> Artifacts:
+        """Makes samples.
+
+        Args:
+            seed: of the noise.
+            stream: called with each piece of text as it is made, where there is one sample.
+            **request: fields of the family's `Request` (`n=3`, `temperature=0.8`, ...).
+        """
+        asked = construct(self.model.family.Request, request)
+        return self.model.family.sample(self.model, asked, key_of(seed), stream)
+
+    def evaluate(self, seed: int = 0, **scoring: Any) -> Metrics:
+        """Scores the whole held-out split.
+
+        Args:
+            seed: of the noise, for objectives that have some.
+            **scoring: fields of the family's `Scoring`.
+        """
+        family, key = self.model.family, key_of(seed)
+        devices = math.gcd(self.run.batch_size, jax.device_count())
+        strategy = Parallel(devices=devices).start(self.run.batch_size)
+        compiled = compile_evaluation(strategy, family, key)
+        means = evaluate_split(strategy, compiled, strategy.place(self.model.state), self.data)
+        return means | family.score(self.model, means, self.data, construct(family.Scoring, scoring), key)
+
+
+def key_of(seed: int) -> jax.Array:
+    """The key of a seed.
+
+    Raises:
+        UserError: the seed has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")
+    return jax.random.key(seed)
+
+
+def construct(kind: Any, fields: dict[str, Any]) -> Any:
+    """Constructs a request or scoring; a field that it lacks is named with those that it has."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in fields:
+        if name not in names:
+            raise UserError(f"there is no setting {name!r}; there are {', '.join(names)}")
+    return kind(**fields)
+
+
+def inference_state(state: State) -> State:
+    """A state with nothing but what evaluation networks need."""
+
+    def lean(node: Any) -> Any:
+        return node.inference() if isinstance(node, Learner) else node
+
+    return jax.tree.map(lean, state, is_leaf=lambda node: isinstance(node, Learner))
+
+
+def compute_dtype(run: Run) -> str:
+    """What the networks of a run compute in here."""
+    if run.precision != "auto":
+        return run.precision
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def make_setup(run: Run) -> Setup:
+    """What the family is told of the run; trained parts are loaded."""
+    return Setup(
+        optimizer=run.optimizer,
+        total_steps=run.steps,
+        batch_size=run.batch_size,
+        precision=compute_dtype(run),
+        parts={name: load_run(path).model for name, path in run.parts.items()},
+    )
+
+
+def load_run(path: str | Path, checkpoint: str = "last") -> Trained:
+    """Loads a trained run: settings, spec and evaluation weights, no data and no optimizer state.
+
+    Args:
+        path: the run directory.
+        checkpoint: `last`, `best` (by the family's held-out metric), or a step's number.
+
+    Raises:
+        UserError: not a run directory, or no such checkpoint.
+    """
+    prepare()
+    rundir = RunDir(path)
+    rundir.require()
+    run, spec = rundir.config(), rundir.spec()
+    setup = make_setup(run)
+    strategy = Parallel(devices=1).start(1)
+    state = strategy.abstract(lambda key: run.family.init(spec, setup, key), jax.random.key(0))
+    checkpoints = Checkpoints(rundir.path, monitor=run.family.monitor)
+    try:
+        if checkpoint == "last":
+            with to_console():
+                step, state = checkpoints.restore_last(inference_state(state))
+        else:
+            step = _find_step(checkpoints, checkpoint, rundir.path)
+            state = checkpoints.restore(step, inference_state(state))
+    except DamagedCheckpointError as error:
+        raise UserError(f"checkpoint {checkpoint} in {path} is damaged ({error}); give --checkpoint last") from None
+    finally:
+        checkpoints.close()
+    return Trained(run, Model(run.family, spec, state, step), rundir.path)
+
+
+def _find_step(checkpoints: Checkpoints, checkpoint: str, path: Path) -> int:
+    steps = checkpoints.steps()
+    if checkpoint == "best":
+        best = checkpoints.best()
+        return best[0] if best else steps[-1]
+    if not checkpoint.isdigit() or int(checkpoint) not in steps:
+        there = ", ".join(map(str, steps))
+        raise UserError(f"checkpoint is {checkpoint!r}; {path} has last, best, or one of the steps {there}")
+    return int(checkpoint)
+
+
+def start_from(source: Trained, state: State, family: Family) -> State:
+    """A fresh state with another run's evaluation weights.
+
+    Raises:
+        UserError: the weights have other names or shapes; the settings that differ are named.
+    """
+    differing = [f"{name} is {old!r} there and {new!r} here" for name, (old, new) in
+                 differences(source.run.family, family).items()]  # fmt: skip
+    because = f" ({'; '.join(differing)})" if differing else ""
+    theirs = jax.tree.leaves(source.model.state, is_leaf=lambda node: isinstance(node, Learner))
+    sources = iter([node for node in theirs if isinstance(node, Learner)])
+
+    def take(node: Any) -> Any:
+        if not isinstance(node, Learner):
+            return node
+        learner = next(sources, None)
+        if learner is None:
+            raise UserError(f"init.from is {source.path}, which has fewer networks than this run{because}")
+        given, wanted = flatten(learner.eval_params), flatten(node.params)
+        for name in sorted(given.keys() | wanted.keys()):
+            here = wanted[name].shape if name in wanted else "absent"
+            there = given[name].shape if name in given else "absent"
+            if here != there:
+                raise UserError(
+                    f"init.from is {source.path}, whose {name} is {there} while this run's is {here}{because}"
+                )
+        return node.with_params(learner.eval_params)
+
+    return jax.tree.map(take, state, is_leaf=lambda node: isinstance(node, Learner))
+
+
+def compile_evaluation(strategy: Strategy, family: Family, key: jax.Array) -> Callable[..., Any]:
+    """Compiles the family's `evaluate`; its noise is drawn by the row's index in the whole split."""
+    return strategy.compile_rows(lambda state, batch, _: family.evaluate(state, batch, key))
+
+
+def evaluate_split(
+    strategy: Strategy, compiled: Callable[..., Any], state: State, data: DataSet, batches: int = 0
+) -> Metrics:
+    """Means over the held-out split, each row once: sums and weights are added, then divided.
+
+    Args:
+        strategy: devices.
+        compiled: from `compile_evaluation`.
+        state: on the devices.
+        data: whose held-out split to score.
+        batches: how many batches of it; 0: all.
+    """
+    sums: dict[str, np.ndarray] = {}
+    count = min(batches or data.held_out_batches, data.held_out_batches)
+    for index in range(count):
+        batch = data.held_out_at(index)
+        valid, size = batch["valid"], len(batch["valid"])
+        mine = strategy.rows(size)
+        rows = jax.device_get(compiled(state, strategy.put({k: v[mine] for k, v in batch.items()}), np.int32(index)))
+        for name, pair in rows.items():
+            kept = [np.where(valid, values, 0).sum(dtype=np.float64) for values in pair]
+            sums[name] = sums.get(name, np.zeros(2)) + np.array(kept)
+    names = ["loss", *(name for name in sums if name != "loss")]
+    return {name: float(sums[name][0] / max(sums[name][1], 1e-9)) for name in names}

@@ -1,0 +1,58 @@
+"""Data as a function: batch number `step` is `batch_at(step)`, and nothing else has to be remembered."""
+
+import abc
+from typing import Any
+
+import numpy as np
+
+from zoo.data.specs import Spec
+
+Batch = dict[str, np.ndarray]
+
+
+class DataSet(abc.ABC):
+    """An opened data set: a spec, training batches by number, and a fixed held-out split."""
+
+    spec: Spec
+
+    @property
+    @abc.abstractmethod
+    def held_out_batches(self) -> int:
+        """How many batches hold the whole held-out split."""
+
+    @abc.abstractmethod
+    def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Training batch number `step`, a pure function of (seed, step); `rows` takes part of the global batch."""
+
+    @abc.abstractmethod
+    def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
+        """Held-out batch `index`; rows that only fill up the last one have `valid` false, and `row` counts on."""
+
+    def describe(self) -> str:
+        """One line that says what the data is and how much of it there is."""
+        return type(self).__name__
+
+
+class Data(abc.ABC):
+    """A data set's settings, a frozen dataclass; fields are the command line's `--data.*` flags."""
+
+    def check_tokenizer(self, spec: Any) -> None:  # noqa: B027 - most data has no tokenizer
+        """Refuses a spec of an earlier run whose tokenizer is not the kind that these settings ask for.
+
+        Raises:
+            UserError: it is not; the message says which flag agrees.
+        """
+
+    @abc.abstractmethod
+    def open(self, *, length: int | None, batch_size: int, seed: int, spec: Any = None) -> DataSet:
+        """Reads the data.
+
+        Args:
+            length: positions in a sequence, from the family; None where the data has none.
+            batch_size: rows in the global batch.
+            seed: of the order of the training rows.
+            spec: of an earlier run, whose tokenizer must be used and must fit; None makes one from the data.
+
+        Raises:
+            UserError: the data is missing, empty, too short, unreadable, or does not fit `spec`.
+        """

@@ -1,0 +1,253 @@
+"""Text for language models: documents to one stream of tokens, cut in blocks for training and scored whole."""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int32, Integer
+
+from zoo.core.errors import UserError
+from zoo.data.dataset import Batch, Data, DataSet
+from zoo.data.sources import HELD_OUT_PLAYS, read_documents, read_plays, read_tfds
+from zoo.data.specs import BlockSpec
+from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters, Tokenizer, alphabet
+
+
+@dataclass(frozen=True)
+class Text(Data):
+    """Text: Shakespeare's plays unless a file or a TFDS set is named."""
+
+    path: str = ""
+    """A UTF-8 text file, a .jsonl file, or a quoted glob of them ('books/**/*.txt'); a text file is one document, a
+    JSON line another. Empty: Shakespeare's 38 plays, which come with this package."""
+
+    field: str = "text"
+    """The field that holds the text in JSON lines, or the feature in a TFDS set."""
+
+    held_out: float = 0.1
+    """Share of the text that is never trained on. One document: its end. Several: that share of them, chosen by a hash
+    of their text. Shakespeare's plays: always Macbeth and Twelfth Night."""
+
+    held_out_path: str = ""
+    """Text to score instead, a file or glob like `path`; all of `path` is then trained on."""
+
+    tfds: str = ""
+    """A TensorFlow Datasets set that is prepared on this machine as array_record, such as 'lm1b', instead of `path`."""
+
+    tfds_split: str = "train"
+    """The split of the TFDS set to train on."""
+
+    tfds_held_out_split: str = ""
+    """The split of the TFDS set to score; empty: the share `held_out` of `tfds_split`."""
+
+    tfds_dir: str = ""
+    """The folder of prepared TFDS sets; empty: where TFDS keeps them."""
+
+    tokenizer: Literal["characters", "bytes", "bpe", "gpt2"] = "characters"
+    """What a token is: a character of the text, a byte, a byte pair learned from the text, or a token of GPT-2's."""
+
+    vocabulary: int = 4096
+    """How many tokens 'bpe' learns, with the 256 bytes and end-of-text."""
+
+    def check_tokenizer(self, spec: BlockSpec) -> None:
+        """Refuses a run's spec whose tokenizer is of another kind than this config asks for.
+
+        Raises:
+            UserError: it is; the message says which flag agrees with the run.
+        """
+        if spec.tokenizer.kind != self.tokenizer:
+            raise UserError(
+                f"the run's tokenizer is {spec.tokenizer.kind}, not {self.tokenizer}: "
+                f"give --data.tokenizer {spec.tokenizer.kind}"
+            )
+
+    def open(self, *, length: int | None, batch_size: int, seed: int, spec: BlockSpec | None = None) -> "TextBlocks":
+        """Reads the documents, splits them and turns them into tokens; see `Data.open`."""
+        if length is None:
+            raise UserError("text is cut in blocks, and this model family has no context length to cut it by")
+        train, held_out = self._documents()
+        tokenizer = spec.tokenizer if spec else self._make_tokenizer(train, held_out)
+        if isinstance(tokenizer, Characters):
+            tokenizer.check(alphabet(train + held_out))
+        return TextBlocks(
+            spec=spec or BlockSpec(tokenizer),
+            train=_stream(tokenizer, train),
+            held_out=_stream(tokenizer, held_out),
+            length=length,
+            batch_size=batch_size,
+            seed=seed,
+            name=self.tfds or self.path or "Shakespeare's plays",
+            documents=(len(train), len(held_out)),
+            characters=sum(map(len, train)) + sum(map(len, held_out)),
+        )
+
+    def _documents(self) -> tuple[list[str], list[str]]:
+        """Training and held-out documents."""
+        if not 0 < self.held_out < 1:
+            raise UserError(
+                f"--data.held-out {self.held_out} is not a share: give a number between 0 and 1, such as 0.1"
+            )
+        if self.tfds and (self.path or self.held_out_path):
+            raise UserError("--data.tfds and --data.path name two sources of text: give one of them")
+        if self.tfds:
+            train = read_tfds(self.tfds, self.tfds_split, self.tfds_dir, self.field)
+            if self.tfds_held_out_split:
+                return train, read_tfds(self.tfds, self.tfds_held_out_split, self.tfds_dir, self.field)
+        elif self.path:
+            train = read_documents(self.path, self.field)
+        else:
+            plays = read_plays()
+            train = [text for title, text in plays.items() if self.held_out_path or title not in HELD_OUT_PLAYS]
+            if not self.held_out_path:
+                return train, [plays[title] for title in HELD_OUT_PLAYS]
+        if self.held_out_path:
+            return train, read_documents(self.held_out_path, self.field)
+        return split_documents(train, self.held_out)
+
+    def _make_tokenizer(self, train: list[str], held_out: list[str]) -> Tokenizer:
+        match self.tokenizer:
+            case "characters":
+                return Characters(alphabet(train + held_out))
+            case "bytes":
+                return Bytes()
+            case "gpt2":
+                return GPT2()
+            case "bpe":
+                if self.vocabulary < 257:
+                    raise UserError(f"--data.vocabulary {self.vocabulary} is too small: give at least 257")
+                return BPE.train(train, self.vocabulary)
+
+
+def split_documents(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """Splits documents into training and held-out ones, by their text alone.
+
+    One document: its last `share` of characters is held out. Several: those whose SHA-256 is smallest, `share` of the
+    different texts but at least one; so the split does not depend on the order of files, and no text is on both sides.
+    """
+    digests = [hashlib.sha256(text.encode()).digest() for text in documents]
+    ranked = sorted(set(digests))
+    if len(ranked) == 1:
+        cut = int(len(documents[0]) * (1 - share))
+        return [documents[0][:cut]], [documents[0][cut:]]
+    held_out = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
+    train = [text for text, digest in zip(documents, digests, strict=True) if digest not in held_out]
+    return train, [text for text, digest in zip(documents, digests, strict=True) if digest in held_out]
+
+
+def _stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Integer[np.ndarray, " t"]:
+    """All documents in a row, each between two end-of-text tokens, in the smallest type that holds the ids."""
+    end = np.array([tokenizer.end_of_text])
+    parts = [part for text in documents for part in (end, tokenizer.encode(text), end)]
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    return np.concatenate(parts, dtype=dtype, casting="unsafe")
+
+
+@dataclass(frozen=True)
+class TextBlocks(DataSet):
+    """Text as blocks of `length + 1` tokens that overlap in one, so that each of `length` targets has its input.
+
+    The training stream is a circle: what follows its end is its begin, a document boundary like any other. An epoch
+    cuts it in the fewest blocks that cover it, from a place drawn from (seed, epoch), and shuffles them; so every token
+    is a target in every epoch, and not always at the same place of a block.
+    """
+
+    spec: BlockSpec
+    train: Integer[np.ndarray, " t"]
+    held_out: Integer[np.ndarray, " h"]
+    length: int
+    batch_size: int
+    seed: int
+    name: str
+    documents: tuple[int, int]
+    characters: int
+
+    def __post_init__(self):
+        if len(self.train) < self.length + 1:
+            raise UserError(
+                f"{self.name} has {len(self.train)} tokens to train on, and a block needs {self.length + 1}: "
+                "give more text, or a shorter context"
+            )
+
+    @functools.cached_property
+    def _order(self) -> Any:
+        """Which block of its epoch is training row i, counted over all batches from step 0."""
+        import grain
+
+        return grain.MapDataset.range(self.blocks).seed(self.seed % 2**32).shuffle().repeat()
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in an epoch."""
+        return -(-len(self.train) // self.length)
+
+    @property
+    def held_out_batches(self) -> int:
+        """Batches that hold the whole held-out split."""
+        return -(-self._windows // self.batch_size)
+
+    @property
+    def _windows(self) -> int:
+        return -(-(len(self.held_out) - 1) // self.length)
+
+    def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Training batch `step`: `tokens` int32 [b, length + 1], `length`, `row` int32 [b], `valid` bool [b]."""
+        row = np.arange(self.batch_size, dtype=np.int32)[rows]
+        drawn = step * self.batch_size + row.astype(np.int64)
+        begin = np.array([_offset(self.seed % 2**32, int(i) // self.blocks, len(self.train)) for i in drawn], np.int64)
+        begin += self.length * np.array([self._order[int(i)] for i in drawn], np.int64)
+        place = (begin[:, None] + np.arange(self.length + 1)[None, :]) % len(self.train)
+        return {
+            "tokens": self.train[place].astype(np.int32),
+            "length": np.full(row.shape, self.length + 1, np.int32),
+            "row": row,
+            "valid": np.ones(row.shape, bool),
+        }
+
+    def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
+        """Held-out batch `index`: windows in order, each target once; the last window is padded with end-of-text.
+
+        `characters` and `bytes` int32 [b] say how much text the targets of each row stand for. `row` is the window's
+        index in the whole split, so noise in an evaluation would not depend on the batch size.
+        """
+        row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
+        begin = self.length * row.astype(np.int64)
+        targets_left = len(self.held_out) - 1 - begin
+        length = np.where(targets_left > 0, np.minimum(targets_left, self.length) + 1, 0)
+        place = np.arange(self.length + 1)[None, :]
+        tokens = self.held_out[np.minimum(begin[:, None] + place, len(self.held_out) - 1)]
+        tokens = np.where(place < length[:, None], tokens, self.spec.tokenizer.end_of_text).astype(np.int32)
+        targets = tokens[:, 1:]  # padding is end-of-text, which stands for no text
+        return {
+            "tokens": tokens,
+            "length": length.astype(np.int32),
+            "row": row,
+            "valid": length > 0,
+            "characters": self._character_lengths[targets].sum(axis=1, dtype=np.int32),
+            "bytes": self._byte_lengths[targets].sum(axis=1, dtype=np.int32),
+        }
+
+    @functools.cached_property
+    def _character_lengths(self) -> Int32[np.ndarray, " v"]:
+        return self.spec.tokenizer.character_lengths()
+
+    @functools.cached_property
+    def _byte_lengths(self) -> Int32[np.ndarray, " v"]:
+        return self.spec.tokenizer.byte_lengths()
+
+    def describe(self) -> str:
+        """Documents, characters, tokens and vocabulary in one line."""
+        train, held_out = self.documents
+        return (
+            f"{self.name}: {train} documents to train on and {held_out} held out, {self.characters:,} characters; "
+            f"{len(self.train):,} + {len(self.held_out):,} tokens of {self.spec.tokenizer.vocab_size:,} "
+            f"({self.spec.tokenizer.kind})"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _offset(seed: int, epoch: int, tokens: int) -> int:
+    """Where in the stream an epoch's first block begins."""
+    return int(np.random.default_rng((seed, epoch)).integers(tokens))

@@ -1,0 +1,246 @@
+"""Text to token ids and back: characters, bytes, byte-pair encoding, and GPT-2's own.
+
+A tokenizer is a frozen dataclass whose fields are plain JSON, so that a run directory can hold it; what is built from
+the fields is cached beside it. Every tokenizer has an end-of-text id that no text encodes to.
+"""
+
+import abc
+import codecs
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int32, UInt32
+
+from zoo.core.errors import UserError
+from zoo.data import byte_pairs
+
+
+@dataclass(frozen=True)
+class Tokenizer(abc.ABC):
+    """Base of all tokenizers. A token stands for a string of bytes, so a character may need several tokens."""
+
+    kind: ClassVar[str]
+    """The name that a config chooses it by."""
+
+    @property
+    @abc.abstractmethod
+    def pieces(self) -> tuple[bytes, ...]:
+        """The UTF-8 bytes that each token stands for; end-of-text stands for none."""
+
+    @property
+    @abc.abstractmethod
+    def end_of_text(self) -> int:
+        """The id that begins and ends a document."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> Int32[np.ndarray, " t"]:
+        """Token ids of `text`, end-of-text not among them.
+
+        Raises:
+            UserError: the text has characters that the tokenizer lacks.
+        """
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, end-of-text among them."""
+        return len(self.pieces)
+
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
+        """The text of token ids. Bytes that are not UTF-8 become U+FFFD; end-of-text becomes nothing."""
+        return self.stream()(ids, True)
+
+    def stream(self) -> Callable[..., str]:
+        """Makes a decoder for ids that come one after another.
+
+        Returns:
+            A function of (ids, final=False) that gives the text they complete. It holds back the bytes of an unfinished
+            character until the rest comes, or until `final`.
+        """
+        pieces = self.pieces
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+        def push(ids: Iterable[int | np.integer], final: bool = False) -> str:
+            return decoder.decode(b"".join([pieces[i] for i in ids]), final)
+
+        return push
+
+    def byte_lengths(self) -> Int32[np.ndarray, " v"]:
+        """How many bytes of text each token stands for."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
+
+    def character_lengths(self) -> Int32[np.ndarray, " v"]:
+        """How many characters begin in each token, so that the sum over a text's tokens is the text's length."""
+        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces], np.int32)
+
+
+@dataclass(frozen=True)
+class Characters(Tokenizer):
+    """One token for each character of a fixed alphabet; the id after the last one is end-of-text."""
+
+    kind: ClassVar[str] = "characters"
+
+    characters: str
+    """The alphabet: its character number i has id i."""
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes of each token."""
+        return _character_pieces(self.characters)
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that begins and ends a document."""
+        return len(self.characters)
+
+    def encode(self, text: str) -> Int32[np.ndarray, " t"]:
+        """Token ids of `text`; see `Tokenizer.encode`."""
+        table = _character_ids(self.characters)
+        ids = table[np.minimum(code_points(text), np.uint32(len(table) - 1))]
+        if ids.min(initial=0) < 0:
+            self.check(text)
+        return ids
+
+    def check(self, characters: Iterable[str]) -> None:
+        """Raises a UserError that names characters that are not in the alphabet, if there are any."""
+        missing = sorted(set(characters) - set(self.characters))
+        if missing:
+            named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in missing[:5])
+            count = f"{len(missing)} characters, {named}{', ...' * (len(missing) > 5)}" if len(missing) > 1 else named
+            known = self.characters if len(self.characters) <= 200 else self.characters[:200] + "..."
+            raise UserError(
+                f"the text has {count}, that the tokenizer lacks: its {len(self.characters)} characters are {known!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Bytes(Tokenizer):
+    """One token for each byte of UTF-8; id 256 is end-of-text."""
+
+    kind: ClassVar[str] = "bytes"
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes of each token."""
+        return _byte_pieces()
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that begins and ends a document."""
+        return 256
+
+    def encode(self, text: str) -> Int32[np.ndarray, " t"]:
+        """Token ids of `text`: its bytes."""
+        return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
+
+
+class _BytePairs(Tokenizer):
+    """Byte-pair encoding by the `tokenizers` library."""
+
+    @abc.abstractmethod
+    def _library(self) -> Any:
+        """The library's tokenizer."""
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes of each token."""
+        return _byte_pair_pieces(self)
+
+    def encode(self, text: str) -> Int32[np.ndarray, " t"]:
+        """Token ids of `text`."""
+        _utf8(text)
+        return byte_pairs.encode(self._library(), text)
+
+
+@dataclass(frozen=True)
+class BPE(_BytePairs):
+    """Byte-pair encoding over bytes (Sennrich et al. 2016, arXiv:1508.07909; over bytes: GPT-2, Radford et al. 2019).
+
+    `BPE.train` makes one from texts; `BPE(json, end_of_text_token)` takes the `tokenizer.json` of any model whose
+    tokenizer is a byte-level BPE (GPT-2, Llama 3, SmolLM2, Qwen, ...).
+    """
+
+    kind: ClassVar[str] = "bpe"
+
+    json: str
+    """The text of a `tokenizer.json`."""
+
+    end_of_text_token: str = byte_pairs.END_OF_TEXT
+    """Its token that ends a text."""
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "BPE":
+        """Learns merges from texts until there are `vocab_size` tokens or no pair is left."""
+        return cls(byte_pairs.train(texts, vocab_size))
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that begins and ends a document."""
+        return self._library().token_to_id(self.end_of_text_token)
+
+    def _library(self) -> Any:
+        return byte_pairs.from_json(self.json, self.end_of_text_token)
+
+
+@dataclass(frozen=True)
+class GPT2(_BytePairs):
+    """GPT-2's tokenizer with GPT-2's ids (Radford et al. 2019): 256 bytes, 50,000 merges, and `<|endoftext|>`."""
+
+    kind: ClassVar[str] = "gpt2"
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that begins and ends a document."""
+        return 50256
+
+    def _library(self) -> Any:
+        return byte_pairs.gpt2()
+
+
+def code_points(text: str) -> UInt32[np.ndarray, " t"]:
+    """The Unicode code points of a text."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def alphabet(texts: Iterable[str]) -> str:
+    """All characters that occur in the texts, sorted."""
+    seen = np.zeros(0x110000, bool)
+    for text in texts:
+        seen[code_points(text)] = True
+    return "".join(map(chr, np.flatnonzero(seen)))
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text has {text[error.start]!a} at character {error.start}, which is no Unicode character: "
+            "give text that is valid UTF-8"
+        ) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _character_pieces(characters: str) -> tuple[bytes, ...]:
+    return *(c.encode("utf-8", "surrogatepass") for c in characters), b""
+
+
+@functools.lru_cache(maxsize=8)
+def _character_ids(characters: str) -> Int32[np.ndarray, " n"]:
+    """The id of every code point up to one past the alphabet's last; -1 for those it lacks, so also for the last."""
+    codes = code_points(characters)
+    table = np.full(int(codes.max(initial=0)) + 2, -1, np.int32)
+    table[codes] = np.arange(len(codes))
+    return table
+
+
+@functools.cache
+def _byte_pieces() -> tuple[bytes, ...]:
+    return *(bytes([i]) for i in range(256)), b""
+
+
+@functools.lru_cache(maxsize=8)
+def _byte_pair_pieces(tokenizer: _BytePairs) -> tuple[bytes, ...]:
+    return byte_pairs.pieces(tokenizer._library(), tokenizer.end_of_text)
