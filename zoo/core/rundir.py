@@ -233,16 +233,20 @@ def write_artifact(stem: Path, artifact: Any) -> Path:
     return path
 
 
-def check_out(folder: Path) -> None:
-    """Checks that samples can be written into a folder and overwrite none.
+def make_out(folder: Path) -> None:
+    """Makes a folder for samples, before the work of making them, where they overwrite none.
 
     Raises:
-        UserError: they cannot.
+        UserError: it cannot be made, or holds samples.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --out must name a directory")
     if any(folder.glob("sample_*")):
         raise UserError(f"{folder} has samples in it already; name another by --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); name another by --out") from None
 
 
 def write_artifacts(folder: Path, artifacts: Artifacts) -> list[Path]:

@@ -1,0 +1,86 @@
+"""Times how fast the zoo decodes GPT-2's 124M shape: float32, random weights, prompt 32, 128 new tokens.
+
+    python -m benchmarks lm_decode                 # the zoo and the peers in turn, and the ratios
+    python benchmarks/lm_decode.py [1 8 beam5]     # the zoo alone; one JSON line a case
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+
+from timing import emit, timed
+
+from zoo.sampling.beam import beam_search
+from zoo.sampling.request import TokenRequest
+from zoo.sampling.text import make_knobs
+from zoo.sampling.tokens import write_tokens
+from zoo.transformer_lm import Transformer, TransformerLM
+
+PROMPT, NEW, VOCAB = 32, 128, 50257
+NO_END = -1
+"""No token ends a text, as the peers are told not to."""
+
+FAMILY = TransformerLM(layers=12, heads=12, width=768, context=1024, mlp="gelu_tanh", bias=True)
+
+
+def make_net() -> Transformer:
+    """GPT-2's small network with random weights."""
+    return nnx.merge(*jax.jit(lambda: nnx.split(Transformer(FAMILY, VOCAB, VOCAB - 1, nnx.Rngs(0))))())
+
+
+def greedy(net: Transformer, prompts: np.ndarray) -> None:
+    """Writes `NEW` tokens after each prompt."""
+    written = []
+
+    def accept(new: np.ndarray) -> np.ndarray:
+        written.append(new)
+        return np.zeros(len(prompts), bool)
+
+    write_tokens(
+        net,
+        prompts,
+        accept,
+        knobs=make_knobs(TokenRequest(temperature=0.0), len(prompts)),
+        key=jax.random.key(0),
+        max_new_tokens=NEW,
+        end_of_text=NO_END,
+        vocab_size=VOCAB,
+        context=FAMILY.context,
+    )
+    assert np.concatenate(written, axis=1).shape == (len(prompts), NEW)
+
+
+def beams(net: Transformer, prompts: np.ndarray, num_beams: int) -> None:
+    """Searches for the best `NEW` tokens after each prompt."""
+    found = beam_search(
+        net, prompts, num_beams=num_beams, max_new_tokens=NEW, end_of_text=NO_END, context=FAMILY.context
+    )
+    assert all(len(tokens) == NEW for hypotheses in found for tokens, _ in hypotheses)
+
+
+def main(cases: list[str]) -> None:
+    """Times the cases: a batch size for greedy decoding, or beam5."""
+    net = make_net()
+    for case in cases:
+        num_beams = int(case.removeprefix("beam")) if case.startswith("beam") else 1
+        batch = 1 if num_beams > 1 else int(case)
+        prompts = np.random.default_rng(0).integers(0, 50000, (batch, PROMPT)).astype(np.int32)
+
+        def run(prompts: np.ndarray = prompts, num_beams: int = num_beams) -> None:
+            if num_beams == 1:
+                greedy(net, prompts)
+            else:
+                beams(net, prompts, num_beams)
+
+        task = "greedy" if num_beams == 1 else f"beam {num_beams}"
+        timing = timed(run, warm=1, min_s=6, min_n=3)
+        emit("zoo", f"lm_decode {task} batch {batch}", "new tokens/s", batch * NEW, timing, batch=batch)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["1", "8", "beam5"])

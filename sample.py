@@ -1,0 +1,62 @@
+"""Makes samples with a trained run: python sample.py RUN [--n 3 --seed 1 --out DIR ...]."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from zoo.core.config import parse_flags, split_arguments, trust_named
+from zoo.core.errors import run_script
+from zoo.core.rundir import RunDir, make_out, write_artifacts
+
+USAGE = "usage: python sample.py RUN [--flag value ...]; flags: python sample.py RUN --help"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Flags of sample.py: the family's request, and where to read and write."""
+
+    request: Annotated[Any, tyro.conf.arg(name="")]
+    seed: int = 0
+    """Seed of the noise; sample i is the same however many are made."""
+    out: str = ""
+    """A folder to write the samples to; empty: standard output."""
+    checkpoint: str = "last"
+    """Which checkpoint: last, best, or a step."""
+    trust: tuple[str, ...] = ()
+    """Python files or modules whose classes the run uses."""
+
+
+def main() -> None:
+    """Parses, samples, and prints or writes."""
+    path, flags = split_arguments(USAGE, "a run directory")
+    rundir = RunDir(path)
+    rundir.require()
+    trust_named(flags)
+    family = rundir.config().family
+    asked = parse_flags(Sample, Sample(family.Request()), flags, f"sample.py {path}")
+    if asked.out:
+        make_out(Path(asked.out))
+
+    from zoo.core.trained import load_run
+
+    trained = load_run(path, asked.checkpoint)
+    stream = None
+    if not asked.out and asked.request.n == 1:
+
+        def stream(text: str) -> None:
+            print(text, end="", flush=True)
+
+    artifacts = trained.sample(asked.seed, stream, **vars(asked.request))
+    if asked.out:
+        for written in write_artifacts(Path(asked.out), artifacts):
+            print(written)
+    elif stream:
+        print()
+    else:
+        print("\n\n----\n\n".join(artifact.text for artifact in artifacts))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,253 @@
+"""What every family must keep, run over every config, shrunk. A new config is found without an edit here."""
+
+import dataclasses
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from zoo.core.checkpoint import flatten
+from zoo.core.config import Run, from_json, load_config, to_json
+from zoo.core.family import Family, Model
+from zoo.core.harness import fit
+from zoo.core.learner import Learner
+from zoo.core.optimizer import Optimizer
+from zoo.core.parallel import Parallel
+from zoo.core.trained import inference_state, load_run, make_setup
+from zoo.data.dataset import Data
+from zoo.data.sources import read_plays
+from zoo.data.text import Text
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+# The field's standard names for sizes, with a size that compiles in a moment.
+SMALL = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32, "context": 8}
+SGD = Optimizer(name="sgd", learning_rate=0.05, momentum=0.0, schedule="constant")
+
+
+def shrink(family: Family) -> Family:
+    """The same settings with small sizes; a size that is 0 means "derived" and stays."""
+    sizes = {f.name: SMALL[f.name] for f in dataclasses.fields(family) if f.name in SMALL and getattr(family, f.name)}
+    return replace(family, **sizes)
+
+
+def excerpt(data: Data, folder: Path) -> Data:
+    """Two scenes' worth of text where the data is text."""
+    if not isinstance(data, Text):
+        return data
+    path = folder / "excerpt.txt"
+    path.write_text(next(iter(read_plays().values()))[:8000], encoding="utf-8")
+    return replace(data, path=str(path))
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def run(request, tmp_path) -> Run:
+    run = load_config(str(request.param))
+    return replace(
+        run, family=shrink(run.family), data=excerpt(run.data, tmp_path), batch_size=8, steps=6, eval_batches=2,
+        eval_every=3, save_every=3, log_every=1, score_every=0, sample_every=0, precision="float32",
+        rundir=str(tmp_path / "run"),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass
+class Bench:
+    """A run taken apart: what the harness does, by hand."""
+
+    run: Run
+
+    def __post_init__(self):
+        run = self.run
+        self.family: Family = run.family
+        self.data = run.data.open(length=run.family.length, batch_size=run.batch_size, seed=run.seed)
+        self.strategy = run.parallel.start(run.batch_size, run.optimizer.microbatches)
+        setup = make_setup(run)
+        self.state = self.strategy.init(lambda key: self.family.init(self.data.spec, setup, key), jax.random.key(0))
+        self.step = self.strategy.compile_step(
+            lambda state, batch, n: self.family.step(state, batch, n, jax.random.fold_in(jax.random.key(1), n))
+        )
+
+    def advance(self, steps: int, same_batch: bool = False) -> list[dict[str, Any]]:
+        told = []
+        for n in range(steps):
+            batch = self.strategy.put(self.data.batch_at(0 if same_batch else n))
+            self.state, metrics = self.step(self.state, batch, np.int32(n))
+            told.append(jax.device_get(metrics))
+        return told
+
+    def params(self) -> dict[str, np.ndarray]:
+        state = jax.device_get(self.strategy.gather(self.state))
+        return flatten([learner.params for learner in _learners(state)])
+
+    def model(self) -> Model:
+        return Model(self.family, self.data.spec, inference_state(self.strategy.gather(self.state)), 0)
+
+
+def assert_close(a: dict[str, np.ndarray], b: dict[str, np.ndarray], tolerance: float = 2e-6) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=tolerance, err_msg=name)
+
+
+def with_noise(run: Run) -> Run:
+    """With dropout where the family has it, since noise is what goes wrong across devices."""
+    noisy = {"dropout": 0.2} if hasattr(run.family, "dropout") else {}
+    return replace(run, family=replace(run.family, **noisy), optimizer=SGD)
+
+
+def test_settings_survive_json(run):
+    assert from_json(to_json(run), Run, "run") == run
+
+
+def test_a_config_says_its_command_and_loads(run, request):
+    path = request.node.callspec.params["run"]
+    assert f"python train.py configs/{path.name}" in path.read_text()
+
+
+def test_steps_are_finite_keep_the_tree_and_compile_once(run):
+    bench = Bench(replace(run, parallel=Parallel(devices=1)))
+    before = jax.tree.map(lambda x: (x.shape, x.dtype), bench.state)
+    told = bench.advance(3)
+    after = jax.tree.map(lambda x: (x.shape, x.dtype), bench.state)
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    assert jax.tree.leaves(before) == jax.tree.leaves(after)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(bench.state))
+    assert all(np.isfinite(value) for metrics in told for value in metrics.values())
+    assert "loss" in told[0]
+    assert bench.step._cache_size() == 1
+
+
+def test_a_step_is_a_function_of_its_arguments(run):
+    run = with_noise(replace(run, parallel=Parallel(devices=1)))
+    one, two, other = Bench(run), Bench(run), Bench(run)
+    one.advance(3)
+    two.advance(3)
+    jax.tree.map(np.testing.assert_array_equal, one.params(), two.params())
+    batch = other.strategy.put(other.data.batch_at(7))
+    other.state, _ = other.step(other.state, batch, np.int32(0))
+    other.advance(2)
+    assert any((one.params()[name] != value).any() for name, value in other.params().items())
+
+
+def test_one_batch_can_be_learned_by_heart(run):
+    optimizer = replace(run.optimizer, learning_rate=1e-2, warmup_steps=0, schedule="constant", weight_decay=0.0)
+    bench = Bench(replace(run, parallel=Parallel(devices=1), optimizer=optimizer))
+    told = bench.advance(200, same_batch=True)
+    assert told[-1]["loss"] < 0.25 * told[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [Parallel("jit", 8), Parallel("pmap", 8), Parallel("pmap", 1), Parallel("jit", 8, fsdp=4), Parallel("jit", 2)],
+    ids=lambda p: f"{p.strategy}{p.devices}" + (f"-fsdp{p.fsdp}" if p.fsdp > 1 else ""),
+)
+def test_devices_do_not_change_the_result(run, parallel):
+    alone, spread = (Bench(with_noise(replace(run, parallel=p))) for p in (Parallel(devices=1), parallel))
+    told, told_spread = alone.advance(4), spread.advance(4)
+    assert_close(alone.params(), spread.params())
+    for name in told[-1]:
+        np.testing.assert_allclose(told[-1][name], told_spread[-1][name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_microbatches_do_not_change_the_result(run, strategy):
+    whole = Bench(with_noise(replace(run, parallel=Parallel(devices=1))))
+    run = with_noise(replace(run, parallel=Parallel(strategy, devices=2)))
+    parts = Bench(replace(run, optimizer=replace(run.optimizer, microbatches=4)))
+    whole.advance(3)
+    parts.advance(3)
+    assert_close(whole.params(), parts.params())
+
+
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_a_resumed_run_is_the_uninterrupted_one(run, strategy):
+    run = replace(with_noise(run), optimizer=run.optimizer, parallel=Parallel(strategy, devices=2))
+    whole = fit(run)
+    halfway = replace(run, rundir=run.rundir + "-resumed")
+    shutil.copytree(run.rundir, halfway.rundir)
+    for path in Path(halfway.rundir).glob("checkpoints/*6"):
+        shutil.rmtree(path)
+    resumed = fit(halfway)
+    assert resumed.model.step == 6
+    for (name, a), (_, b) in zip(flatten(whole.model.state).items(), flatten(resumed.model.state).items(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+    def logged(path: str) -> list[str]:
+        lines = (Path(path) / "metrics.jsonl").read_text().splitlines()
+        return [line.split(f', "{run.family.unit}_per_second"')[0].split(', "seconds"')[0] for line in lines]
+
+    assert logged(run.rundir) == logged(halfway.rundir)
+
+
+def test_scores_count_every_held_out_row_once(run):
+    bench = Bench(replace(run, parallel=Parallel(devices=1)))
+    evaluate = jax.jit(lambda state, batch: bench.family.evaluate(state, batch, jax.random.key(2)))
+    batch = bench.strategy.put(bench.data.held_out_at(0))
+    rows = evaluate(bench.state, batch)
+    assert "loss" in rows
+    order = np.array([3, 1, 0, 2, 7, 6, 5, 4])
+    shuffled = evaluate(bench.state, jax.tree.map(lambda x: x[order], batch))
+    for name, pair in rows.items():
+        for values, moved in zip(pair, shuffled[name], strict=True):
+            assert values.shape == (8,)
+            np.testing.assert_allclose(np.asarray(values)[order], moved, rtol=1e-5, atol=1e-5, err_msg=name)
+    last = bench.data.held_out_at(bench.data.held_out_batches - 1)
+    assert last["valid"].any()
+
+
+def test_samples_are_a_function_of_the_key_and_compile_once(run):
+    bench = Bench(replace(run, parallel=Parallel(devices=1)))
+    request = bench.family.Request(n=2)
+    first = bench.family.sample(bench.model(), request, jax.random.key(3))
+    assert len(first) == 2
+    assert first[0] != first[1]
+    with _no_compilation():
+        again = bench.family.sample(bench.model(), request, jax.random.key(3))
+        other = bench.family.sample(bench.model(), request, jax.random.key(4))
+    assert again == first
+    assert other != first
+
+
+class _no_compilation:  # noqa: N801
+    """Fails where something compiles inside."""
+
+    def __enter__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, name, *_args, **_kwargs):
+        self.count += name == "/jax/core/compile/backend_compile_duration"
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._heard)
+        assert self.count == 0
+
+
+def test_a_trained_run_loads_samples_and_scores(run):
+    trained = fit(run)
+    loaded = load_run(run.rundir)
+    assert loaded.model.step == 6
+    jax.tree.map(np.testing.assert_array_equal, loaded.model.state, trained.model.state)
+    scores = loaded.evaluate()
+    assert scores == trained.evaluate()
+    assert np.isfinite(list(scores.values())).all()
+    assert len(loaded.sample(n=2)) == 2
+    assert loaded.net() is not None
+
+
+def test_fine_tuning_starts_from_the_other_runs_weights(run):
+    fit(run)
+    tuned = replace(run, init=replace(run.init, source=run.rundir), rundir=run.rundir + "-tuned", steps=1, eval_every=1)
+    frozen = replace(tuned, optimizer=replace(SGD, learning_rate=0.0))
+    start, source = fit(frozen).model.state, load_run(run.rundir).model.state
+    for a, b in zip(_learners(start), _learners(source), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a.eval_params, b.eval_params)
+
+
+def _learners(state: Any) -> list[Learner]:
+    return [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Learner)) if isinstance(x, Learner)]

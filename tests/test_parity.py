@@ -1,0 +1,149 @@
+"""The installed transformers and the zoo agree, on fresh weights and in both directions (`make parity`).
+
+`tests/test_interop.py` compares with references that are kept; here they are made again, by the same tool, so that they
+can be trusted, and with other seeds, so that agreement is no luck.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_interop as interop
+from flax import nnx
+from safetensors.numpy import load_file
+
+from zoo.data.specs import BlockSpec
+from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters
+from zoo.interop.transformers import write_transformers
+from zoo.transformer_lm import Transformer, TransformerLM
+
+pytestmark = pytest.mark.parity
+if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
+    pytest.skip("needs PyTorch and transformers (make parity)", allow_module_level=True)
+
+TOOL = Path(__file__).parents[1] / "tools" / "make_references.py"
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """Makes the references of a seed, in a process without JAX."""
+
+    def make(seed: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"seed_{seed}")
+        subprocess.run([sys.executable, TOOL, folder, "--seed", str(seed)], check=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def fresh(request, make) -> Path:
+    return make(request.param)
+
+
+def test_kept_references_are_what_transformers_computes(make):
+    folder = make(0)
+    kept = sorted(path.relative_to(interop.REFERENCES) for path in interop.REFERENCES.rglob("*.*"))
+    assert kept == sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+    for path in (path for path in kept if path.suffix == ".safetensors"):
+        old, new = load_file(interop.REFERENCES / path), load_file(folder / path)
+        assert old.keys() == new.keys()
+        for name in old:
+            np.testing.assert_allclose(new[name], old[name], atol=1e-5, rtol=1e-4, err_msg=f"{path}: {name}")
+    for path in (path for path in kept if path.name in ("expected.json", "processors.json")):
+        old, new = (json.loads((root / path).read_text()) for root in (interop.REFERENCES, folder))
+        for name in old.keys() - {"versions", "beam"}:
+            assert new[name] == old[name], f"{path}: {name}"
+        for now, then in zip(new.get("beam", []), old.get("beam", []), strict=True):
+            assert now.pop("scores") == [pytest.approx(scores, abs=1e-4) for scores in then.pop("scores")]
+            assert now == then
+
+
+@pytest.mark.parametrize("model", interop.MODELS)
+def test_fresh_weights(fresh, model):
+    reference = interop.load_reference(fresh / model)
+    logits = jax.jit(reference.net)(jnp.asarray(reference.arrays["tokens"]))
+    np.testing.assert_allclose(logits, reference.arrays["logits"], atol=1e-4)
+    interop.check_padded_logits(reference)
+    interop.check_loss_and_gradients(reference)
+
+
+@pytest.mark.parametrize("model", interop.MODELS)
+def test_fresh_searches(fresh, model):
+    reference = interop.load_reference(fresh / model)
+    interop.check_greedy(reference)
+    interop.check_beams(reference)
+
+
+def test_fresh_processors(fresh):
+    interop.check_processors(fresh)
+
+
+SHAPES = {
+    "the zoo's default": (TransformerLM(layers=2, width=32, context=32), Characters("\n abcdefé")),
+    "gpt2": (TransformerLM(layers=2, width=32, context=32, mlp="gelu_tanh", bias=True, tied=False), GPT2()),
+    "llama": (
+        TransformerLM(
+            layers=2,
+            width=32,
+            kv_heads=2,
+            context=32,
+            positions="rope",
+            norm="rmsnorm",
+            mlp="swiglu",
+            norm_epsilon=1e-3,
+            rope_theta=100.0,
+        ),
+        BPE.train(["abc abc dab fade cab", "é"], 270),
+    ),
+    "llama with biases": (
+        TransformerLM(
+            layers=2,
+            width=32,
+            context=32,
+            positions="rope",
+            norm="rmsnorm",
+            mlp="swiglu",
+            bias=True,
+            tied=False,
+        ),
+        Bytes(),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_transformers_reads_what_the_zoo_writes(shape, tmp_path):
+    family, tokenizer = SHAPES[shape]
+    net = Transformer(family, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(0))
+    keys = nnx.Rngs(1)
+    # Larger weights than the initial ones, and none of them zero or one.
+    for _, leaf in nnx.iter_graph(net):
+        if isinstance(leaf, nnx.Param):
+            leaf[...] = leaf[...] + 0.2 * jax.random.normal(keys.params(), leaf.shape)
+    params = nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1])
+    write_transformers(tmp_path, family, BlockSpec(tokenizer), params)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        their_tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        text = "abc dé fa\nde"
+        ids = tokenizer.encode(text)
+        assert their_tokenizer(text, add_special_tokens=False)["input_ids"] == ids.tolist()
+        assert their_tokenizer.decode(ids.tolist()) == text
+        assert their_tokenizer.eos_token_id == tokenizer.end_of_text
+        with torch.no_grad():
+            expected = theirs(torch.tensor(ids[None].astype(np.int64))).logits.numpy()
+    np.testing.assert_allclose(jax.jit(net)(jnp.asarray(ids[None])), expected, atol=1e-4, rtol=1e-4)

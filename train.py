@@ -1,0 +1,55 @@
+"""Trains a model: python train.py configs/NAME.py [--flag value ...]; a run that was stopped goes on."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from zoo.core.config import Run, load_config, parse_flags, split_arguments, trust_named
+from zoo.core.errors import UserError, run_script
+from zoo.core.rundir import RunDir
+
+USAGE = "usage: python train.py configs/NAME.py [--flag value ...]; flags: python train.py configs/NAME.py --help"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Flags of train.py: the run's settings, and how to start."""
+
+    run: Annotated[Run, tyro.conf.arg(name="")]
+    fresh: bool = False
+    """Delete what the run directory holds and start over."""
+    trust: tuple[str, ...] = ()
+    """Python files or modules whose classes a saved run may use."""
+
+
+def main() -> None:
+    """Parses, trains, and says where the run lies."""
+    configs = sorted(str(path) for path in Path("configs").glob("*.py"))
+    config, flags = split_arguments(USAGE + "\n  ".join(["", "configs:", *configs]), "a config file")
+    default = load_config(config)
+    default = replace(default, rundir=default.rundir or f"runs/{Path(config).stem}")
+    program, about = f"train.py {config}", (sys.modules[type(default.family).__module__].__doc__ or "").splitlines()[0]
+    asked = parse_flags(Train, Train(default), flags, program, about)
+    trust_named(flags)
+    run, rundir = asked.run, RunDir(asked.run.rundir)
+    if rundir.has_checkpoints() and not asked.fresh:
+        # The saved settings rule; only what is given as a flag now is held against them.
+        saved = rundir.config()
+        if type(saved.family) is not type(run.family):
+            raise UserError(
+                f"{run.rundir} holds a run of {type(saved.family).__name__}, but {config} is of "
+                f"{type(run.family).__name__}; give another --rundir, or start over with --fresh"
+            )
+        run = replace(parse_flags(Train, Train(saved), flags, program).run, rundir=run.rundir)
+
+    from zoo.core.harness import fit
+
+    trained = fit(run, fresh=asked.fresh)
+    print(f"{trained.path} is at step {trained.model.step}; python sample.py {trained.path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,299 @@
+"""How checkpoints of Hugging Face's `transformers` name and shape what a `TransformerLM` holds: GPT-2 and Llama.
+
+A layout maps a `config.json` to a family and back, and lists which tensors of a checkpoint make up each parameter.
+GPT-2's Conv1D keeps matrices as [in, out], as this zoo does; the torch.nn.Linear of Llama keeps them as [out, in], and
+its queries, keys and values (and gate and up) are matrices of their own where the zoo has one.
+"""
+
+import abc
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.core.errors import UserError
+from zoo.nn.transformer import Activation
+from zoo.transformer_lm import TransformerLM
+
+ParamPath = tuple[str | int, ...]
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter of the zoo and the tensors of a checkpoint that it holds, side by side along its last axis."""
+
+    path: ParamPath
+    """Where it is among the network's parameters."""
+    tensors: Mapping[str, tuple[int, ...]]
+    """Names in the checkpoint and their shapes there, in order."""
+    transposed: bool = False
+    """Whether the checkpoint keeps its matrices as [out, in]."""
+
+    def join(self, tensors: Tensors) -> np.ndarray:
+        """The parameter, from a checkpoint."""
+        parts = [tensors[name] for name in self.tensors]
+        return np.concatenate([part.T if self.transposed else part for part in parts], axis=-1)
+
+    def split(self, value: np.ndarray) -> Tensors:
+        """The checkpoint's tensors, from the parameter."""
+        widths = [shape[0 if self.transposed else -1] for shape in self.tensors.values()]
+        parts = np.split(value, np.cumsum(widths)[:-1], axis=-1)
+        # safetensors writes an array's buffer as it lies in memory.
+        return {
+            name: np.ascontiguousarray(part.T if self.transposed else part)
+            for name, part in zip(self.tensors, parts, strict=True)
+        }
+
+
+def _norm(path: ParamPath, name: str, width: int, *, bias: bool) -> Iterator[Entry]:
+    yield Entry((*path, "scale"), {f"{name}.weight": (width,)})
+    if bias:
+        yield Entry((*path, "bias"), {f"{name}.bias": (width,)})
+
+
+def _dense(path: ParamPath, outs: dict[str, int], width: int, *, bias: bool, transposed: bool) -> Iterator[Entry]:
+    """A dense layer from `width` features whose outputs are those of the layers in `outs`, side by side."""
+    kernels = {f"{name}.weight": (out, width) if transposed else (width, out) for name, out in outs.items()}
+    yield Entry((*path, "kernel"), kernels, transposed)
+    if bias:
+        yield Entry((*path, "bias"), {f"{name}.bias": (out,) for name, out in outs.items()})
+
+
+class Settings:
+    """A `config.json`, read with the defaults that transformers gives to what it leaves out."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def get(self, name: str, default: Any) -> Any:
+        """A setting of the type of `default`; null counts as left out."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
+            raise UserError(f"config.json has {name} = {value!r}; it must be of type {type(default).__name__}")
+        return value
+
+    def must(self, name: str, *right: Any) -> None:
+        """Refuses a setting that is none of `right`, the first of which is its default."""
+        if (value := self.get(name, right[0])) not in right:
+            raise UserError(
+                f"config.json has {name} = {value!r}, which has no equal here; "
+                f"it must be {' or '.join(repr(choice) for choice in right)}"
+            )
+
+
+class Layout(abc.ABC):
+    """How one architecture of transformers is laid out."""
+
+    model_type: ClassVar[str]
+    """Its name in config.json."""
+    architecture: ClassVar[str]
+    """The class in transformers."""
+    vocab_size: ClassVar[int]
+    """How many tokens there are where config.json does not say it."""
+    prefix: ClassVar[str]
+    """Before the names of all tensors but the head's; a checkpoint of the bare model leaves it out."""
+    buffers: ClassVar[re.Pattern[str]]
+    """Names of tensors that are no parameters: constants that old versions of transformers saved."""
+    says: ClassVar[dict[str, tuple[Any, ...]]]
+    """The values of a family's settings that it can say, of those that it cannot say all of."""
+
+    @abc.abstractmethod
+    def to_family(self, settings: Settings) -> TransformerLM:
+        """The family that a config.json describes.
+
+        Raises:
+            UserError: a setting has no equal here.
+        """
+
+    def misfits(self, family: TransformerLM) -> list[str]:
+        """The settings of a family that this layout cannot say."""
+        values = {name: getattr(family, name) for name in self.says}
+        return [f"{name} {value!r}" for name, value in values.items() if value not in self.says[name]]
+
+    @abc.abstractmethod
+    def to_config(self, family: TransformerLM) -> dict[str, Any]:
+        """The settings in config.json that describe a family."""
+
+    @abc.abstractmethod
+    def body(self, family: TransformerLM, vocab_size: int) -> Iterable[Entry]:
+        """Every parameter but the head; names without the prefix."""
+
+    def entries(self, family: TransformerLM, vocab_size: int) -> list[Entry]:
+        """Every parameter, with the names that it has in a checkpoint of the whole model."""
+        body = [
+            Entry(entry.path, {self.prefix + name: shape for name, shape in entry.tensors.items()}, entry.transposed)
+            for entry in self.body(family, vocab_size)
+        ]
+        head = _dense(("head",), {"lm_head": vocab_size}, family.width, bias=False, transposed=True)
+        return body if family.tied else [*body, *head]
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
+}  # fmt: skip
+"""GPT-2's `activation_function` and the zoo's name for it; the first three are the same tanh approximation."""
+
+
+class GPT2Layout(Layout):
+    """GPT-2: learned positions, LayerNorm, GELU, biases."""
+
+    model_type = "gpt2"
+    architecture = "GPT2LMHeadModel"
+    vocab_size = 50257
+    prefix = "transformer."
+    buffers = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+    says: ClassVar = {
+        "positions": ("learned",), "norm": ("layernorm",), "mlp": ("gelu", "gelu_tanh"), "document_mask": (False,),
+    }  # fmt: skip
+
+    def to_family(self, settings: Settings) -> TransformerLM:
+        """The family of a GPT-2; its one dropout rate needs the three of config.json to be equal."""
+        settings.must("activation_function", *ACTIVATIONS)
+        settings.must("scale_attn_weights", True)
+        settings.must("scale_attn_by_inverse_layer_idx", False)
+        settings.must("add_cross_attention", False)
+        rate = settings.get("resid_pdrop", 0.1)
+        for name in ("embd_pdrop", "attn_pdrop"):
+            if settings.get(name, 0.1) != rate:
+                raise UserError(
+                    f"config.json has {name} = {settings.get(name, 0.1)} and resid_pdrop = {rate}; "
+                    "here one dropout rate stands for all, so they must be equal"
+                )
+        return TransformerLM(
+            layers=settings.get("n_layer", 12),
+            heads=settings.get("n_head", 12),
+            width=settings.get("n_embd", 768),
+            context=settings.get("n_positions", 1024),
+            dropout=float(rate),
+            positions="learned",
+            norm="layernorm",
+            mlp=ACTIVATIONS[settings.get("activation_function", "gelu_new")],
+            mlp_width=settings.get("n_inner", 0),
+            bias=True,
+            tied=settings.get("tie_word_embeddings", True),
+            norm_epsilon=float(settings.get("layer_norm_epsilon", 1e-5)),
+        )
+
+    def misfits(self, family: TransformerLM) -> list[str]:
+        """What GPT-2 cannot say. Missing biases are none of it: `write_transformers` writes zeros."""
+        grouped = family.kv_heads not in (0, family.heads)
+        return super().misfits(family) + ([f"kv_heads {family.kv_heads}"] if grouped else [])
+
+    def to_config(self, family: TransformerLM) -> dict[str, Any]:
+        """The settings in config.json."""
+        return {
+            "n_layer": family.layers,
+            "n_head": family.heads,
+            "n_embd": family.width,
+            "n_inner": family.mlp_width or None,
+            "n_positions": family.context,
+            "resid_pdrop": family.dropout,
+            "embd_pdrop": family.dropout,
+            "attn_pdrop": family.dropout,
+            "activation_function": {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[family.mlp],
+            "layer_norm_epsilon": family.norm_epsilon,
+        }
+
+    def body(self, family: TransformerLM, vocab_size: int) -> Iterable[Entry]:
+        """Every parameter but the head."""
+        width, hidden = family.width, family.hidden
+        yield Entry(("embedding", "table"), {"wte.weight": (vocab_size, width)})
+        yield Entry(("position", "table"), {"wpe.weight": (family.context, width)})
+        for i in range(family.layers):
+            ours: ParamPath = ("blocks", i)
+            kind = {"bias": True, "transposed": False}
+            yield from _norm((*ours, "attention_norm"), f"h.{i}.ln_1", width, bias=True)
+            yield from _dense((*ours, "attention", "qkv"), {f"h.{i}.attn.c_attn": 3 * width}, width, **kind)
+            yield from _dense((*ours, "attention", "out"), {f"h.{i}.attn.c_proj": width}, width, **kind)
+            yield from _norm((*ours, "mlp_norm"), f"h.{i}.ln_2", width, bias=True)
+            yield from _dense((*ours, "mlp", "up"), {f"h.{i}.mlp.c_fc": hidden}, width, **kind)
+            yield from _dense((*ours, "mlp", "down"), {f"h.{i}.mlp.c_proj": width}, hidden, **kind)
+        yield from _norm(("norm",), "ln_f", width, bias=True)
+
+
+class LlamaLayout(Layout):
+    """Llama: rotary positions, RMSNorm, SwiGLU, grouped-query attention."""
+
+    model_type = "llama"
+    architecture = "LlamaForCausalLM"
+    vocab_size = 32000
+    prefix = "model."
+    buffers = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq")
+    says: ClassVar = {
+        "positions": ("rope",), "norm": ("rmsnorm",), "mlp": ("swiglu",), "document_mask": (False,),
+    }  # fmt: skip
+
+    def to_family(self, settings: Settings) -> TransformerLM:
+        """The family of a Llama whose rotary positions are not scaled."""
+        width, heads = settings.get("hidden_size", 4096), settings.get("num_attention_heads", 32)
+        settings.must("hidden_act", "silu", "swish")
+        settings.must("head_dim", width // max(heads, 1))
+        settings.must("attention_dropout", 0.0)
+        bias = settings.get("attention_bias", False)
+        if settings.get("mlp_bias", False) != bias:
+            raise UserError(f"config.json has attention_bias = {bias} and mlp_bias = {not bias}; they must be equal")
+        # A table of its own since transformers 5; before that, beside the others and in a table of what is scaled.
+        tables = settings.get("rope_scaling", {}) | settings.get("rope_parameters", {})
+        rope = Settings({n: settings.values.get(n) for n in ("rope_theta", "partial_rotary_factor")} | tables)
+        for name, plain in (("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1.0)):
+            rope.must(name, plain)
+        return TransformerLM(
+            layers=settings.get("num_hidden_layers", 32),
+            heads=heads,
+            kv_heads=settings.get("num_key_value_heads", 0),
+            width=width,
+            context=settings.get("max_position_embeddings", 2048),
+            positions="rope",
+            norm="rmsnorm",
+            mlp="swiglu",
+            mlp_width=settings.get("intermediate_size", 11008),
+            bias=bias,
+            tied=settings.get("tie_word_embeddings", False),
+            rope_theta=float(rope.get("rope_theta", 10000.0)),
+            norm_epsilon=float(settings.get("rms_norm_eps", 1e-6)),
+        )
+
+    def to_config(self, family: TransformerLM) -> dict[str, Any]:
+        """The settings in config.json; it has no rate for the zoo's dropout, which matters in training alone."""
+        return {
+            "num_hidden_layers": family.layers,
+            "num_attention_heads": family.heads,
+            "num_key_value_heads": family.kv_heads or family.heads,
+            "hidden_size": family.width,
+            "head_dim": family.width // family.heads,
+            "intermediate_size": family.hidden,
+            "max_position_embeddings": family.context,
+            "hidden_act": "silu",
+            "attention_bias": family.bias,
+            "mlp_bias": family.bias,
+            "attention_dropout": 0.0,
+            "rms_norm_eps": family.norm_epsilon,
+            "rope_parameters": {"rope_type": "default", "rope_theta": family.rope_theta},
+        }
+
+    def body(self, family: TransformerLM, vocab_size: int) -> Iterable[Entry]:
+        """Every parameter but the head."""
+        width, hidden = family.width, family.hidden
+        shared = (family.kv_heads or family.heads) * (width // family.heads)
+        yield Entry(("embedding", "table"), {"embed_tokens.weight": (vocab_size, width)})
+        for i in range(family.layers):
+            ours: ParamPath = ("blocks", i)
+            attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
+            kind = {"bias": family.bias, "transposed": True}
+            qkv = {f"{attention}.q_proj": width, f"{attention}.k_proj": shared, f"{attention}.v_proj": shared}
+            up = {f"{mlp}.gate_proj": hidden, f"{mlp}.up_proj": hidden}
+            yield from _norm((*ours, "attention_norm"), f"layers.{i}.input_layernorm", width, bias=False)
+            yield from _dense((*ours, "attention", "qkv"), qkv, width, **kind)
+            yield from _dense((*ours, "attention", "out"), {f"{attention}.o_proj": width}, width, **kind)
+            yield from _norm((*ours, "mlp_norm"), f"layers.{i}.post_attention_layernorm", width, bias=False)
+            yield from _dense((*ours, "mlp", "up"), up, width, **kind)
+            yield from _dense((*ours, "mlp", "down"), {f"{mlp}.down_proj": width}, hidden, **kind)
+        yield from _norm(("norm",), "norm", width, bias=False)
+
+
+LAYOUTS: tuple[Layout, ...] = (GPT2Layout(), LlamaLayout())

@@ -1,0 +1,95 @@
+"""Tokenizers in and out of `tokenizer.json`, Hugging Face's file for them, which lies beside a checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from zoo.core.errors import UserError
+from zoo.data import byte_pairs
+from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters, Tokenizer
+
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+def read_tokenizer(folder: Path, end_of_text: Any) -> Tokenizer:
+    """Reads a byte-level BPE (GPT-2's own as `GPT2`), or a vocabulary of single characters.
+
+    Args:
+        folder: with tokenizer.json.
+        end_of_text: the id that ends a text, `eos_token_id` in config.json; of a list, the first counts.
+
+    Raises:
+        UserError: the file is missing, broken or of another kind, or the id is none of its tokens.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"{folder} has no {FILE}; save one there by transformers' AutoTokenizer, save_pretrained")
+    try:
+        text = path.read_text(encoding="utf-8")
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare exceptions
+        raise UserError(f"{path} is not a {FILE} of the tokenizers library: {error}") from None
+    end_id = end_of_text[0] if isinstance(end_of_text, list) and end_of_text else end_of_text
+    end = library.id_to_token(end_id) if isinstance(end_id, int) and 0 <= end_id < 2**32 else None
+    if end is None:
+        raise UserError(f"config.json has eos_token_id = {end_of_text!r}, which is no token in {path}")
+    if isinstance(library.model, tokenizers.models.WordLevel):
+        return _characters(library, end, path)
+    tokenizer = BPE(text, end)
+    return GPT2() if _is_gpt2(tokenizer) else tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Writes a tokenizer so that transformers' `AutoTokenizer.from_pretrained(folder)` makes the same ids of a text."""
+    library = _library(tokenizer)
+    end = library.id_to_token(tokenizer.end_of_text)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end}
+    (folder / FILE).write_text(library.to_str(pretty=True) + "\n", encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _library(tokenizer: Tokenizer) -> Any:
+    """The same tokenizer, made by the `tokenizers` library."""
+    if isinstance(tokenizer, BPE):
+        return byte_pairs.from_json(tokenizer.json, tokenizer.end_of_text_token)
+    if isinstance(tokenizer, GPT2):
+        return byte_pairs.gpt2()
+    if isinstance(tokenizer, Bytes):
+        library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=byte_pairs.byte_of_symbol(), merges=[]))
+        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        library.decoder = tokenizers.decoders.ByteLevel()
+    elif isinstance(tokenizer, Characters):
+        library = tokenizers.Tokenizer(tokenizers.models.WordLevel({c: i for i, c in enumerate(tokenizer.characters)}))
+        library.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        library.decoder = tokenizers.decoders.Fuse()
+    else:
+        raise UserError(f"a {type(tokenizer).__name__} tokenizer cannot be written as {FILE}")
+    library.add_special_tokens([byte_pairs.END_OF_TEXT])
+    return library
+
+
+def _characters(library: Any, end: str, path: Path) -> Characters:
+    """The alphabet of a vocabulary of words that are single characters, numbered in order, end-of-text last."""
+    ids = library.get_vocab(with_added_tokens=True)
+    words = sorted(ids, key=ids.__getitem__)
+    if words[-1] != end or [ids[word] for word in words] != list(range(len(words))) or max(map(len, words[:-1])) > 1:
+        raise UserError(f"{path} is a vocabulary of words; byte-level BPE and single characters can be read")
+    return Characters("".join(words[:-1]))
+
+
+def _is_gpt2(tokenizer: BPE) -> bool:
+    """Whether ids, merges and the way of cutting a text in words are GPT-2's."""
+    if tokenizer.pieces != GPT2().pieces or tokenizer.end_of_text != GPT2().end_of_text:
+        return False
+    ours, theirs = (json.loads(_library(each).to_str()) for each in (GPT2(), tokenizer))
+    return all(
+        theirs[part].get(name) == ours[part][name]
+        for part, name in (
+            ("model", "merges"),
+            ("pre_tokenizer", "type"),
+            ("pre_tokenizer", "add_prefix_space"),
+            ("pre_tokenizer", "use_regex"),
+        )
+    )

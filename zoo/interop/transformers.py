@@ -1,0 +1,277 @@
+"""Weights of Hugging Face's `transformers` in and out, without PyTorch or transformers: GPT-2 and Llama.
+
+    python -m zoo.interop.transformers FOLDER RUNDIR            makes a run directory of a checkpoint
+    python -m zoo.interop.transformers --export RUNDIR FOLDER   writes a run's weights for `from_pretrained`
+
+FOLDER holds config.json, model.safetensors (or its shards and their index) and tokenizer.json. The run directory can be
+given to sample.py, evaluate.py and `train.py --init.from`. Every tensor of a checkpoint is used and every parameter
+filled, or the reading is refused; a setting without an equal here is refused by its name.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from zoo.core.checkpoint import Checkpoints, flatten
+from zoo.core.config import Run, to_json
+from zoo.core.errors import UserError, run_script
+from zoo.core.platform import prepare
+from zoo.core.rundir import RunDir, log
+from zoo.core.trained import load_run, make_setup
+from zoo.data.specs import BlockSpec
+from zoo.data.text import Text
+from zoo.interop.layouts import LAYOUTS, Layout, Settings, Tensors
+from zoo.interop.tokenizer_json import read_tokenizer, write_tokenizer
+from zoo.transformer_lm import State, Transformer, TransformerLM
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+def read_transformers(folder: str | Path) -> tuple[TransformerLM, dict[str, Any]]:
+    """Reads a checkpoint in the layout of transformers.
+
+    Args:
+        folder: with config.json and model.safetensors, or shards and model.safetensors.index.json.
+
+    Returns:
+        The family that its config.json describes, and the parameters of its `Transformer`, float32.
+
+    Raises:
+        UserError: a file is missing or broken, a setting has no equal here, or tensors are missing, left over or of
+            another shape; each is named.
+    """
+    folder = Path(folder)
+    values = _read_object(folder / CONFIG)
+    layout = _layout_of(values)
+    settings = Settings(values)
+    family, vocab_size = layout.to_family(settings), settings.get("vocab_size", layout.vocab_size)
+    params = _assemble(layout, family, vocab_size, _read_tensors(folder))
+    _check_complete(family, vocab_size, params)
+    return family, params
+
+
+def write_transformers(folder: str | Path, family: TransformerLM, spec: BlockSpec, params: dict[str, Any]) -> None:
+    """Writes a checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` reads, with its tokenizer.
+
+    A GPT-2 without biases is written with biases of zero, which is the same function.
+
+    Args:
+        folder: new, or empty.
+        family: the family.
+        spec: its data's, whose tokenizer is written too.
+        params: of its `Transformer`.
+
+    Raises:
+        UserError: no architecture of transformers is like this family, or the folder has files in it.
+    """
+    folder, tokenizer = Path(folder), spec.tokenizer
+    layout = _layout_for(family)
+    _check_free(folder)
+    tensors: Tensors = {}
+    for entry in layout.entries(family, tokenizer.vocab_size):
+        value = _at(params, entry.path)
+        if value is None:
+            value = np.zeros(sum(shape[0] for shape in entry.tensors.values()), np.float32)
+        tensors |= entry.split(np.asarray(value))
+    config = {
+        "model_type": layout.model_type,
+        "architectures": [layout.architecture],
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token_id": tokenizer.end_of_text,
+        "eos_token_id": tokenizer.end_of_text,
+        "tie_word_embeddings": family.tied,
+        **layout.to_config(family),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})  # transformers refuses a file that does not say it
+    write_tokenizer(folder, tokenizer)
+
+
+def import_run(folder: str | Path, rundir: str | Path) -> None:
+    """Makes a run directory whose only checkpoint, of step 0, holds the weights of a transformers checkpoint."""
+    prepare()
+    _check_free(Path(rundir))
+    family, params = read_transformers(folder)
+    config = _read_object(Path(folder) / CONFIG)
+    tokenizer = read_tokenizer(Path(folder), config.get("eos_token_id"))
+    rows = params["embedding"]["table"].shape[0]
+    if tokenizer.vocab_size != rows:
+        raise UserError(f"{folder} has an embedding of {rows} tokens, but its tokenizer has {tokenizer.vocab_size}")
+    begin = config.get("bos_token_id")
+    if begin not in (None, tokenizer.end_of_text):
+        log.warning("texts begin with token %s there; here they begin with the one that ends them", begin)
+    # The data is only what evaluate.py scores by default: the embedded text, in these tokens.
+    run = Run(family=family, data=Text(tokenizer=cast(Any, tokenizer.kind)), batch_size=4, rundir=str(rundir))
+    write_run(run, BlockSpec(tokenizer), params)
+
+
+def write_run(run: Run, spec: BlockSpec, params: dict[str, Any]) -> None:
+    """Makes the run directory `run.rundir` with one checkpoint, of step 0, that holds the given weights.
+
+    Args:
+        run: the settings; the family is a `TransformerLM`.
+        spec: of the data.
+        params: of the family's `Transformer`.
+
+    Raises:
+        UserError: something is in the directory already.
+    """
+    setup = make_setup(run)
+    state = jax.jit(lambda key: run.family.init(spec, setup, key))(jax.random.key(run.seed))
+    target = RunDir(run.rundir)
+    target.create(run, spec, fresh=False)
+    checkpoints = Checkpoints(target.path, monitor=run.family.monitor)
+    checkpoints.save(0, State(state.lm.with_params(params)), to_json(run))
+    checkpoints.close()
+    target.close()
+
+
+def export_run(rundir: str | Path, folder: str | Path) -> None:
+    """Writes the evaluation weights of a trained Transformer LM in the layout of transformers."""
+    model = load_run(rundir).model
+    if not isinstance(model.family, TransformerLM) or not isinstance(model.spec, BlockSpec):
+        raise UserError(f"{rundir} holds a {type(model.family).__name__}; only a TransformerLM can be exported")
+    write_transformers(folder, model.family, model.spec, model.state.lm.eval_params)
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and not an empty folder; give another")
+
+
+def _layout_of(config: dict[str, Any]) -> Layout:
+    for layout in LAYOUTS:
+        if config.get("model_type") == layout.model_type:
+            if config.get("quantization_config"):
+                raise UserError("config.json has a quantization_config; only plain floating-point weights can be read")
+            return layout
+    known = " and ".join(layout.model_type for layout in LAYOUTS)
+    raise UserError(f"config.json has model_type = {config.get('model_type')!r}; {known} can be read")
+
+
+def _layout_for(family: TransformerLM) -> Layout:
+    misfits = {layout.architecture: layout.misfits(family) for layout in LAYOUTS}
+    for layout in LAYOUTS:
+        if not misfits[layout.architecture]:
+            return layout
+    reasons = "; ".join(f"{name} has no {', no '.join(settings)}" for name, settings in misfits.items())
+    raise UserError(f"no architecture that can be written is like this family: {reasons}")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}, so it is not a checkpoint in the layout of transformers")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}; it must hold a JSON object")
+    return value
+
+
+def _read_tensors(folder: Path) -> Tensors:
+    """All tensors of a checkpoint, in one file or several."""
+    if (folder / WEIGHTS).is_file():
+        return _load(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; weights that are pickled (.bin) are not read")
+    shard_of = _read_object(folder / INDEX).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
+        raise UserError(f"{folder / INDEX} has no weight_map from tensors to files")
+    tensors: Tensors = {}
+    for name in sorted(set(shard_of.values())):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"{INDEX} names {name!r}, which is no file in {folder}")
+        tensors |= _load(folder / name)
+    return tensors
+
+
+def _load(path: Path) -> Tensors:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises an exception of its own kind, without a public name
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def _assemble(layout: Layout, family: TransformerLM, vocab_size: int, tensors: Tensors) -> dict[str, Any]:
+    """The parameter tree, from a checkpoint's tensors."""
+    tensors = {name: value for name, value in tensors.items() if not layout.buffers.fullmatch(_bare(layout, name))}
+    if not any(name.startswith(layout.prefix) for name in tensors):  # a checkpoint of the model without its head
+        tensors = {name if name == "lm_head.weight" else layout.prefix + name: t for name, t in tensors.items()}
+    entries = layout.entries(family, vocab_size)
+    if family.tied and "lm_head.weight" in tensors:
+        head, embedding = tensors.pop("lm_head.weight"), next(iter(entries[0].tensors))
+        if embedding in tensors and not np.array_equal(head, tensors[embedding]):
+            raise UserError("config.json has tie_word_embeddings = True, but lm_head.weight is not the embedding")
+    shapes = {name: shape for entry in entries for name, shape in entry.tensors.items()}
+    for problem, names in (
+        ("lacks the tensors", shapes.keys() - tensors.keys()),
+        ("has tensors that this architecture does not use:", tensors.keys() - shapes.keys()),
+    ):
+        if names:
+            listed = ", ".join(sorted(names)[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            raise UserError(f"the checkpoint {problem} {listed}")
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise UserError(f"{name} has the shape {list(tensors[name].shape)}; config.json says {list(shape)}")
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+            raise UserError(f"{name} is of type {tensors[name].dtype}; only floating-point weights can be read")
+    params: dict[str, Any] = {}
+    for entry in entries:
+        *parents, last = entry.path
+        node: Any = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jnp.asarray(entry.join(tensors), jnp.float32)
+    return params
+
+
+def _bare(layout: Layout, name: str) -> str:
+    return name.removeprefix(layout.prefix)
+
+
+def _at(tree: Any, path: tuple[str | int, ...]) -> Any:
+    """The leaf at a path, or None where there is none."""
+    for name in path:
+        if name not in tree:
+            return None
+        tree = tree[name]
+    return tree
+
+
+def _check_complete(family: TransformerLM, vocab_size: int, params: dict[str, Any]) -> None:
+    """Checks the parameters against the network that they are for."""
+    net = nnx.eval_shape(lambda: Transformer(family, vocab_size, 0, nnx.Rngs(0)))
+    needed = flatten(nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1]))
+    given = flatten(params)
+    for name in sorted(needed.keys() | given.keys()):
+        here, there = (tree[name].shape if name in tree else "absent" for tree in (needed, given))
+        if here != there:
+            raise UserError(f"{name} is {there} as read from the checkpoint, but {here} in the network")
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="the checkpoint's folder, or with --export the run directory")
+    parser.add_argument("target", help="the run directory to make, or with --export the folder to write")
+    parser.add_argument("--export", action="store_true", help="from a run directory to the layout of transformers")
+    arguments = parser.parse_args()
+    convert = export_run if arguments.export else import_run
+    convert(arguments.source, arguments.target)
+    print(f"wrote {arguments.target}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)

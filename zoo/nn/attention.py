@@ -1,0 +1,168 @@
+"""Multi-head attention with grouped keys and values, rotary positions and a cache for decoding.
+
+Vaswani et al. 2017, "Attention is all you need"; Ainslie et al. 2023, "GQA"; Su et al. 2021, "RoFormer" (rotary
+positions, in the form that rotates the first half of a head against the second). For each head, with queries q,
+keys k and values v of `d` features and an additive mask m (0 where seen, very negative where not):
+
+    attention(q, k, v) = softmax(q k^T / sqrt(d) + m) v
+
+Letters in shapes: b rows, t queries, s keys, h heads of queries, g heads of keys and values, d features of a head.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from zoo.nn.causal_attention import causal_attention
+from zoo.nn.dense import Dense
+from zoo.nn.random import dropout
+
+HIDDEN = -1e30
+"""What a mask adds to a score that must not count; finite, so that a query that sees nothing gives no NaN."""
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of the slots that attention has seen in one layer, [b g s d] each."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+def additive_mask(visible: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """0 where a key is seen, `HIDDEN` where not."""
+    return jnp.where(visible, 0.0, HIDDEN)
+
+
+def rotary_angles(positions: Int[Array, "b t"], features: int, theta: float) -> Float[Array, "b t half"]:
+    """Angles p * theta^(-2i / d) for feature pairs i = 0 .. d/2 - 1 at positions p."""
+    frequencies = theta ** (-jnp.arange(0, features, 2, dtype=jnp.float32) / features)
+    return positions[:, :, None] * frequencies[None, None, :]
+
+
+def rotate(x: Float[Array, "b h t d"], angles: Float[Array, "#b t half"]) -> Float[Array, "b h t d"]:
+    """Turns feature pairs (i, i + d/2) of every head by the position's angles."""
+    cos, sin = (f(angles)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    left, right = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+def attention_weights(
+    q: Float[Array, "b h t d"], k: Float[Array, "b g s d"], mask: Float[Array, "#b t s"]
+) -> Float[Array, "b h t s"]:
+    """softmax(q k^T / sqrt(d) + mask) in float32; query head i looks at key head i // (h / g)."""
+    groups = k.shape[1]
+    product = partial(_einsum, "bgqd,bgsd->bgqs", preferred_element_type=jnp.float32)
+    scores = product(rearrange(q, "b (g r) t d -> b g (r t) d", g=groups), k)
+    scores = rearrange(scores, "b g (r t) s -> b (g r) t s", t=q.shape[2])
+    return jax.nn.softmax(scores * q.shape[-1] ** -0.5 + mask[:, None], axis=-1)
+
+
+def mix(weights: Float[Array, "b h t s"], v: Float[Array, "b g s d"]) -> Float[Array, "b h t d"]:
+    """Sums the values by their weights."""
+    groups = v.shape[1]
+    mixed = _einsum("bgqs,bgsd->bgqd", rearrange(weights, "b (g r) t s -> b g (r t) s", g=groups), v)
+    return rearrange(mixed, "b g (r t) d -> b (g r) t d", t=weights.shape[2])
+
+
+def _einsum(letters: str, left: Float[Array, "b g q x"], right: Float[Array, "b g s d"], **settings) -> jax.Array:
+    """Their einsum; with a single query, as the product of matrix and vector, which the CPU does faster."""
+    if left.shape[2] > 1:
+        return jnp.einsum(letters, left, right, **settings)
+    return jnp.einsum(letters.replace("q", ""), left[:, :, 0], right, **settings)[:, :, None]
+
+
+def write(
+    cache: KeyValue, k: Float[Array, "b g t d"], v: Float[Array, "b g t d"], slot: Int[Array, ""] | int
+) -> KeyValue:
+    """The cache with the keys and values of the slots from `slot` on."""
+
+    def written() -> KeyValue:
+        return KeyValue(
+            jax.lax.dynamic_update_slice_in_dim(cache.keys, k, slot, axis=2),
+            jax.lax.dynamic_update_slice_in_dim(cache.values, v, slot, axis=2),
+        )
+
+    if k.shape[0] > 1:
+        return written()
+    # With one row, XLA's CPU compiler makes the write part of every loop that reads what was written, and copies the
+    # whole cache for each. It does not look past a condition.
+    return jax.lax.cond(jnp.asarray(slot) >= 0, written, lambda: cache)
+
+
+class Attention(nnx.Module):
+    """Self-attention: one projection to queries, keys and values, and one back.
+
+    Args:
+        width: features of a position.
+        heads: query heads; a head has width / heads features.
+        kv_heads: heads of keys and values; each serves heads / kv_heads query heads.
+        bias: whether the projections have biases.
+        scale: standard deviation of the first projection's initial values.
+        out_scale: the same of the projection back.
+        rate: dropout of the attention weights.
+        rngs: source of the initial values.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        *,
+        bias: bool,
+        scale: float,
+        out_scale: float,
+        rate: float,
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.kv_heads, self.features, self.rate = heads, kv_heads, width // heads, rate
+        self.qkv = Dense(width, (heads + 2 * kv_heads) * self.features, bias=bias, scale=scale, rngs=rngs)
+        self.out = Dense(width, width, bias=bias, scale=out_scale, rngs=rngs)
+
+    def project(
+        self, x: Float[Array, "b t width"], angles: Float[Array, "#b t half"] | None
+    ) -> tuple[Float[Array, "b h t d"], Float[Array, "b g t d"], Float[Array, "b g t d"]]:
+        """Queries, keys and values, heads first, the first two rotated where angles are given."""
+        heads = rearrange(self.qkv(x), "b t (n d) -> b n t d", d=self.features)
+        q, k, v = jnp.split(heads, [self.heads, self.heads + self.kv_heads], axis=1)
+        return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+
+    def weights(
+        self, x: Float[Array, "b t width"], mask: Float[Array, "#b t t"], angles: Float[Array, "#b t half"] | None
+    ) -> Float[Array, "b h t t"]:
+        """How much every position attends to every other, to look at."""
+        q, k, _ = self.project(x, angles)
+        return attention_weights(q, k, mask)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t width"],
+        mask: Float[Array, "#b t s"],
+        angles: Float[Array, "#b t half"] | None = None,
+        *,
+        cache: KeyValue | None = None,
+        slot: Int[Array, ""] | int = 0,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t width"], KeyValue | None]:
+        """Attends over x, or over what the cache holds once x is written to it from `slot` on."""
+        q, k, v = self.project(x, angles)
+        if cache is not None:
+            k, v = cache = write(cache, k, v, slot)
+        if cache is None and jax.default_backend() == "cpu" and (key is None or self.rate == 0.0):
+            serves = self.heads // self.kv_heads
+            k, v = (repeat(z, "b g s d -> b (g serves) s d", serves=serves) for z in (k, v))
+            mixed = causal_attention(q, k, v, mask)
+        else:
+            mixed = mix(dropout(attention_weights(q, k, mask).astype(v.dtype), self.rate, key, rows), v)
+        return self.out(rearrange(mixed, "b h t d -> b t (h d)")), cache
+
+    def init_cache(self, batch: int, length: int) -> KeyValue:
+        """An empty cache of `length` slots."""
+        zeros = jnp.zeros((batch, self.kv_heads, length, self.features), self.qkv.kernel.dtype)
+        return KeyValue(zeros, zeros)

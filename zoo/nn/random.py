@@ -1,0 +1,33 @@
+"""Noise drawn row by row, so that results do not depend on how a batch is split.
+
+Row r of the global batch draws from `fold_in(key, r)`, whichever device or microbatch it lies in.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+def row_keys(key: Key[Array, ""], rows: Int[Array, " b"]) -> Key[Array, " b"]:
+    """One key for each row of the global batch."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+
+
+def split(key: Key[Array, ""] | None, n: int) -> list:
+    """Makes n keys of one; n times None where there is no key, which means evaluation."""
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+def dropout(
+    x: Float[Array, "b ..."], rate: float, key: Key[Array, ""] | None, rows: Int[Array, " b"] | None
+) -> Float[Array, "b ..."]:
+    """Sets each element to zero with probability `rate` and scales the others up by 1 / (1 - rate).
+
+    Srivastava et al. 2014, "Dropout". Without a key, as in evaluation, nothing is dropped.
+    """
+    if key is None or rate == 0.0:
+        return x
+    if rows is None:
+        rows = jnp.arange(x.shape[0])
+    keep = jax.vmap(lambda row_key: jax.random.bernoulli(row_key, 1.0 - rate, x.shape[1:]))(row_keys(key, rows))
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

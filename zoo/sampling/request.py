@@ -1,0 +1,70 @@
+"""What a language model can be asked to write; the flags that all of them share."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from zoo.core.errors import UserError
+from zoo.core.family import Request
+
+SAMPLING_ONLY = ("top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class TokenRequest(Request):
+    """Texts to write: `n` continuations of one prompt, drawn token by token or found by beam search."""
+
+    prompt: str = ""
+    """What the texts begin with. Empty: a document from its beginning; otherwise running text, which may be the middle
+    of one."""
+    max_new_tokens: int = 300
+    """How many tokens to write at most; a text ends earlier where the model ends the document."""
+    temperature: float = 1.0
+    """Divides the logits: below 1 the likely tokens become likelier; 0 always takes the likeliest."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens only; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability (nucleus sampling, Holtzman et al. 2020)."""
+    min_p: float = 0.0
+    """Draw only tokens at least this fraction as likely as the likeliest (Nguyen et al. 2024)."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the prompt or the text already holds become less likely (Keskar et al. 2019, CTRL)."""
+    stop: tuple[str, ...] = ()
+    """End a text before the first of these strings that it would come to."""
+    num_beams: int = 1
+    """Above 1: search for the likeliest texts with this many beams, and draw nothing."""
+    length_penalty: float = 1.0
+    """Beam search ranks by log-probability / length^penalty; above 0 favours long texts."""
+    early_stopping: bool | Literal["never"] = False
+    """When beam search ends. True: once num-beams texts are finished; False: once no text of the present length could
+    be better than those; never: once no text of any length could be."""
+
+    def __post_init__(self) -> None:
+        for name, right, holds in (
+            ("n", "at least 1", self.n >= 1),
+            ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
+            ("temperature", "0 (the likeliest token) or above", 0 <= self.temperature < math.inf),
+            ("top_k", "0 (all tokens) or above", self.top_k >= 0),
+            ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("min_p", "from 0 to 1", 0 <= self.min_p <= 1),
+            ("repetition_penalty", "above 0", 0 < self.repetition_penalty < math.inf),
+            ("stop", "strings that are not empty", all(self.stop)),
+            ("num_beams", "at least 1", self.num_beams >= 1),
+            ("length_penalty", "a finite number", math.isfinite(self.length_penalty)),
+            (
+                "n",
+                f"at most num_beams, {self.num_beams}, for beam search",
+                self.num_beams == 1 or self.n <= self.num_beams,
+            ),
+        ):
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {right}")
+        if self.num_beams > 1:
+            for field in fields(self):
+                value = getattr(self, field.name)
+                if (field.name in SAMPLING_ONLY and value != field.default) or (
+                    field.name == "temperature" and value not in (0, 1)
+                ):
+                    raise UserError(
+                        f"{field.name} is {value}, but beam search (num_beams {self.num_beams}) draws nothing"
+                    )

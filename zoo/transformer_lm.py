@@ -1,0 +1,303 @@
+"""A Transformer language model: GPT-2's and Llama's networks as settings of one.
+
+Radford et al. 2019, "Language models are unsupervised multitask learners"; Touvron et al. 2023, "LLaMA". A text is a
+row of tokens w_1 ... w_T, and the network factorises its probability and learns by maximum likelihood:
+
+    log P(w_1 ... w_T) = sum_t log P(w_t | w_<t)
+    x_0 = embedding[w] (+ position[t])
+    x_l = block_l(x_(l-1))                  l = 1 .. layers; see `zoo.nn.transformer`
+    P(w_(t+1) | w_<=t) = softmax(norm(x_L) @ head)
+
+GPT-2: `--family.positions learned --family.norm layernorm --family.mlp gelu_tanh --family.bias --family.tied`.
+Llama: `--family.positions rope --family.norm rmsnorm --family.mlp swiglu --family.no-bias --family.no-tied`.
+
+Tokens are [b t], hidden states [b t width], logits [b t vocab]. A batch holds `tokens` [b t+1]: inputs are all but the
+last, targets all but the first.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from zoo.core.errors import UserError
+from zoo.core.family import Artifacts, Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
+from zoo.core.learner import Learner
+from zoo.data.dataset import DataSet
+from zoo.data.specs import BlockSpec
+from zoo.nn.attention import KeyValue, additive_mask, rotary_angles
+from zoo.nn.dense import Dense
+from zoo.nn.embedding import Embedding
+from zoo.nn.losses import cross_entropy
+from zoo.nn.random import dropout, split
+from zoo.nn.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
+from zoo.sampling.request import TokenRequest
+from zoo.sampling.text import sample_texts
+
+
+class Cache(NamedTuple):
+    """What a Transformer remembers of the slots it has read; every array leads with the batch row."""
+
+    tokens: jax.Array
+    """The tokens themselves, int32 [b s]."""
+    layers: tuple[KeyValue, ...]
+    """Keys and values of each layer."""
+
+
+class Transformer(nnx.Module):
+    """The network.
+
+    Args:
+        settings: the family, whose fields describe it.
+        vocab_size: symbols of the tokenizer.
+        end_of_text: the token that stands before and after every document.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, settings: "TransformerLM", vocab_size: int, end_of_text: int, rngs: nnx.Rngs):
+        s = settings
+        self.rate, self.document_mask, self.end_of_text = s.dropout, s.document_mask, end_of_text
+        self.rotary = (s.width // s.heads, s.rope_theta) if s.positions == "rope" else None
+        make_table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs)
+        self.embedding = make_table(vocab_size)
+        self.position = make_table(s.context) if s.positions == "learned" else None
+        self.blocks = nnx.List(
+            Block(
+                s.width,
+                s.heads,
+                s.kv_heads or s.heads,
+                s.hidden,
+                layers=s.layers,
+                norm=s.norm,
+                activation=s.mlp,
+                epsilon=s.norm_epsilon,
+                bias=s.bias,
+                rate=s.dropout,
+                rngs=rngs,
+            )
+            for _ in range(s.layers)
+        )
+        self.norm = make_norm(s.norm, s.width, epsilon=s.norm_epsilon, bias=s.bias)
+        self.head = None if s.tied else Dense(s.width, vocab_size, bias=False, scale=INIT_SCALE, rngs=rngs)
+
+    def __call__(
+        self, tokens: Int[Array, "b t"], *, key: Key[Array, ""] | None = None, rows: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b t vocab"]:
+        """Logits of the token after each.
+
+        Args:
+            tokens: at most `context` in a row.
+            key: of the dropout noise; None means evaluation.
+            rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
+        """
+        x, mask, angles = self._embed(tokens)
+        input_key, *block_keys = split(key, 1 + len(self.blocks))
+        x = dropout(x, self.rate, input_key, rows)
+        for block, block_key in zip(self.blocks, block_keys, strict=True):
+            x, _ = block(x, mask, angles, key=block_key, rows=rows)
+        return self._logits(x)
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache of `length` slots for `extend`."""
+        layers = tuple(block.attention.init_cache(batch, length) for block in self.blocks)
+        return Cache(jnp.full((batch, length), self.end_of_text, jnp.int32), layers)
+
+    def extend(
+        self, tokens: Int[Array, "b t"], cache: Cache, position: Int[Array, ""] | int, start: Int[Array, " b"]
+    ) -> tuple[Float[Array, "b vocab"], Cache]:
+        """Reads t more tokens of every row and predicts the next.
+
+        Args:
+            tokens: for the slots from `position` on.
+            cache: of the slots before, from `init_cache` or an earlier call.
+            position: the slot of the first of these tokens, the same for all rows.
+            start: the slot of each row's first real token; the slots before it are padding and never attended to.
+
+        Returns:
+            Logits of the token after the last, and the cache with these tokens in it.
+        """
+        slots = position + jnp.arange(tokens.shape[1])
+        seen = jax.lax.dynamic_update_slice_in_dim(cache.tokens, tokens, position, axis=1)
+        x, mask, angles = self._embed(tokens, seen, slots, start)
+        layers = []
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x, layer = block(x, mask, angles, cache=layer, slot=position)
+            layers.append(layer)
+        return self._logits(x[:, -1:])[:, 0], Cache(seen, tuple(layers))
+
+    def attention_weights(self, tokens: Int[Array, "b t"]) -> Float[Array, "layers b heads t t"]:
+        """How much each position attends to each before it, in every layer and head."""
+        x, mask, angles = self._embed(tokens)
+        weights = []
+        for block in self.blocks:
+            weights.append(block.attention.weights(block.attention_norm(x), mask, angles))
+            x, _ = block(x, mask, angles)
+        return jnp.stack(weights)
+
+    def _embed(
+        self,
+        tokens: Int[Array, "b t"],
+        seen: Int[Array, "b s"] | None = None,
+        slots: Int[Array, " t"] | None = None,
+        start: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t width"], Float[Array, "#b t s"], Float[Array, "#b t half"] | None]:
+        """Vectors of the tokens, the mask of what each may attend to in `seen`, and the angles of their positions."""
+        seen = tokens if seen is None else seen
+        slots = jnp.arange(tokens.shape[1]) if slots is None else slots
+        keys = jnp.arange(seen.shape[1])
+        visible = (keys[None, :] <= slots[:, None])[None]
+        positions = slots[None]
+        if start is not None:
+            visible = visible & (keys[None, :] >= start[:, None])[:, None]
+            positions = jnp.maximum(slots[None, :] - start[:, None], 0)
+        if self.document_mask:
+            document = document_numbers(seen, self.end_of_text)
+            visible = visible & (document[:, slots][:, :, None] == document[:, None, :])
+        x = self.embedding(tokens)
+        if self.position is not None:
+            x = x + self.position(positions)
+        angles = None if self.rotary is None else rotary_angles(positions, *self.rotary)
+        return x, additive_mask(visible), angles
+
+    def _logits(self, x: Float[Array, "b t width"]) -> Float[Array, "b t vocab"]:
+        x = self.norm(x)
+        return self.embedding.logits(x) if self.head is None else self.head(x)
+
+
+def document_numbers(tokens: Int[Array, "b t"], end_of_text: int) -> Int[Array, "b t"]:
+    """Numbers the documents of a row: the second of two end-of-text tokens in a row begins a new one."""
+    ends = tokens == end_of_text
+    begins = jnp.pad(ends[:, :-1] & ends[:, 1:], ((0, 0), (1, 0)))
+    return jnp.cumsum(begins, axis=1)
+
+
+def counted(batch: Batch, end_of_text: int) -> Bool[Array, "b t"]:
+    """Which targets carry loss: real tokens, except the first of a document, which nothing before it predicts."""
+    tokens, length = batch["tokens"], batch["length"]
+    real = jnp.arange(1, tokens.shape[1])[None, :] < length[:, None]
+    return real & ~((tokens[:, :-1] == end_of_text) & (tokens[:, 1:] == end_of_text))
+
+
+class State(NamedTuple):
+    """The state of a language model: one network in training."""
+
+    lm: Learner
+
+
+@dataclass(frozen=True)
+class TransformerLM(Family):
+    """A Transformer language model."""
+
+    layers: int = 4
+    """Blocks of attention and MLP."""
+    heads: int = 4
+    """Attention heads; they share the width."""
+    kv_heads: int = 0
+    """Heads of keys and values, each shared by heads / kv-heads query heads; 0: as many as heads."""
+    width: int = 128
+    """Features of a position."""
+    context: int = 64
+    """Tokens that the model sees at once."""
+    dropout: float = 0.0
+    """Probability of dropping an element of the input, of the attention weights and of each branch."""
+    positions: Literal["learned", "rope"] = "learned"
+    """How order enters: a learned vector for each position (GPT-2), or rotary embedding (Llama)."""
+    norm: Normalisation = "layernorm"
+    """Normalisation before attention, before the MLP and before the head."""
+    mlp: Activation = "gelu"
+    """Activation of the MLP; gelu_tanh is GPT-2's approximation, swiglu Llama's gated form."""
+    mlp_width: int = 0
+    """Features inside the MLP; 0: 4 x width, for swiglu 8/3 x width rounded up to a multiple of 8."""
+    bias: bool = False
+    """Whether dense layers and LayerNorm have biases."""
+    tied: bool = True
+    """Whether the head is the embedding, transposed."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance or mean square in normalisation."""
+    document_mask: bool = False
+    """Whether attention stops at a document's beginning."""
+
+    accepts: ClassVar[type] = BlockSpec
+    Request: ClassVar[type] = TokenRequest
+    unit: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        kv_heads = self.kv_heads or self.heads
+        for name, right, holds in (
+            ("layers", "at least 1", self.layers >= 1),
+            ("heads", "at least 1", self.heads >= 1),
+            ("width", "at least 1", self.width >= 1),
+            ("context", "at least 1", self.context >= 1),
+            ("width", f"a multiple of family.heads, {self.heads}", self.heads < 1 or self.width % self.heads == 0),
+            ("kv_heads", "at least 0", self.kv_heads >= 0),
+            ("kv_heads", f"a divisor of family.heads, {self.heads}", kv_heads < 1 or self.heads % kv_heads == 0),
+            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
+            ("mlp_width", "at least 0", self.mlp_width >= 0),
+            ("rope_theta", "above 0", self.rope_theta > 0),
+            ("norm_epsilon", "above 0", self.norm_epsilon > 0),
+        ):
+            if not holds:
+                raise UserError(f"family.{name} is {getattr(self, name)}; it must be {right}")
+        if self.positions == "rope" and self.width // self.heads % 2:
+            raise UserError(
+                f"family.width is {self.width}, {self.width // self.heads} for each of {self.heads} heads; "
+                "rotary positions need an even number of features in a head"
+            )
+
+    @property
+    def length(self) -> int:
+        return self.context
+
+    @property
+    def hidden(self) -> int:
+        """Features inside the MLP."""
+        if self.mlp_width:
+            return self.mlp_width
+        return 8 * math.ceil(self.width / 3) if self.mlp == "swiglu" else 4 * self.width
+
+    def init(self, spec: BlockSpec, setup: Setup, key: jax.Array) -> State:
+        tokenizer = spec.tokenizer
+        return State(
+            Learner.create(Transformer(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key)), setup)
+        )
+
+    def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+        lm, metrics = state.lm.descend(self.loss, batch, key)
+        return State(lm), metrics
+
+    def loss(self, net: Transformer, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
+        """-sum_t log P(w_t | w_<t) over a batch in nats, and how many tokens it is of."""
+        nats, count = self._row_nats(net, batch, key)
+        return nats.sum(), count.sum(), {}
+
+    def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
+        nats, count = self._row_nats(state.lm.eval_net(), batch, None)
+        bits = nats / math.log(2)
+        return {
+            "loss": (nats, count),
+            "bits_per_character": (bits, batch["characters"].astype(jnp.float32)),
+            "bits_per_byte": (bits, batch["bytes"].astype(jnp.float32)),
+        }
+
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scoring, key: jax.Array) -> Metrics:
+        return {"perplexity": math.exp(rows["loss"])}
+
+    def sample(
+        self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+    ) -> Artifacts:
+        net = model.state.lm.eval_net()
+        return sample_texts(net, model.spec.tokenizer, request, key, context=self.context, stream=stream)
+
+    def _row_nats(self, net: Transformer, batch: Batch, key: Any) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+        """-log P of each row's counted tokens, in nats, and how many they are."""
+        logits = net(batch["tokens"][:, :-1], key=key, rows=batch["row"])
+        weight = counted(batch, net.end_of_text).astype(jnp.float32)
+        return (cross_entropy(logits, batch["tokens"][:, 1:]) * weight).sum(1), weight.sum(1)
