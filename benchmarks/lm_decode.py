@@ -1,7 +1,7 @@
 """Times how fast the zoo decodes GPT-2's 124M shape: float32, random weights, prompt 32, 128 new tokens.
 
-    python -m benchmarks lm_decode                 # the zoo and the peers in turn, and the ratios
-    python benchmarks/lm_decode.py [1 8 beam5]     # the zoo alone; one JSON line a case
+python -m benchmarks lm_decode                 # the zoo and the peers in turn, and the ratios
+python benchmarks/lm_decode.py [1 8 beam5]     # the zoo alone; one JSON line a case
 """
 
 import sys

@@ -568,3 +568,14 @@ def test_a_reader_that_leaves_early(trained: Path) -> None:
         told = process.stderr.read()
     assert process.returncode == 1
     assert told == ""
+
+
+def test_a_text_that_changed_since_the_run_began_is_told(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    flags = ("--data.path", text, "--rundir", tmp_path / "run", "--eval-batches", 1, "--parallel.devices", 1)
+    first = call(capsys, "train", CONFIG, *TINY, *flags, "--steps", 2)
+    assert first.code == 0
+    assert "is not what it was" not in call(capsys, "train", CONFIG, "--steps", 3, *flags).err
+    text.write_text(TEXT.replace("7", "8"))
+    assert "the data is not what it was" in call(capsys, "train", CONFIG, "--steps", 4, *flags).err

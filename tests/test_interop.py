@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -394,6 +395,8 @@ def test_tokenizer_round_trip(tokenizer, tmp_path):
     assert again.pieces == tokenizer.pieces
     text = "abc\n\n caé"
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.encode(text, add_special_tokens=False).ids == tokenizer.encode(text).tolist()
 
 
 def test_tokenizers_that_cannot_be_read_are_refused(copy_of):

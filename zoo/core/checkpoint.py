@@ -7,12 +7,11 @@ array, so that any part of it can be read alone and whatever does not fit can be
 import functools
 import json
 import logging
-from collections.abc import Callable
 import math
 import shutil
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 

@@ -8,29 +8,28 @@ checkpoint is the run that was never stopped.
 import importlib
 import logging
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 from zoo.core.checkpoint import Checkpoints
 from zoo.core.config import CHANGEABLE, Run, differences, flag, to_json
-from zoo.core.errors import Interrupted, UserError, is_script
+from zoo.core.errors import Interrupted, UserError
 from zoo.core.family import Metrics, Model, State
 from zoo.core.parallel import Strategy
 from zoo.core.platform import prepare
-from zoo.core.progress import Meter, to_console, to_file
+from zoo.core.progress import Meter, Pace, to_console, to_file
 from zoo.core.rundir import LOG, RunDir
+from zoo.core.signals import Stop
 from zoo.core.trained import (
     Trained,
     compile_evaluation,
@@ -58,7 +57,7 @@ class Session:
     train_step: Callable[..., tuple[State, Metrics]]
     evaluation: Callable[..., Any]
     key: jax.Array
-    stop: "Stop"
+    stop: Stop
 
 
 def fit(run: Run, *, fresh: bool = False) -> Trained:
@@ -89,7 +88,7 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
     with to_console() as console, Stop.on_signals(console) as stop, closing(rundir):
         session, state, start, seconds = _prepare(run, rundir, resuming, fresh, stop)
         with to_file(rundir.path / LOG), closing(session.checkpoints):
-            rundir.launched(start)
+            rundir.launched(start, session.data.fingerprint())
             log.info("data: %s", session.data.describe())
             stop.training = True
             state, done = _loop(session, state, start, seconds, console)
@@ -118,7 +117,7 @@ def check_may_go_on(saved: Run, run: Run) -> None:
         )
 
 
-def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: "Stop") -> tuple[Session, State, int, float]:
+def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) -> tuple[Session, State, int, float]:
     """Opens data and devices and makes or reads the state; touches the directory only when all of it has worked.
 
     Returns:
@@ -271,25 +270,6 @@ class Due:
         return self.evaluate or self.sample or self.save
 
 
-class Pace:
-    """Steps a second since it was last asked, without the time that evaluating, sampling and saving took."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.since, self.last = step, time.perf_counter(), 0.0
-
-    def at(self, step: int) -> float:
-        """The pace up to `step`."""
-        now = time.perf_counter()
-        if step > self.step:
-            self.last = (step - self.step) / (now - self.since)
-        self.step, self.since = step, now
-        return self.last
-
-    def skip(self) -> None:
-        """Leaves out the time since the last step."""
-        self.since = time.perf_counter()
-
-
 def _evaluate(session: Session, state: State, done: int, with_scores: bool, begun: float) -> float:
     """Scores held-out data and logs it; returns the metric that says which checkpoint is best."""
     run, family = session.run, session.run.family
@@ -337,50 +317,6 @@ DIVERGED = (
     "the checkpoints before it are kept; a new run with a lower --optimizer.learning-rate or with "
     "--optimizer.clip-norm 1 can start from them by --init.from"
 )
-
-
-class Stop:
-    """Remembers Ctrl-C and SIGTERM until the step is done; before the first step, and the second time, stops at once.
-
-    Attributes:
-        signum: the signal, or 0.
-        training: whether there is something to save.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.signum, self.training = console, 0, False
-
-    def _receive(self, signum: int, _frame: Any) -> None:
-        if not self.training:
-            log.info("stopped before training began; the same command starts again")
-            self._end(signum)
-        if self.signum:
-            log.info("stopped at once; the same command goes on from the last checkpoint")
-            self._end(signum)
-        self.signum = signum
-        log.info("stopping after this step (again: at once)")
-
-    def _end(self, signum: int) -> None:
-        """Ends a script like kill -9 does, which loses nothing more: Python may drop what a handler raises."""
-        if is_script():
-            self.console.show_cursor(True)
-            os._exit(128 + signum)
-        raise Interrupted(signum)
-
-    @classmethod
-    @contextmanager
-    def on_signals(cls, console: Console) -> Iterator["Stop"]:
-        """Receives the signals; outside the main thread Python allows nobody to, and they keep their meaning."""
-        stop = cls(console)
-        if threading.current_thread() is not threading.main_thread():
-            yield stop
-            return
-        before = {number: signal.signal(number, stop._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield stop
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _import_slow_modules() -> None:

@@ -107,5 +107,24 @@ class Meter:
             self.bar = None
 
 
+class Pace:
+    """Steps a second since it was last asked, without the time that evaluating, sampling and saving took."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.since, self.last = step, time.perf_counter(), 0.0
+
+    def at(self, step: int) -> float:
+        """The pace up to `step`."""
+        now = time.perf_counter()
+        if step > self.step:
+            self.last = (step - self.step) / (now - self.since)
+        self.step, self.since = step, now
+        return self.last
+
+    def skip(self) -> None:
+        """Leaves out the time since the last step."""
+        self.since = time.perf_counter()
+
+
 def _short(number: float) -> str:
     return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.1f}"

@@ -149,12 +149,20 @@ class RunDir:
         """Writes the settings."""
         write_json(self.path / CONFIG, run)
 
-    def launched(self, step: int) -> None:
-        """Records how this process was started, with what, and from which step."""
+    def launched(self, step: int, data: str) -> None:
+        """Records how this process was started, with what, and from which step.
+
+        Args:
+            step: steps done already.
+            data: the data set's fingerprint; where it is not what it was before, says so.
+        """
+        if _last_record(self.path / LAUNCHES).get("data", data) != data:
+            log.warning("the data is not what it was when this run was last started; it goes on with what there is now")
         record: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
             "from_step": step,
+            "data": data,
             "python": platform.python_version(),
             "versions": {name: _version(name) for name in PACKAGES},
             "platform": platform.platform(),
@@ -253,6 +261,17 @@ def write_artifacts(folder: Path, artifacts: Artifacts) -> list[Path]:
     """Writes artifacts into a folder as sample_0000, sample_0001, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     return [write_artifact(folder / f"sample_{i:04d}", artifact) for i, artifact in enumerate(artifacts)]
+
+
+def _last_record(path: Path) -> dict[str, Any]:
+    """The last whole line of a file of JSON lines."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:  # a process that was killed while writing
+            continue
+    return {}
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:

@@ -28,6 +28,10 @@ class DataSet(abc.ABC):
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
         """Held-out batch `index`; rows that only fill up the last one have `valid` false, and `row` counts on."""
 
+    def fingerprint(self) -> str:
+        """Changes when the training data does."""
+        return self.describe()
+
     def describe(self) -> str:
         """One line that says what the data is and how much of it there is."""
         return type(self).__name__

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -236,6 +237,10 @@ class TextBlocks(DataSet):
     @functools.cached_property
     def _byte_lengths(self) -> Int32[np.ndarray, " v"]:
         return self.spec.tokenizer.byte_lengths()
+
+    def fingerprint(self) -> str:
+        """A check sum of the training tokens."""
+        return f"{zlib.crc32(self.train.tobytes()):08x}"
 
     def describe(self) -> str:
         """Documents, characters, tokens and vocabulary in one line."""

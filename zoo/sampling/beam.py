@@ -50,7 +50,7 @@ class Beams(NamedTuple):
     tokens: jax.Array
     """Running beams, int32 [b k t]."""
     log_probs: jax.Array
-    """Of the running beams, [b k], likeliest first."""
+    """Of the running beams, [b k]."""
     parents: jax.Array
     """Which running beam of the step before each one continues, int32 [b k]."""
     found: jax.Array
@@ -142,6 +142,40 @@ def _take(x: Any, index: Int[Array, "b n"]) -> Any:
     return jax.vmap(lambda row, chosen: row[chosen])(x, index)
 
 
+def settle_rows(parents: Int[Array, "b k"]) -> tuple[Int[Array, "b k"], Int[Array, "b k"]]:
+    """Which beam goes into which row of the cache, so that few rows need to move.
+
+    The first beam that continues row j stays there; further ones go into rows that no beam continues.
+
+    Returns:
+        For each row the beam that it now holds, and the row to copy its past from (itself, mostly).
+    """
+    num_beams = parents.shape[1]
+    continues = parents[:, :, None] == jnp.arange(num_beams)[None, None, :]
+    kept = continues.any(axis=1)
+    is_first = jnp.take_along_axis(continues.argmax(axis=1), parents, axis=1) == jnp.arange(num_beams)[None, :]
+    further = jnp.argsort(is_first, axis=1, stable=True)
+    beam = jnp.where(kept, continues.argmax(axis=1), jnp.take_along_axis(further, jnp.cumsum(~kept, 1) - 1, axis=1))
+    return beam, jnp.take_along_axis(parents, beam, axis=1)
+
+
+def move_rows(cache: Any, source: Int[Array, " n"]) -> Any:
+    """cache[source] in place, where rows that are copied from stay as they are."""
+    rows = jnp.arange(source.shape[0])
+    moves = jnp.argsort(source == rows, stable=True)
+
+    def move(i: Any, cache: Any) -> Any:
+        row = moves[i]
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_update_index_in_dim(
+                x, jax.lax.dynamic_index_in_dim(x, source[row], keepdims=False), row, axis=0
+            ),
+            cache,
+        )
+
+    return jax.lax.fori_loop(0, (source != rows).sum(), move, cache)
+
+
 def search(
     extend: Callable[[Int[Array, "n t"], Any, Any], tuple[Array, Any]],
     cache: Any,
@@ -167,8 +201,9 @@ def search(
 
     def step(carry: tuple[Beams, Any]) -> tuple[Beams, Any]:
         beams, cache = carry
-        parents = rearrange(beams.parents + num_beams * jnp.arange(batch)[:, None], "b k -> (b k)")
-        cache = jax.tree.map(lambda x: x[parents], cache)
+        order, source = settle_rows(beams.parents)
+        beams = beams._replace(tokens=_take(beams.tokens, order), log_probs=_take(beams.log_probs, order))
+        cache = move_rows(cache, rearrange(source + num_beams * jnp.arange(batch)[:, None], "b k -> (b k)"))
         last = jax.lax.dynamic_index_in_dim(beams.tokens, beams.length - 1, axis=2)
         logits, cache = extend(rearrange(last, "b k t -> (b k) t"), cache, beams.length - 1)
         return advance(beams, rearrange(logits, "(b k) v -> b k v", b=batch), rules), cache

@@ -1,0 +1,70 @@
+"""Runs the zoo and other programs on the same work, in turn, and prints how they compare.
+
+    python -m benchmarks {lm_train|lm_decode} [--rounds 3] [--cases ...] [--peers ...] [--peer-python [PEER=]PYTHON ...]
+
+Every line but the last is one program's, as it printed it; the last holds, for each task, the zoo's median rate divided
+by each peer's. --peer-python names the interpreter that has the peers' packages, for all of them or for one.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PEERS = Path(__file__).parent / "peers"
+# What each benchmark compares with, and the cases of each; a peer's arguments are its name and the cases.
+PROGRAMS = {"lm_train": ["gpt"], "lm_decode": ["transformers", "ctranslate2", "llama.cpp"]}
+CASES = {"lm_train": ["small", "base"], "lm_decode": ["1", "8"]}
+
+
+def interpreters(given: list[str]) -> dict[str, str]:
+    """Which Python runs which peer; "" is the rest."""
+    pairs = [value.split("=", 1) if "=" in value else ["", value] for value in given]
+    return {"": os.environ.get("PEER_PYTHON", sys.executable)} | dict(pairs)
+
+
+def run(command: list[str]) -> list[dict]:
+    """Runs a program, passes its JSON lines on and returns them."""
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="", flush=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def ratios(lines: list[dict]) -> dict[str, dict[str, float]]:
+    """For each task, the zoo's median rate divided by each peer's."""
+    rates: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        rates[line["task"]][line["peer"]].append(line["value"])
+    medians = {task: {peer: statistics.median(r) for peer, r in peers.items()} for task, peers in rates.items()}
+    return {
+        task: {peer: round(peers["zoo"] / rate, 2) for peer, rate in peers.items() if peer != "zoo"}
+        for task, peers in medians.items()
+    }
+
+
+def main() -> None:
+    """Reads the command line, runs all in turn and compares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=PROGRAMS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="+")
+    parser.add_argument("--peers", nargs="+")
+    parser.add_argument("--peer-python", nargs="+", default=[])
+    asked = parser.parse_args()
+    pythons, lines = interpreters(asked.peer_python), []
+    for _ in range(asked.rounds):
+        for case in asked.cases or CASES[asked.benchmark]:
+            lines += run([sys.executable, "-m", f"benchmarks.{asked.benchmark}", case])
+            for peer in asked.peers or PROGRAMS[asked.benchmark]:
+                script = str(PEERS / f"{asked.benchmark}.py")
+                lines += run([pythons.get(peer, pythons[""]), script, peer, case])
+    print(json.dumps({"benchmark": asked.benchmark, "rounds": asked.rounds, "ratios": ratios(lines)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: the step in hand is finished and saved."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from zoo.core.errors import Interrupted, is_script
+
+log = logging.getLogger("zoo")
+
+
+class Stop:
+    """Remembers Ctrl-C and SIGTERM until the step is done; before the first step, and the second time, stops at once.
+
+    Attributes:
+        signum: the signal, or 0.
+        training: whether there is something to save.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.signum, self.training = console, 0, False
+
+    def _receive(self, signum: int, _frame: Any) -> None:
+        if not self.training:
+            log.info("stopped before training began; the same command starts again")
+            self._end(signum)
+        if self.signum:
+            log.info("stopped at once; the same command goes on from the last checkpoint")
+            self._end(signum)
+        self.signum = signum
+        log.info("stopping after this step (again: at once)")
+
+    def _end(self, signum: int) -> None:
+        """Ends a script like kill -9 does, which loses nothing more: Python may drop what a handler raises."""
+        if is_script():
+            self.console.show_cursor(True)
+            os._exit(128 + signum)
+        raise Interrupted(signum)
+
+    @classmethod
+    @contextmanager
+    def on_signals(cls, console: Console) -> Iterator["Stop"]:
+        """Receives the signals; outside the main thread Python allows nobody to, and they keep their meaning."""
+        stop = cls(console)
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
+        before = {number: signal.signal(number, stop._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
