@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
 # What each benchmark compares with, and the cases of each; a peer's arguments are its name and the cases.
 PROGRAMS = {"lm_train": ["gpt"], "lm_decode": ["transformers", "ctranslate2", "llama.cpp"]}
-CASES = {"lm_train": ["small", "base"], "lm_decode": ["1", "8"]}
+CASES = {"lm_train": ["small", "base"], "lm_decode": ["1", "8", "beam5"]}
 
 
 def interpreters(given: list[str]) -> dict[str, str]:

@@ -1,11 +1,18 @@
 """Times how fast the zoo decodes GPT-2's 124M shape: float32, random weights, prompt 32, 128 new tokens.
 
-python -m benchmarks lm_decode                 # the zoo and the peers in turn, and the ratios
-python benchmarks/lm_decode.py [1 8 beam5]     # the zoo alone; one JSON line a case
+    python -m benchmarks lm_decode                 # the zoo and the peers in turn, and the ratios
+    python -m benchmarks.lm_decode [1 8 beam5]     # the zoo alone; one JSON line a case
+
+A case is a batch size for greedy decoding, or five beams for one prompt.
 """
 
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":
+    from zoo.core.memory import use_huge_pages
+
+    use_huge_pages()
 
 import jax
 import numpy as np

@@ -125,10 +125,10 @@ class Transformer(nnx.Module):
         slots = position + jnp.arange(tokens.shape[1])
         seen = jax.lax.dynamic_update_slice_in_dim(cache.tokens, tokens, position, axis=1)
         x, mask, angles = self._embed(tokens, seen, slots, start)
-        layers = []
+        layers: list[Any] = []
         for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x, layer = block(x, mask, angles, cache=layer, slot=position)
-            layers.append(layer)
+            x, grown = block(x, mask, angles, cache=layer, slot=position)
+            layers.append(grown)
         return self._logits(x[:, -1:])[:, 0], Cache(seen, tuple(layers))
 
     def attention_weights(self, tokens: Int[Array, "b t"]) -> Float[Array, "layers b heads t t"]:
@@ -288,7 +288,7 @@ class TransformerLM(Family):
         }
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scoring, key: jax.Array) -> Metrics:
-        return {"perplexity": math.exp(rows["loss"])}
+        return {"perplexity": math.exp(min(rows["loss"], 700.0))}  # exp(710) is more than a float holds
 
     def sample(
         self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None

@@ -2,11 +2,11 @@
 
     python benchmarks/peers/lm_decode.py prepare                  # once: random weights in every program's format
     python benchmarks/peers/lm_decode.py gguf                     # once, for llama.cpp: needs the package gguf
-    python benchmarks/peers/lm_decode.py PROGRAM [BATCH ...]      # greedy, batch 1 and 8 if none are named
-    python benchmarks/peers/lm_decode.py transformers-beam5       # beam search with 5 beams, one prompt
+    python benchmarks/peers/lm_decode.py PROGRAM [1 8 beam5]      # batch sizes, or five beams for one prompt
 
-PROGRAM: transformers, ctranslate2, llama.cpp (needs the package xllamacpp) or keras-hub. The files lie in the folder that
-PEER_DECODE names, by default one in the temporary directory. Prints one JSON line a case.
+PROGRAM: transformers, ctranslate2, llama.cpp (needs the package xllamacpp) or keras-hub; only transformers is timed
+with beams. The files lie in the folder that PEER_DECODE names, by default one in the temporary directory. Prints one
+JSON line a case.
 """
 
 import json
@@ -214,17 +214,19 @@ def keras_hub(batches):
 
 
 if __name__ == "__main__":
-    what, batches = sys.argv[1], [int(batch) for batch in sys.argv[2:]] or [1, 8]
+    what, cases = sys.argv[1], sys.argv[2:] or ["1", "8"]
     FOLDER.mkdir(parents=True, exist_ok=True)
+    programs = {
+        "prepare": prepare,
+        "gguf": gguf,
+        "transformers": transformers,
+        "ctranslate2": ctranslate2,
+        "llama.cpp": llama_cpp,
+        "keras-hub": keras_hub,
+    }
     if what in ("prepare", "gguf"):
-        {"prepare": prepare, "gguf": gguf}[what]()
-    elif what == "transformers-beam5":
-        transformers([1], num_beams=5)
+        programs[what]()
     else:
-        programs = {
-            "transformers": transformers,
-            "ctranslate2": ctranslate2,
-            "llama.cpp": llama_cpp,
-            "keras-hub": keras_hub,
-        }
-        programs[what](batches)
+        programs[what]([int(case) for case in cases if case.isdigit()])
+        if what == "transformers" and "beam5" in cases:
+            transformers([1], num_beams=5)

@@ -5,6 +5,7 @@ x = x + mlp(norm(x))
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -43,7 +44,11 @@ def swiglu(x: Float[Array, "... two_h"]) -> Float[Array, "... h"]:
     return jax.nn.silu(gate) * value
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": partial(jax.nn.gelu, approximate=True), "swiglu": swiglu}
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "swiglu": swiglu,
+}
 
 
 class MLP(nnx.Module):

@@ -263,7 +263,7 @@ def beam_search(
     """
     graphdef, state = nnx.split(net)
     context = context or max(len(prompt) for prompt in prompts) + max_new_tokens
-    reading = read_prompts(graphdef, state, prompts, max_new_tokens - 1, context)
+    reading = read_prompts(graphdef, state, prompts, max_new_tokens - 1, context, tight=True)
     rules = Rules(max_new_tokens, end_of_text, length_penalty, EARLY_STOPPING[early_stopping])
     beams = _search(
         graphdef,

@@ -9,18 +9,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 
 class Knobs(NamedTuple):
     """How to draw, a value for each row; see `TokenRequest` for their meaning."""
 
-    temperature: jax.Array | np.ndarray
-    top_k: jax.Array | np.ndarray
-    top_p: jax.Array | np.ndarray
-    min_p: jax.Array | np.ndarray
-    repetition_penalty: jax.Array | np.ndarray
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition_penalty: jax.Array
 
 
 def penalize(logits: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: Float[Array, " b"]) -> Float[Array, "b v"]:

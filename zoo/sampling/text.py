@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsInt
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int, Key
@@ -184,13 +185,12 @@ def continue_texts(
 
 def make_knobs(request: TokenRequest, rows: int) -> Knobs:
     """The request's knobs, the same for every row."""
-
     return Knobs(
-        temperature=np.full(rows, request.temperature, np.float32),
-        top_k=np.full(rows, request.top_k, np.int32),
-        top_p=np.full(rows, request.top_p, np.float32),
-        min_p=np.full(rows, request.min_p, np.float32),
-        repetition_penalty=np.full(rows, request.repetition_penalty, np.float32),
+        temperature=jnp.full(rows, request.temperature, jnp.float32),
+        top_k=jnp.full(rows, request.top_k, jnp.int32),
+        top_p=jnp.full(rows, request.top_p, jnp.float32),
+        min_p=jnp.full(rows, request.min_p, jnp.float32),
+        repetition_penalty=jnp.full(rows, request.repetition_penalty, jnp.float32),
     )
 
 

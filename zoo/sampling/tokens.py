@@ -123,18 +123,21 @@ def _write(
     return decoding, written
 
 
-def read_prompts(graphdef: Any, state: Any, prompts: Sequence[np.ndarray], room: int, context: int) -> Reading:
+def read_prompts(
+    graphdef: Any, state: Any, prompts: Sequence[np.ndarray], room: int, context: int, tight: bool = False
+) -> Reading:
     """Reads prompts of any lengths, at least one token each, into a fresh cache with `room` slots to spare.
 
-    A row fills `context` slots at most, prompt and room together.
+    A row fills `context` slots at most, prompt and room together. A `tight` cache has few more slots than that, for
+    work that moves the cache about; each 64 slots more are then compiled anew.
     """
     slots = round_up(max(len(prompt) for prompt in prompts), PIECE)
     start = np.array([slots - len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), slots), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, start[row] :] = prompt
-    length = min(bucket(slots + room), round_up(context, PIECE) + PIECE)
-    cache, logits = _empty_cache(graphdef, state, len(prompts), length), None
+    length = round_up(slots + room, 64) if tight else min(bucket(slots + room), round_up(context, PIECE) + PIECE)
+    cache, logits = _empty_cache(graphdef, state, len(prompts), length), jnp.zeros(())
     for position in range(0, slots, PIECE):
         piece = tokens[:, position : position + PIECE]
         logits, cache = _read(graphdef, state, cache, piece, np.int32(position), start)
@@ -179,10 +182,10 @@ def write_tokens(
     context = context or max(len(prompt) for prompt in prompts) + max_new_tokens
     draw = Draw(knobs, row_keys(key, jnp.arange(batch) if rows is None else jnp.asarray(rows)), end_of_text)
     windows = list(prompts)
-    seen = np.zeros((batch, vocab_size), bool)
+    held = np.zeros((batch, vocab_size), bool)
     for row, prompt in enumerate(prompts):
-        seen[row, prompt] = True
-    seen, done = jnp.asarray(seen), np.zeros(batch, bool)
+        held[row, prompt] = True
+    seen, done = jnp.asarray(held), np.zeros(batch, bool)
     number, room = 0, 0
     while number < max_new_tokens and not done.all():
         if room == 0:
