@@ -1,6 +1,6 @@
 """What the harness costs: a run as users make it against its compiled step alone, on the same data.
 
-python -m benchmarks harness
+python -m benchmarks.harness
 
 The step alone is called on one batch that lies on the device already, so logging, data and checkpoints are all that
 differs. Both are timed in turn in one process, over the same number of steps.

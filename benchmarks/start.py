@@ -1,6 +1,6 @@
 """How long a person waits: for help, for the first training step, for the first sampled token.
 
-python -m benchmarks start
+python -m benchmarks.start
 
 Every case is a process of its own. `help` is paired with a process that only imports what the scripts are built on;
 `first_step` is timed from the command to the first line of metrics, with an empty compile cache and with the one that

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from datetime import timedelta
 from pathlib import Path
 
@@ -78,7 +79,8 @@ class Meter:
         self.start, self.steps, self.unit, self.units_per_step = start, steps, unit, units_per_step
         self.begun = self.shown = time.perf_counter()
         self.bar: Progress | None = None
-        if console.is_terminal or console.is_jupyter:
+        # In a notebook the bar is a widget; without the package for it, lines do.
+        if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
             self.bar = Progress(
                 *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=console
