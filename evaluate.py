@@ -1,5 +1,10 @@
 """Scores a trained run on its held-out data: python evaluate.py RUN [--json]."""
 
+if __name__ == "__main__":
+    from zoo.core.memory import pause_garbage_collection
+
+    pause_garbage_collection()
+
 import json
 import sys
 from dataclasses import dataclass

@@ -1,5 +1,10 @@
 """Makes samples with a trained run: python sample.py RUN [--n 3 --seed 1 --out DIR ...]."""
 
+if __name__ == "__main__":
+    from zoo.core.memory import pause_garbage_collection
+
+    pause_garbage_collection()
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,9 +1,10 @@
 """Trains a model: python train.py configs/NAME.py [--flag value ...]; a run that was stopped goes on."""
 
 if __name__ == "__main__":
-    from zoo.core.memory import use_huge_pages
+    from zoo.core.memory import pause_garbage_collection, use_huge_pages
 
     use_huge_pages()
+    pause_garbage_collection()
 
 import sys
 from dataclasses import dataclass, replace

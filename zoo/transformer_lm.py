@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from zoo.core.errors import UserError
+from zoo.core.errors import UserError, require
 from zoo.core.family import Artifacts, Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
@@ -231,7 +231,9 @@ class TransformerLM(Family):
 
     def __post_init__(self) -> None:
         kv_heads = self.kv_heads or self.heads
-        for name, right, holds in (
+        require(
+            self,
+            "family.",
             ("layers", "at least 1", self.layers >= 1),
             ("heads", "at least 1", self.heads >= 1),
             ("width", "at least 1", self.width >= 1),
@@ -243,9 +245,7 @@ class TransformerLM(Family):
             ("mlp_width", "at least 0", self.mlp_width >= 0),
             ("rope_theta", "above 0", self.rope_theta > 0),
             ("norm_epsilon", "above 0", self.norm_epsilon > 0),
-        ):
-            if not holds:
-                raise UserError(f"family.{name} is {getattr(self, name)}; it must be {right}")
+        )
         if self.positions == "rope" and self.width // self.heads % 2:
             raise UserError(
                 f"family.width is {self.width}, {self.width // self.heads} for each of {self.heads} heads; "

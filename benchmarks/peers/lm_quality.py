@@ -9,52 +9,15 @@ names) and `batches.npz`: `inputs` and `targets` [steps b t], `held_out_inputs` 
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from lm_train import GPT
 from safetensors.torch import load_file
-from torch import nn
-
-THREADS = int(os.environ.get("PEER_THREADS", "2"))
-
-
-class Block(nn.Module):
-    def __init__(self, width, heads):
-        super().__init__()
-        self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
-        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x):
-        b, t, width = x.shape
-        shape = (b, t, self.heads, width // self.heads)
-        q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(self.norm_1(x)).split(width, -1))
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(a.transpose(1, 2).reshape(b, t, width))
-        return x + self.down(F.gelu(self.up(self.norm_2(x))))
-
-
-class GPT(nn.Module):
-    """Pre-norm GPT, tied embedding, no biases."""
-
-    def __init__(self, layers, heads, width, context, vocabulary):
-        super().__init__()
-        self.token, self.position = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, bias=False)
-
-    def forward(self, inputs, targets, reduction="mean"):
-        x = self.token(inputs) + self.position(torch.arange(inputs.shape[1]))
-        for block in self.blocks:
-            x = block(x)
-        logits = self.norm(x) @ self.token.weight.T
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction=reduction)
+from timing import THREADS
 
 
 def learning_rate(step, s):

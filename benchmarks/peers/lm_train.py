@@ -41,11 +41,11 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(heads, width) for _ in range(layers))
         self.norm = nn.LayerNorm(width, bias=False)
 
-    def forward(self, x, y):
+    def forward(self, x, y, reduction="mean"):
         h = self.token(x) + self.position(torch.arange(x.shape[1]))
         for block in self.blocks:
             h = block(h)
-        return F.cross_entropy((self.norm(h) @ self.token.weight.T).flatten(0, 1), y.flatten())
+        return F.cross_entropy((self.norm(h) @ self.token.weight.T).flatten(0, 1), y.flatten(), reduction=reduction)
 
 
 def make(program, layers, heads, width, context, vocabulary):

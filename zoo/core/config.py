@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from zoo.core.errors import UserError
+from zoo.core.errors import UserError, require
 from zoo.core.family import Family
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
@@ -76,12 +76,10 @@ class Run:
     """Where the run lives; empty: runs/ and the config's name."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 1), ("batch_size", 1), ("seed", 0), ("log_every", 1), ("eval_every", 0), ("eval_batches", 0),
-            ("save_every", 0), ("sample_every", 0), ("score_every", 0), ("keep", 1),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        least = {"steps": 1, "batch_size": 1, "log_every": 1, "keep": 1}
+        zero = ("seed", "eval_every", "eval_batches", "save_every", "sample_every", "score_every")
+        least |= dict.fromkeys(zero, 0)
+        require(self, "", *((name, f"at least {n}", getattr(self, name) >= n) for name, n in least.items()))
 
 
 CHANGEABLE = ("steps", "log_every", "eval_every", "save_every", "sample_every", "score_every", "parallel")

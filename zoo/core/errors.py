@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import NoReturn
+from typing import Any, NoReturn
 
 SURROUNDINGS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
@@ -18,6 +18,22 @@ class UserError(Exception):
 
     The message is one sentence that names the value and says what would be right.
     """
+
+
+def require(settings: Any, prefix: str, *conditions: tuple[str, str, bool]) -> None:
+    """Checks settings one by one.
+
+    Args:
+        settings: what holds them.
+        prefix: how the command line calls what holds them, such as "family."; may be empty.
+        conditions: (field, what it must be, whether it is) of each.
+
+    Raises:
+        UserError: names the first that is not.
+    """
+    for name, right, holds in conditions:
+        if not holds:
+            raise UserError(f"{prefix}{name} is {getattr(settings, name)!r}; it must be {right}")
 
 
 class Interrupted(KeyboardInterrupt):

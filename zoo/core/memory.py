@@ -1,5 +1,6 @@
-"""How the C library's allocator gets memory from the operating system; imports nothing heavy."""
+"""Memory settings that stand before anything else is imported: the C library's allocator, and Python's collector."""
 
+import gc
 import os
 import sys
 
@@ -16,3 +17,26 @@ def use_huge_pages() -> None:
     if sys.platform == "linux" and TUNABLES not in os.environ:
         os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def pause_garbage_collection() -> None:
+    """Stops Python from looking for garbage while a script imports; `resume_garbage_collection` ends it.
+
+    JAX and Flax make a million objects as they are imported, and all of them stay. Looking through them again and again
+    takes a quarter of the time to the first line of help.
+    """
+    global _paused
+    _paused = True
+    gc.disable()
+
+
+def resume_garbage_collection() -> None:
+    """Looks for garbage again, if it was paused, but no more among what has been imported."""
+    global _paused
+    if _paused:
+        _paused = False
+        gc.freeze()
+        gc.enable()
+
+
+_paused = False

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from zoo.core.errors import UserError
+from zoo.core.errors import require
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Optimizer:
     """Decay of the exponential moving average of the weights that samples and scores are made with; 0: none."""
 
     def __post_init__(self) -> None:
-        for name, right, holds in (
+        require(
+            self,
+            "optimizer.",
             ("learning_rate", "at least 0", self.learning_rate >= 0),
             ("warmup_steps", "at least 0", self.warmup_steps >= 0),
             ("final_fraction", "from 0 to 1", 0 <= self.final_fraction <= 1),
@@ -52,9 +54,7 @@ class Optimizer:
             ("clip_norm", "at least 0 (0: no clipping)", self.clip_norm >= 0),
             ("microbatches", "at least 1", self.microbatches >= 1),
             ("ema_decay", "from 0 to below 1", 0 <= self.ema_decay < 1),
-        ):
-            if not holds:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be {right}")
+        )
 
     def learning_rate_at(self, total_steps: int) -> optax.Schedule:
         """The learning rate as a function of the number of updates done."""

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import jax
 
+from zoo.core.memory import resume_garbage_collection
+
 CACHE = "jax_compilation_cache_dir"
 
 
 def prepare() -> None:
     """Turns the compile cache on, in the user's cache folder; `JAX_COMPILATION_CACHE_DIR` names another."""
+    resume_garbage_collection()
     if not getattr(jax.config, CACHE, None):
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update(CACHE, str(Path(home) / "generative-zoo" / "jax"))

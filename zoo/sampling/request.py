@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from zoo.core.errors import UserError
+from zoo.core.errors import UserError, require
 from zoo.core.family import Request
 
 SAMPLING_ONLY = ("top_k", "top_p", "min_p", "repetition_penalty")
@@ -40,7 +40,9 @@ class TokenRequest(Request):
     be better than those; never: once no text of any length could be."""
 
     def __post_init__(self) -> None:
-        for name, right, holds in (
+        require(
+            self,
+            "",
             ("n", "at least 1", self.n >= 1),
             ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
             ("temperature", "0 (the likeliest token) or above", 0 <= self.temperature < math.inf),
@@ -56,9 +58,7 @@ class TokenRequest(Request):
                 f"at most num_beams, {self.num_beams}, for beam search",
                 self.num_beams == 1 or self.n <= self.num_beams,
             ),
-        ):
-            if not holds:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {right}")
+        )
         if self.num_beams > 1:
             for field in fields(self):
                 value = getattr(self, field.name)
