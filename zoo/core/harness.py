@@ -59,6 +59,11 @@ class Session:
     key: jax.Array
     stop: Stop
 
+    def model(self, state: State, done: int) -> Model:
+        """What the family samples and scores with, after `done` steps."""
+        lean = inference_state(self.strategy.gather(state))
+        return Model(self.run.family, self.data.spec, lean, done)
+
 
 def fit(run: Run, *, fresh: bool = False) -> Trained:
     """Trains a run, or goes on with the one in its directory from its last checkpoint.
@@ -97,7 +102,7 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
                 name = signal.Signals(stop.signum).name
                 log.info("stopped by %s at step %d and saved; the same command goes on from there", name, done)
                 raise Interrupted(stop.signum)
-    model = Model(run.family, session.data.spec, inference_state(session.strategy.gather(state)), done)
+    model = session.model(state, done)
     return Trained(run, model, rundir.path)
 
 
@@ -276,7 +281,7 @@ def _evaluate(session: Session, state: State, done: int, with_scores: bool, begu
     started = time.perf_counter()
     means = evaluate_split(session.strategy, session.evaluation, state, session.data, run.eval_batches)
     if with_scores:
-        model = Model(family, session.data.spec, inference_state(session.strategy.gather(state)), done)
+        model = session.model(state, done)
         means |= family.score(model, means, session.data, family.Scoring(), session.key)
     took = time.perf_counter() - started
     session.rundir.write_metrics(done, "eval", means, time.perf_counter() - begun)
@@ -287,7 +292,7 @@ def _evaluate(session: Session, state: State, done: int, with_scores: bool, begu
 
 def _sample(session: Session, state: State, done: int) -> None:
     family = session.run.family
-    model = Model(family, session.data.spec, inference_state(session.strategy.gather(state)), done)
+    model = session.model(state, done)
     # The same noise each time, so that samples show what training changed.
     artifacts = family.sample(model, family.Request(), session.key)
     path = session.rundir.write_samples(done, artifacts)

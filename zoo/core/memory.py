@@ -5,6 +5,7 @@ import os
 import sys
 
 TUNABLES = "GLIBC_TUNABLES"
+_paused = False
 
 
 def use_huge_pages() -> None:
@@ -37,6 +38,3 @@ def resume_garbage_collection() -> None:
         _paused = False
         gc.freeze()
         gc.enable()
-
-
-_paused = False
