@@ -14,6 +14,7 @@ import tyro
 
 from zoo.core.config import parse_flags, split_arguments, trust_named
 from zoo.core.errors import run_script
+from zoo.core.progress import format_figure
 from zoo.core.rundir import RunDir
 
 USAGE = "usage: python evaluate.py RUN [--json]; flags: python evaluate.py RUN --help"
@@ -40,19 +41,20 @@ def main() -> None:
     rundir = RunDir(path)
     rundir.require()
     trust_named(flags)
-    family = rundir.config().family
-    asked = parse_flags(Evaluate, Evaluate(family.Scoring()), flags, f"evaluate.py {path}")
+    asked = parse_flags(Evaluate, Evaluate(rundir.config().scoring), flags, f"evaluate.py {path}")
 
     from zoo.core.trained import load_run
 
     trained = load_run(path, asked.checkpoint)
     metrics = trained.evaluate(asked.seed, **vars(asked.scoring))
+    record = {"step": trained.model.step, "split": "eval"} | metrics | {"seed": asked.seed}
+    rundir.write_scores(record)
     if asked.json:
-        print(json.dumps({"step": trained.model.step, "split": "eval"} | metrics))
+        print(json.dumps(record))
         return
     print(f"{path} at step {trained.model.step}, held-out split, {trained.data.describe()}", file=sys.stderr)
     for name, value in metrics.items():
-        print(f"{name.replace('_', ' '):24} {value:.4f}")
+        print(f"{name.replace('_', ' '):24} {format_figure(value)}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from zoo.core.artifacts import Image, write_artifacts, write_summary
 from zoo.core.config import parse_flags, split_arguments, trust_named
 from zoo.core.errors import run_script
-from zoo.core.rundir import RunDir, make_out, write_artifacts
+from zoo.core.rundir import RunDir, make_out
 
 USAGE = "usage: python sample.py RUN [--flag value ...]; flags: python sample.py RUN --help"
 
@@ -26,7 +27,7 @@ class Sample:
     seed: int = 0
     """Seed of the noise; sample i is the same however many are made."""
     out: str = ""
-    """A folder to write the samples to; empty: standard output."""
+    """A folder to write the samples to; empty: texts to standard output, images into RUN/samples."""
     checkpoint: str = "last"
     """Which checkpoint: last, best, or a step."""
     trust: tuple[str, ...] = ()
@@ -57,6 +58,8 @@ def main() -> None:
     if asked.out:
         for written in write_artifacts(Path(asked.out), artifacts):
             print(written)
+    elif isinstance(artifacts[0], Image):
+        print(write_summary(rundir.next_samples(), artifacts))
     elif stream:
         print()
     else:

@@ -496,6 +496,8 @@ def test_evaluate_prints_one_json_object(capsys: pytest.CaptureFixture[str], tra
     assert math.isclose(scores["perplexity"], math.exp(scores["loss"]), rel_tol=1e-6)
     last = [record for record in records(trained) if record["split"] == "eval"][-1]
     assert math.isclose(scores["loss"], last["loss"], rel_tol=1e-6)
+    assert json.loads((trained / "scores.jsonl").read_text().splitlines()[-1]) == scores
+    assert scores["seed"] == 0
 
 
 def test_evaluate_takes_the_checkpoint_that_is_asked_for(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
@@ -508,7 +510,7 @@ def test_evaluate_takes_the_checkpoint_that_is_asked_for(capsys: pytest.CaptureF
 
 
 def test_a_run_directory_holds_what_it_promises(trained: Path) -> None:
-    names = {path.name for path in trained.iterdir()}
+    names = {path.name for path in trained.iterdir()} - {"scores.jsonl"}  # other tests have evaluated this run
     expected = {"config.json", "spec.json", "metrics.jsonl", "launches.jsonl", "log.txt", "tensorboard", "checkpoints"}
     assert names == expected
     lines = records(trained)

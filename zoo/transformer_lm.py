@@ -26,8 +26,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from zoo.core.artifacts import Artifacts
 from zoo.core.errors import UserError, require
-from zoo.core.family import Artifacts, Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
+from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
 from zoo.data.specs import BlockSpec

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from zoo.core.errors import UserError, require
-from zoo.core.family import Family
+from zoo.core.family import Family, Scoring
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
 from zoo.data.dataset import Data
@@ -66,6 +66,8 @@ class Run:
     """Steps between samples; 0: never."""
     score_every: int = 0
     """Steps between evaluations that also compute the family's own scores (perplexity, FID, ...); 0: never."""
+    scoring: Scoring = Scoring()
+    """Settings of those scores."""
     keep: int = 2
     """How many of the last checkpoints to keep, beside the best."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -76,13 +78,15 @@ class Run:
     """Where the run lives; empty: runs/ and the config's name."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scoring, self.family.Scoring):
+            object.__setattr__(self, "scoring", self.family.Scoring())
         least = {"steps": 1, "batch_size": 1, "log_every": 1, "keep": 1}
         zero = ("seed", "eval_every", "eval_batches", "save_every", "sample_every", "score_every")
         least |= dict.fromkeys(zero, 0)
         require(self, "", *((name, f"at least {n}", getattr(self, name) >= n) for name, n in least.items()))
 
 
-CHANGEABLE = ("steps", "log_every", "eval_every", "save_every", "sample_every", "score_every", "parallel")
+CHANGEABLE = ("steps", "log_every", "eval_every", "save_every", "sample_every", "score_every", "scoring", "parallel")
 """What may differ when a run goes on: how long, how often to look, and on which devices."""
 
 PARTIAL = ".part"

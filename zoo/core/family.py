@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 
+from zoo.core.artifacts import Artifacts
 from zoo.data.specs import Spec
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ State = Any
 """Everything that must survive a crash, as one pytree."""
 
 Metrics = dict[str, Any]
-"""Scalars by name. In names: `_nats`, `_bits`, `per_token`, ... say the unit."""
+"""Scalars by name; in names `_nats`, `_bits`, `per_token`, ... say the unit. What `score` returns may hold strings too:
+how a figure was come by (sampler, extractor, number of samples) is kept beside it."""
 
 RowStatistics = dict[str, tuple[jax.Array, jax.Array]]
 """A held-out batch, row by row: each metric is a pair (sum [b], weight [b]); sums and weights are added over all rows
@@ -73,18 +75,8 @@ class Model:
     spec: Any
     state: State
     step: int
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text that a family made; `scores` holds numbers worth showing beside it."""
-
-    text: str
-    scores: dict[str, float] | None = None
-
-
-Artifact = Text
-Artifacts = list[Artifact]
+    data: "Callable[[], DataSet] | None" = None
+    """Opens the data that it was trained on, for samplers that start from real examples."""
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.core.artifacts import Text
 from zoo.core.checkpoint import Checkpoints
 from zoo.core.config import CHANGEABLE, Run, differences, flag, to_json
 from zoo.core.errors import Interrupted, UserError
 from zoo.core.family import Metrics, Model, State
 from zoo.core.parallel import Strategy
 from zoo.core.platform import prepare
-from zoo.core.progress import Meter, Pace, to_console, to_file
+from zoo.core.progress import Meter, Pace, format_figure, to_console, to_file
 from zoo.core.rundir import LOG, RunDir
 from zoo.core.signals import Stop
 from zoo.core.trained import (
@@ -43,6 +44,9 @@ from zoo.core.trained import (
 from zoo.data.dataset import DataSet
 
 log = logging.getLogger("zoo")
+
+AUGMENTATION = 2**32 - 1
+"""What is folded into a step's key for the noise of augmentation, so that no family draws the same."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Session:
     def model(self, state: State, done: int) -> Model:
         """What the family samples and scores with, after `done` steps."""
         lean = inference_state(self.strategy.gather(state))
-        return Model(self.run.family, self.data.spec, lean, done)
+        return Model(self.run.family, self.data.spec, lean, done, lambda: self.data)
 
 
 def fit(run: Run, *, fresh: bool = False) -> Trained:
@@ -147,7 +151,8 @@ def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) 
         return family.init(data.spec, setup, key)
 
     def train_step(state: State, batch: Any, step: jax.Array) -> tuple[State, Metrics]:
-        return family.step(state, batch, step, jax.random.fold_in(step_key, step))
+        key = jax.random.fold_in(step_key, step)
+        return family.step(state, data.augment(batch, jax.random.fold_in(key, AUGMENTATION)), step, key)
 
     start, seconds = 0, 0.0
     if resuming:
@@ -163,6 +168,7 @@ def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) 
         if source:
             state = strategy.place(start_from(source, strategy.gather(state), family))
         rundir.create(run, data.spec, fresh)
+        rundir.write_preview(data.preview(jax.device_get(jax.jit(data.augment)(data.batch_at(0), step_key))))
         checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
     session = Session(
         run, rundir, strategy, data, checkpoints, strategy.compile_step(train_step),
@@ -175,13 +181,13 @@ def _loop(session: Session, state: State, start: int, seconds: float, console: A
     """Runs the steps from `start` on; returns the state and the number of steps done."""
     run, family = session.run, session.run.family
     units = run.batch_size * (family.length or 1)
-    best, begun = session.checkpoints.best(), time.perf_counter() - seconds
+    best = session.checkpoints.best()
     if start >= run.steps:
         log.info("%s is at step %d of %d already; give a larger --steps to go on", run.rundir, start, run.steps)
         return state, start
     log.info("%s from step %d to %d", run.rundir, start, run.steps)
     meter, done = Meter(console, start, run.steps, family.unit, units), start
-    pace, pending = Pace(start), None
+    pace, pending = Pace(start, seconds), None
 
     def report() -> None:
         """Logs the metrics of the last step that has some to log; waits for that step."""
@@ -194,7 +200,7 @@ def _loop(session: Session, state: State, start: int, seconds: float, console: A
         if not math.isfinite(loss):
             raise UserError(f"the loss at step {step} is {loss}; {DIVERGED}")
         metrics |= {f"{family.unit}_per_second": rate}
-        session.rundir.write_metrics(step, "train", metrics, time.perf_counter() - begun)
+        session.rundir.write_metrics(step, "train", metrics, pace.seconds)
         meter.update(step, loss, rate)
 
     try:
@@ -210,7 +216,9 @@ def _loop(session: Session, state: State, start: int, seconds: float, console: A
             if not due.anything:
                 continue
             report()
-            score = _evaluate(session, state, done, due.score, begun) if due.evaluate else None
+            jax.block_until_ready(metrics)
+            pace.at(done)
+            score = _evaluate(session, state, done, due.score, pace.seconds) if due.evaluate else None
             if score is not None and (best is None or _improves(score, best[1], family.monitor[1])):
                 best = (done, score)
             if due.save or best == (done, score):
@@ -275,19 +283,19 @@ class Due:
         return self.evaluate or self.sample or self.save
 
 
-def _evaluate(session: Session, state: State, done: int, with_scores: bool, begun: float) -> float:
-    """Scores held-out data and logs it; returns the metric that says which checkpoint is best."""
+def _evaluate(session: Session, state: State, done: int, with_scores: bool, seconds: float) -> float | None:
+    """Scores held-out data and logs it; returns the metric that says which checkpoint is best, where it is known."""
     run, family = session.run, session.run.family
     started = time.perf_counter()
     means = evaluate_split(session.strategy, session.evaluation, state, session.data, run.eval_batches)
     if with_scores:
         model = session.model(state, done)
-        means |= family.score(model, means, session.data, family.Scoring(), session.key)
+        means |= family.score(model, means, session.data, run.scoring, session.key)
     took = time.perf_counter() - started
-    session.rundir.write_metrics(done, "eval", means, time.perf_counter() - begun)
-    told = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+    session.rundir.write_metrics(done, "eval", means, seconds)
+    told = "  ".join(f"{name} {format_figure(value)}" for name, value in means.items())
     log.info("step %d held-out: %s  (%.1f s)", done, told, took)
-    return means[family.monitor[0]]
+    return means.get(family.monitor[0])
 
 
 def _sample(session: Session, state: State, done: int) -> None:
@@ -296,7 +304,8 @@ def _sample(session: Session, state: State, done: int) -> None:
     # The same noise each time, so that samples show what training changed.
     artifacts = family.sample(model, family.Request(), session.key)
     path = session.rundir.write_samples(done, artifacts)
-    log.info("step %d sample, in %s:\n%s\n", done, path, "\n\n".join(artifact.text for artifact in artifacts))
+    texts = "\n\n".join(artifact.text for artifact in artifacts if isinstance(artifact, Text))
+    log.info("step %d sample, in %s%s", done, path, f":\n{texts}\n" if texts else "")
 
 
 def _save(session: Session, state: State, done: int, score: float | None) -> None:

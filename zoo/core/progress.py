@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -110,22 +111,32 @@ class Meter:
 
 
 class Pace:
-    """Steps a second since it was last asked, without the time that evaluating, sampling and saving took."""
+    """Steps a second since it was last asked, without the time that evaluating, sampling and saving took.
 
-    def __init__(self, step: int) -> None:
-        self.step, self.since, self.last = step, time.perf_counter(), 0.0
+    Attributes:
+        seconds: what all steps took, those before a run was stopped too.
+    """
+
+    def __init__(self, step: int, seconds: float) -> None:
+        self.step, self.since, self.last, self.seconds = step, time.perf_counter(), 0.0, seconds
 
     def at(self, step: int) -> float:
         """The pace up to `step`."""
         now = time.perf_counter()
         if step > self.step:
             self.last = (step - self.step) / (now - self.since)
+        self.seconds += now - self.since
         self.step, self.since = step, now
         return self.last
 
     def skip(self) -> None:
         """Leaves out the time since the last step."""
         self.since = time.perf_counter()
+
+
+def format_figure(value: Any) -> str:
+    """A figure as people read it: numbers to four decimals, counts and words as they are."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _short(number: float) -> str:

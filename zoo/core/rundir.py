@@ -2,9 +2,11 @@
 
 config.json    the settings            metrics.jsonl   one flat JSON object a line
 spec.json      what the data is        tensorboard/    the same as TensorBoard events
-launches.jsonl each start: command,    samples/        what the model made as it trained
-               versions, devices       log.txt         what was said
-checkpoints/   see checkpoint.py       damaged/        checkpoints that could not be read, put aside
+data/          its first batch, as     samples/        what the model made as it trained, and when asked
+               the model sees it       scores.jsonl    what evaluate.py found
+launches.jsonl each start: command,    log.txt         what was said
+               versions, devices       damaged/        checkpoints that could not be read, put aside
+checkpoints/   see checkpoint.py
 """
 
 import fcntl
@@ -23,16 +25,17 @@ from typing import Any
 
 import jax
 
+from zoo.core.artifacts import Artifacts, Image, Text, together, write_summary
 from zoo.core.checkpoint import DAMAGED, FOLDER, has_checkpoints
 from zoo.core.config import PARTIAL, Run, read_json, write_json, write_whole
 from zoo.core.errors import UserError
-from zoo.core.family import Artifacts, Metrics
+from zoo.core.family import Metrics
 from zoo.data.specs import Spec
 
 CONFIG, SPEC, METRICS, LAUNCHES, LOG = "config.json", "spec.json", "metrics.jsonl", "launches.jsonl", "log.txt"
-SAMPLES, EVENTS = "samples", "tensorboard"
+SAMPLES, EVENTS, PREVIEW, SCORES = "samples", "tensorboard", "data", "scores.jsonl"
 CLASS_OF_RUN = f'"{Run.__module__}:{Run.__qualname__}"'.encode()
-OURS = (FOLDER, DAMAGED, SPEC, METRICS, LAUNCHES, LOG, SAMPLES, EVENTS)
+OURS = (FOLDER, DAMAGED, SPEC, METRICS, LAUNCHES, LOG, SAMPLES, EVENTS, PREVIEW, SCORES)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "generative-zoo")
 
 log = logging.getLogger("zoo")
@@ -197,24 +200,39 @@ class RunDir:
     def write_metrics(self, step: int, split: str, metrics: Metrics, seconds: float) -> None:
         """Adds a line to metrics.jsonl and the same figures to TensorBoard."""
         names = ["loss", *(name for name in metrics if name != "loss")]
-        numbers = {name: float(metrics[name]) for name in names}
-        # JSON has no word for what is not finite.
-        record = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+        record = {name: _plain(metrics[name]) for name in names}
         _append(self.path / METRICS, {"step": step, "split": split, **record, "seconds": round(seconds, 3)})
-        for name, value in numbers.items():
-            self._writer(step).add_scalar(f"{split}/{name}", value, step)
+        for name, value in record.items():
+            if not isinstance(value, str):
+                self._writer(step).add_scalar(f"{split}/{name}", value, step)
+
+    def write_scores(self, record: Metrics) -> None:
+        """Adds a line to scores.jsonl: figures of a trained model, with how they were come by."""
+        _append(self.path / SCORES, {name: _plain(value) for name, value in record.items()})
+
+    def write_preview(self, artifacts: Artifacts) -> None:
+        """Writes what training data looks like."""
+        if artifacts:
+            (self.path / PREVIEW).mkdir(exist_ok=True)
+            write_summary(self.path / PREVIEW / "first_batch", artifacts)
 
     def write_samples(self, step: int, artifacts: Artifacts) -> Path:
         """Writes what the model made at a step."""
         (self.path / SAMPLES).mkdir(exist_ok=True)
-        stem = self.path / SAMPLES / f"step_{step:08d}"
-        if len(artifacts) == 1:
-            path = write_artifact(stem, artifacts[0])
-        else:
-            path = stem
-            write_artifacts(stem, artifacts)
-        self._writer(step).add_text("samples", "\n\n".join(f"```\n{a.text}\n```" for a in artifacts), step)
-        return path
+        texts = [f"```\n{artifact.text}\n```" for artifact in artifacts if isinstance(artifact, Text)]
+        picture = together(artifacts)
+        if texts:
+            self._writer(step).add_text("samples", "\n\n".join(texts), step)
+        elif isinstance(picture, Image):
+            self._writer(step).add_image("samples", picture.pixels, step, dataformats="HWC")
+        return write_summary(self.path / SAMPLES / f"step_{step:08d}", artifacts)
+
+    def next_samples(self) -> Path:
+        """Where samples go that were asked for without naming a place: `samples/asked_0000`, and so on."""
+        folder = self.path / SAMPLES
+        folder.mkdir(exist_ok=True)
+        taken = [int(path.stem.removeprefix("asked_")) for path in folder.glob("asked_" + "[0-9]" * 4 + "*")]
+        return folder / f"asked_{max(taken, default=-1) + 1:04d}"
 
     def _writer(self, step: int) -> Any:
         if self._events is None:
@@ -234,13 +252,6 @@ class RunDir:
             self._claim = None
 
 
-def write_artifact(stem: Path, artifact: Any) -> Path:
-    """Writes one artifact to `stem` with the suffix of its kind."""
-    path = stem.with_name(stem.name + ".txt")
-    path.write_text(artifact.text, encoding="utf-8")
-    return path
-
-
 def make_out(folder: Path) -> None:
     """Makes a folder for samples, before the work of making them, where they overwrite none.
 
@@ -257,10 +268,11 @@ def make_out(folder: Path) -> None:
         raise UserError(f"{folder} cannot be made ({error.strerror}); name another by --out") from None
 
 
-def write_artifacts(folder: Path, artifacts: Artifacts) -> list[Path]:
-    """Writes artifacts into a folder as sample_0000, sample_0001, ..."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [write_artifact(folder / f"sample_{i:04d}", artifact) for i, artifact in enumerate(artifacts)]
+def _plain(value: Any) -> float | int | str:
+    """A figure as JSON holds it, which has no word for a number that is not finite."""
+    if isinstance(value, str | int):
+        return value
+    return float(value) if math.isfinite(value) else str(float(value))
 
 
 def _last_record(path: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from zoo.core.artifacts import Artifacts
 from zoo.core.checkpoint import Checkpoints, DamagedCheckpointError, flatten
 from zoo.core.config import Run, differences
 from zoo.core.errors import UserError
-from zoo.core.family import Artifacts, Family, Metrics, Model, Setup, State
+from zoo.core.family import Family, Metrics, Model, Setup, State
 from zoo.core.learner import Learner
 from zoo.core.parallel import Parallel, Strategy
 from zoo.core.platform import prepare
@@ -31,7 +32,8 @@ class Trained:
     """
 
     def __init__(self, run: Run, model: Model, path: Path) -> None:
-        self.run, self.model, self.path = run, model, path
+        self.run, self.path = run, path
+        self.model = dataclasses.replace(model, data=lambda: self.data)
         self._data: DataSet | None = None
 
     def __repr__(self) -> str:
@@ -85,8 +87,9 @@ class Trained:
         devices = math.gcd(self.run.batch_size, jax.device_count())
         strategy = Parallel(devices=devices).start(self.run.batch_size)
         compiled = compile_evaluation(strategy, family, key)
+        asked = construct(family.Scoring, vars(self.run.scoring) | scoring)
         means = evaluate_split(strategy, compiled, strategy.place(self.model.state), self.data)
-        return means | family.score(self.model, means, self.data, construct(family.Scoring, scoring), key)
+        return means | family.score(self.model, means, self.data, asked, key)
 
 
 def key_of(seed: int) -> jax.Array:

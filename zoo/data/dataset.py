@@ -3,8 +3,10 @@
 import abc
 from typing import Any
 
+import jax
 import numpy as np
 
+from zoo.core.artifacts import Artifacts
 from zoo.data.specs import Spec
 
 Batch = dict[str, np.ndarray]
@@ -27,6 +29,14 @@ class DataSet(abc.ABC):
     @abc.abstractmethod
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
         """Held-out batch `index`; rows that only fill up the last one have `valid` false, and `row` counts on."""
+
+    def augment(self, batch: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+        """Changes a training batch at random, row by row, on the device. Traced within the training step."""
+        return batch
+
+    def preview(self, batch: Batch) -> Artifacts:
+        """What a training batch looks like to a person; the first one is kept in the run directory."""
+        return []
 
     def fingerprint(self) -> str:
         """Changes when the training data does."""

@@ -19,3 +19,15 @@ class BlockSpec(Spec):
     """
 
     tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class ImageSpec(Spec):
+    """Images of one size: `image` uint8 [b height width channels], `label` int32 [b], -1 where there is none."""
+
+    height: int
+    width: int
+    channels: int
+    """1 for grey, 3 for colour."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes; label i is of class i. Empty: nothing is labelled."""

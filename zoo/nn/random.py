@@ -31,3 +31,13 @@ def dropout(
         rows = jnp.arange(x.shape[0])
     keep = jax.vmap(lambda row_key: jax.random.bernoulli(row_key, 1.0 - rate, x.shape[1:]))(row_keys(key, rows))
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def normal(key: Key[Array, ""], rows: Int[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """Standard normal noise of a shape for each row."""
+    return jax.vmap(lambda row_key: jax.random.normal(row_key, shape))(row_keys(key, rows))
+
+
+def uniform(key: Key[Array, ""], rows: Int[Array, " b"], shape: tuple[int, ...] = ()) -> Float[Array, "b ..."]:
+    """Noise uniform in [0, 1) of a shape for each row."""
+    return jax.vmap(lambda row_key: jax.random.uniform(row_key, shape))(row_keys(key, rows))

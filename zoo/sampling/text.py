@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int, Key
 
+from zoo.core.artifacts import Text
 from zoo.core.errors import UserError
-from zoo.core.family import Text
 from zoo.data.tokenizers import Tokenizer
 from zoo.sampling.beam import beam_search
 from zoo.sampling.logits import Knobs

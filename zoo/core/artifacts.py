@@ -1,0 +1,112 @@
+"""What families make: texts and images, how they are shown and how they are written."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import UInt8
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that a family made; `scores` holds numbers worth showing beside it."""
+
+    text: str
+    scores: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A picture that a family made.
+
+    Attributes:
+        pixels: grey (c = 1) or colour (c = 3).
+        name: what kind of picture it is, where it is more than one sample (a strip, a traversal).
+    """
+
+    pixels: UInt8[np.ndarray, "h w c"]
+    name: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and self.name == other.name and np.array_equal(self.pixels, other.pixels)
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        import PIL.Image
+
+        pixels = self.pixels[..., 0] if self.pixels.shape[-1] == 1 else self.pixels
+        file = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(file, "png")
+        return file.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it: small pictures enlarged, each pixel a square."""
+        factor = max(1, 128 // max(self.pixels.shape[:2]))
+        return Image(self.pixels.repeat(factor, 0).repeat(factor, 1)).png()
+
+
+Artifact = Text | Image
+Artifacts = Sequence[Artifact]
+
+
+def grid(images: Sequence[Image] | UInt8[np.ndarray, "n h w c"], columns: int = 0, gap: int = 2) -> Image:
+    """Images of one size side by side, row after row.
+
+    Args:
+        images: all of one shape.
+        columns: how many in a row; 0: as many as make it square.
+        gap: white pixels between them.
+    """
+    pixels = np.stack([image.pixels if isinstance(image, Image) else image for image in images])
+    columns = columns or math.ceil(math.sqrt(len(pixels)))
+    rows = math.ceil(len(pixels) / columns)
+    missing = rows * columns - len(pixels)
+    pixels = np.pad(pixels, ((0, missing), (gap, 0), (gap, 0), (0, 0)), constant_values=255)
+    pixels[len(pixels) - missing :] = 255
+    whole = rearrange(pixels, "(r q) h w c -> (r h) (q w) c", q=columns)
+    return Image(np.pad(whole, ((0, gap), (0, gap), (0, 0)), constant_values=255), "grid")
+
+
+def write_artifact(stem: Path, artifact: Artifact) -> Path:
+    """Writes one artifact to `stem` with the suffix of its kind."""
+    if isinstance(artifact, Image):
+        path = stem.with_name(stem.name + ".png")
+        path.write_bytes(artifact.png())
+    else:
+        path = stem.with_name(stem.name + ".txt")
+        path.write_text(artifact.text, encoding="utf-8")
+    return path
+
+
+def write_artifacts(folder: Path, artifacts: Artifacts) -> list[Path]:
+    """Writes artifacts into a folder as sample_0000, sample_0001, ..., and several images of one size as a grid too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [
+        write_artifact(folder / f"sample_{i:04d}{'_' * bool(name)}{name}", artifact)
+        for i, artifact in enumerate(artifacts)
+        for name in [getattr(artifact, "name", "")]
+    ]
+    whole = together(artifacts) if len(artifacts) > 1 else None
+    return paths if whole is None else [*paths, write_artifact(folder / "grid", whole)]
+
+
+def write_summary(stem: Path, artifacts: Artifacts) -> Path:
+    """Writes artifacts as one file where one can show them all, else into a folder; returns which."""
+    whole = together(artifacts)
+    if whole is not None:
+        return write_artifact(stem, whole)
+    write_artifacts(stem, artifacts)
+    return stem
+
+
+def together(artifacts: Artifacts) -> Artifact | None:
+    """One artifact that shows all: the only one, or a grid where they are images of one size."""
+    if len(artifacts) == 1:
+        return artifacts[0]
+    images = [artifact for artifact in artifacts if isinstance(artifact, Image)]
+    one_size = len({image.pixels.shape for image in images}) == 1
+    return grid(images) if len(images) == len(artifacts) and one_size else None
