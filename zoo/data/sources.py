@@ -6,6 +6,7 @@ import lzma
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from zoo.core.errors import UserError
 
@@ -105,17 +106,7 @@ def read_tfds(name: str, split: str, folder: str, field: str) -> list[str]:
     Raises:
         UserError: there is no such set, split or feature there.
     """
-    import tensorflow_datasets as tfds
-
-    place = folder or tfds.core.constants.DATA_DIR
-    try:
-        source = tfds.data_source(name, split=split, data_dir=folder or None, download=False)
-        records = iter(source)
-    except Exception as error:  # TFDS has no common base for what can be wrong with a name, a folder or a split
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"TFDS has no set {name!r} with split {split!r} prepared as array_record in {place}: {reason}"
-        ) from None
+    records = open_tfds(name, split, folder)
     texts = []
     for record in records:
         if field not in record or not isinstance(record[field], bytes | str):
@@ -124,3 +115,23 @@ def read_tfds(name: str, split: str, folder: str, field: str) -> list[str]:
         value = record[field]
         texts.append(value.decode() if isinstance(value, bytes) else value)
     return [text for text in texts if text]
+
+
+def open_tfds(name: str, split: str, folder: str) -> Any:
+    """The records of a split of a prepared TensorFlow Datasets set, as a sequence.
+
+    Raises:
+        UserError: there is no such set or split there.
+    """
+    import tensorflow_datasets as tfds
+
+    place = folder or tfds.core.constants.DATA_DIR
+    try:
+        source = tfds.data_source(name, split=split, data_dir=folder or None, download=False)
+        iter(source)
+    except Exception as error:  # TFDS has no common base for what can be wrong with a name, a folder or a split
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"TFDS has no set {name!r} with split {split!r} prepared as array_record in {place}: {reason}"
+        ) from None
+    return source

@@ -1,0 +1,287 @@
+"""Pictures from files: decoded, made opaque, and brought to one size and kind of pixels."""
+
+import hashlib
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import PIL.ImageColor
+import PIL.ImageOps
+from jaxtyping import Bool, Int32, UInt8
+
+from zoo.core.errors import UserError
+from zoo.data.specs import ImageSpec
+
+log = logging.getLogger("zoo")
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+KINDS = "PNG, JPEG, WebP, BMP or GIF"
+
+MOST_PIXELS = 200_000_000
+"""Larger pictures are skipped, since one would take gigabytes to decode. Pillow warns of half as many already."""
+
+LARGE = 16_000_000
+"""Pictures of more pixels are decoded one at a time."""
+
+_one_large = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a picture becomes pixels of one size and kind.
+
+    Attributes:
+        size: (height, width), or None to keep each picture's own.
+        fit: "crop" covers the size and cuts what stands out at both ends; blocks of pixels are averaged where the size
+            divides the picture's, and Lanczos' filter is used elsewhere. "pad" never enlarges, and fills up with the
+            background.
+        channels: 1 for grey, 3 for colour, 0 for what the picture has.
+        background: the colour behind transparent pixels and around padded pictures.
+    """
+
+    size: tuple[int, int] | None = None
+    fit: Literal["crop", "pad"] = "crop"
+    channels: int = 0
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    def __call__(self, image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
+        """The pixels of an opened picture, as it is meant to be seen."""
+        if self.size is not None and self.fit == "crop":
+            image.draft(
+                None, (2 * self.size[1], 2 * self.size[0])
+            )  # JPEG is decoded at a fraction where that is enough
+        with _one_large if image.width * image.height > LARGE else nullcontext():
+            return self._place(self._opaque(PIL.ImageOps.exif_transpose(image)))
+
+    def array(self, pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h2 w2 c2"]:
+        """The same for pixels that are at hand: grey, colour, or colour with an alpha channel."""
+        return self(PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+
+    def _opaque(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """In mode L or RGB; 16 bits of grey are scaled to 8."""
+        if image.mode.startswith("I") or image.mode == "F":
+            deep = np.clip(np.asarray(image, np.float32), 0, 65535)
+            image = PIL.Image.fromarray(np.round(deep / 257).astype(np.uint8))
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        if image.has_transparency_data:
+            behind = PIL.Image.new("RGBA", image.size, self.background)
+            image = PIL.Image.alpha_composite(behind, image.convert("RGBA"))
+            is_grey = is_grey and len(set(self.background)) == 1
+        return image.convert("L" if self.channels == 1 or (is_grey and self.channels == 0) else "RGB")
+
+    def _place(self, image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
+        if self.size is not None and image.size != self.size[::-1]:
+            height, width = self.size
+            if self.fit == "crop":
+                share = min(image.width / width, image.height / height)
+                cut = (max(1, round(width * share)), max(1, round(height * share)))
+                left, top = (image.width - cut[0]) // 2, (image.height - cut[1]) // 2
+                window = (left, top, left + cut[0], top + cut[1])
+                if share.is_integer():
+                    image = image.reduce(int(share), window)
+                else:
+                    image = image.resize((width, height), PIL.Image.Resampling.LANCZOS, window)
+            else:
+                share = min(1.0, width / image.width, height / image.height)
+                within = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+                if share < 1:
+                    image = image.resize(within, PIL.Image.Resampling.LANCZOS)
+                padded = PIL.Image.new("RGB", (width, height), self.background).convert(image.mode)
+                padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+                image = padded
+        pixels = np.array(image)
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures of one size in memory.
+
+    Attributes:
+        images: uint8 [n h w c].
+        labels: indices into `classes`; -1 for none.
+        digests: of each picture as it was before it was fitted.
+        classes: names.
+        skipped: how many files could not be read.
+    """
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, " n"]
+    digests: tuple[bytes, ...]
+    classes: tuple[str, ...] = ()
+    skipped: int = 0
+
+
+def colour(name: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour's name or `#rrggbb`.
+
+    Raises:
+        UserError: it names none.
+    """
+    try:
+        red, green, blue, *_ = PIL.ImageColor.getrgb(name)
+    except ValueError:
+        raise UserError(f"{name!r} is no colour: give a name such as black, or #rrggbb") from None
+    return red, green, blue
+
+
+def read_folder(path: str, fitting: Fitting) -> Pictures:
+    """Reads all pictures under a folder; the folders in it are the classes, if there are two or more.
+
+    Files that cannot be read are skipped, counted and named in the log.
+
+    Raises:
+        UserError: there is no such folder, no picture in it, or no size is asked for and theirs differ.
+    """
+    root = Path(path).expanduser()
+    files, others = _find(root)
+    if not files:
+        found = f"; its {len(others)} files are of other kinds, such as {others[0].name}" if others else ""
+        raise UserError(f"no {KINDS} file is in {path} or its folders{found}: give a folder of pictures")
+    images, digests, read, unreadable = [], [], [], []
+    with _own_limits(), ThreadPoolExecutor() as pool:
+        for file, result in _read_all(pool, files, fitting):
+            if isinstance(result, str):
+                unreadable.append(f"{file.relative_to(root)} ({result})")
+                continue
+            images.append(result[0])
+            digests.append(result[1])
+            read.append(file)
+            if images[-1].shape[:2] != images[0].shape[:2]:
+                sizes = (f"{read[i].relative_to(root)} is {images[i].shape[1]}x{images[i].shape[0]}" for i in (0, -1))
+                raise UserError(f"pictures in {path} differ in size ({', '.join(sizes)}): give --data.size, such as 64")
+    if unreadable:
+        named = "; ".join(unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
+        if not images:
+            raise UserError(f"none of the {len(files)} picture files in {path} can be read: {named}")
+        log.warning(
+            "%d of %d pictures in %s cannot be read and are skipped: %s", len(unreadable), len(files), path, named
+        )
+    if others:
+        log.info("%d files in %s are not %s, such as %s", len(others), path, KINDS, others[0].relative_to(root))
+    folders = [file.relative_to(root).parts[0] if file.parent != root else None for file in read]
+    classes = tuple(sorted({folder for folder in folders if folder is not None}))
+    index = {name: i for i, name in enumerate(classes)} if len(classes) > 1 else {}
+    labels = np.array([-1 if folder is None else index.get(folder, -1) for folder in folders], np.int32)
+    return Pictures(stack(images), labels, tuple(digests), classes if index else (), len(unreadable))
+
+
+def _find(root: Path) -> tuple[list[Path], list[Path]]:
+    """Picture files under a folder and files of other kinds, sorted; hidden ones are left out."""
+    if root.is_file():
+        raise UserError(f"{root} is one file: give a folder of pictures, or an .npz or .npy file")
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give a folder of pictures, or an .npz or .npy file")
+    pictures: list[Path] = []
+    others: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        for name in [] if real in seen else names:
+            if not name.startswith("."):
+                (pictures if name.lower().endswith(SUFFIXES) else others).append(Path(folder, name))
+        seen.add(real)  # a link to a folder above would never end
+    return sorted(pictures), sorted(others)
+
+
+def _read_all(pool: Executor, files: Sequence[Path], fitting: Fitting) -> Iterator[tuple[Path, Any]]:
+    """Each file with its pixels and digest, or with the reason why there are none; tells the log how far it is."""
+
+    def read(file: Path) -> tuple[UInt8[np.ndarray, "h w c"], bytes] | str:
+        try:
+            return _decode(file, fitting), hashlib.sha256(file.read_bytes()).digest()
+        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
+            return _reason(error)
+
+    told, chunk = time.monotonic(), 512
+    for first in range(0, len(files), chunk):
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            log.info("read %s of %s pictures", f"{first:,}", f"{len(files):,}")
+        part = files[first : first + chunk]
+        yield from zip(part, pool.map(read, part), strict=True)
+
+
+def _decode(file: Path, fitting: Fitting) -> UInt8[np.ndarray, "h w c"]:
+    with PIL.Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"its {image.width}x{image.height} pixels are more than {MOST_PIXELS:,}")
+        return fitting(image)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return f"it is not {KINDS}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _own_limits() -> Iterator[None]:
+    """Pillow without its limit of pixels, which `MOST_PIXELS` replaces, and without its remarks on odd files."""
+    before = PIL.Image.MAX_IMAGE_PIXELS
+    PIL.Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = before
+
+
+def stack(images: list[Any]) -> UInt8[np.ndarray, "n h w c"]:
+    """One array of the images, which are given up on the way; grey ones among coloured become coloured."""
+    channels = max(image.shape[-1] for image in images)
+    stacked = np.empty((len(images), *images[0].shape[:2], channels), np.uint8)
+    for i in range(len(images)):
+        stacked[i] = images[i]  # a grey channel is repeated
+        images[i] = None
+    return stacked
+
+
+def read_image(
+    path: str, spec: ImageSpec, background: tuple[int, int, int] = (255, 255, 255)
+) -> UInt8[np.ndarray, "h w c"]:
+    """Reads one picture as a model of that spec takes it: resized to cover the size, and cut in the middle.
+
+    Raises:
+        UserError: there is no such file, or it is no picture.
+    """
+    return _read_one(path, Fitting((spec.height, spec.width), "crop", spec.channels, background))
+
+
+def read_mask(path: str, spec: ImageSpec) -> Bool[np.ndarray, "h w 1"]:
+    """Reads a mask, a picture of the spec's size: true where it is white, false where it is black or transparent.
+
+    Raises:
+        UserError: there is no such file, it is no picture, or its size is another. Masks are not resized, since the
+            pixels that they name would be others.
+    """
+    mask = _read_one(path, Fitting(None, "crop", 1, (0, 0, 0)))
+    if mask.shape[:2] != (spec.height, spec.width):
+        raise UserError(
+            f"the mask {path} is {mask.shape[1]}x{mask.shape[0]}; it must be {spec.width}x{spec.height}, as the images"
+        )
+    return mask >= 128
+
+
+def _read_one(path: str, fitting: Fitting) -> UInt8[np.ndarray, "h w c"]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"there is no file {path}: give a {KINDS} picture")
+    with _own_limits():
+        try:
+            return _decode(file, fitting)
+        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
+            raise UserError(f"{path} cannot be read as a picture: {_reason(error)}") from None
