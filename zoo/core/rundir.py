@@ -161,9 +161,10 @@ class RunDir:
         """
         if _last_record(self.path / LAUNCHES).get("data", data) != data:
             log.warning("the data is not what it was when this run was last started; it goes on with what there is now")
+        command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
         record: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "command": "a notebook" if "ipykernel" in sys.modules else command,
             "from_step": step,
             "data": data,
             "python": platform.python_version(),
@@ -208,7 +209,10 @@ class RunDir:
 
     def write_scores(self, record: Metrics) -> None:
         """Adds a line to scores.jsonl: figures of a trained model, with how they were come by."""
-        _append(self.path / SCORES, {name: _plain(value) for name, value in record.items()})
+        try:
+            _append(self.path / SCORES, {name: _plain(value) for name, value in record.items()})
+        except OSError as error:  # someone else's run may be read-only; the figures are printed all the same
+            log.warning("%s cannot be written (%s)", self.path / SCORES, error.strerror)
 
     def write_preview(self, artifacts: Artifacts) -> None:
         """Writes what training data looks like."""

@@ -7,45 +7,12 @@ its queries, keys and values (and gate and up) are matrices of their own where t
 
 import abc
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
-import numpy as np
-
-from zoo.core.errors import UserError
+from zoo.interop.checkpoint_files import Entry, ParamPath, Settings
 from zoo.nn.transformer import Activation
 from zoo.transformer_lm import TransformerLM
-
-ParamPath = tuple[str | int, ...]
-Tensors = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One parameter of the zoo and the tensors of a checkpoint that it holds, side by side along its last axis."""
-
-    path: ParamPath
-    """Where it is among the network's parameters."""
-    tensors: Mapping[str, tuple[int, ...]]
-    """Names in the checkpoint and their shapes there, in order."""
-    transposed: bool = False
-    """Whether the checkpoint keeps its matrices as [out, in]."""
-
-    def join(self, tensors: Tensors) -> np.ndarray:
-        """The parameter, from a checkpoint."""
-        parts = [tensors[name] for name in self.tensors]
-        return np.concatenate([part.T if self.transposed else part for part in parts], axis=-1)
-
-    def split(self, value: np.ndarray) -> Tensors:
-        """The checkpoint's tensors, from the parameter."""
-        widths = [shape[0 if self.transposed else -1] for shape in self.tensors.values()]
-        parts = np.split(value, np.cumsum(widths)[:-1], axis=-1)
-        # safetensors writes an array's buffer as it lies in memory.
-        return {
-            name: np.ascontiguousarray(part.T if self.transposed else part)
-            for name, part in zip(self.tensors, parts, strict=True)
-        }
 
 
 def _norm(path: ParamPath, name: str, width: int, *, bias: bool) -> Iterator[Entry]:
@@ -60,30 +27,6 @@ def _dense(path: ParamPath, outs: dict[str, int], width: int, *, bias: bool, tra
     yield Entry((*path, "kernel"), kernels, transposed)
     if bias:
         yield Entry((*path, "bias"), {f"{name}.bias": (out,) for name, out in outs.items()})
-
-
-class Settings:
-    """A `config.json`, read with the defaults that transformers gives to what it leaves out."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values = values
-
-    def get(self, name: str, default: Any) -> Any:
-        """A setting of the type of `default`; null counts as left out."""
-        value = self.values.get(name)
-        if value is None:
-            return default
-        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-            raise UserError(f"config.json has {name} = {value!r}; it must be of type {type(default).__name__}")
-        return value
-
-    def must(self, name: str, *right: Any) -> None:
-        """Refuses a setting that is none of `right`, the first of which is its default."""
-        if (value := self.get(name, right[0])) not in right:
-            raise UserError(
-                f"config.json has {name} = {value!r}, which has no equal here; "
-                f"it must be {' or '.join(repr(choice) for choice in right)}"
-            )
 
 
 class Layout(abc.ABC):

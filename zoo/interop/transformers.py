@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from zoo.core.checkpoint import Checkpoints, flatten
 from zoo.core.config import Run, to_json
@@ -28,7 +27,8 @@ from zoo.core.rundir import RunDir, log
 from zoo.core.trained import load_run, make_setup
 from zoo.data.specs import BlockSpec
 from zoo.data.text import Text
-from zoo.interop.layouts import LAYOUTS, Layout, Settings, Tensors
+from zoo.interop.checkpoint_files import Settings, Tensors, check_free, fill, gather, load_tensors, read_object
+from zoo.interop.layouts import LAYOUTS, Layout
 from zoo.interop.tokenizer_json import read_tokenizer, write_tokenizer
 from zoo.transformer_lm import State, Transformer, TransformerLM
 
@@ -49,7 +49,7 @@ def read_transformers(folder: str | Path) -> tuple[TransformerLM, dict[str, Any]
             another shape; each is named.
     """
     folder = Path(folder)
-    values = _read_object(folder / CONFIG)
+    values = read_object(folder / CONFIG)
     layout = _layout_of(values)
     settings = Settings(values)
     family, vocab_size = layout.to_family(settings), settings.get("vocab_size", layout.vocab_size)
@@ -74,13 +74,8 @@ def write_transformers(folder: str | Path, family: TransformerLM, spec: BlockSpe
     """
     folder, tokenizer = Path(folder), spec.tokenizer
     layout = _layout_for(family)
-    _check_free(folder)
-    tensors: Tensors = {}
-    for entry in layout.entries(family, tokenizer.vocab_size):
-        value = _at(params, entry.path)
-        if value is None:
-            value = np.zeros(sum(shape[0] for shape in entry.tensors.values()), np.float32)
-        tensors |= entry.split(np.asarray(value))
+    check_free(folder)
+    tensors = gather(layout.entries(family, tokenizer.vocab_size), params)
     config = {
         "model_type": layout.model_type,
         "architectures": [layout.architecture],
@@ -99,9 +94,9 @@ def write_transformers(folder: str | Path, family: TransformerLM, spec: BlockSpe
 def import_run(folder: str | Path, rundir: str | Path) -> None:
     """Makes a run directory whose only checkpoint, of step 0, holds the weights of a transformers checkpoint."""
     prepare()
-    _check_free(Path(rundir))
+    check_free(Path(rundir))
     family, params = read_transformers(folder)
-    config = _read_object(Path(folder) / CONFIG)
+    config = read_object(Path(folder) / CONFIG)
     tokenizer = read_tokenizer(Path(folder), config.get("eos_token_id"))
     rows = params["embedding"]["table"].shape[0]
     if tokenizer.vocab_size != rows:
@@ -143,11 +138,6 @@ def export_run(rundir: str | Path, folder: str | Path) -> None:
     write_transformers(folder, model.family, model.spec, model.state.lm.eval_params)
 
 
-def _check_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and not an empty folder; give another")
-
-
 def _layout_of(config: dict[str, Any]) -> Layout:
     for layout in LAYOUTS:
         if config.get("model_type") == layout.model_type:
@@ -167,41 +157,21 @@ def _layout_for(family: TransformerLM) -> Layout:
     raise UserError(f"no architecture that can be written is like this family: {reasons}")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no {path.name}, so it is not a checkpoint in the layout of transformers")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}; it must hold a JSON object")
-    return value
-
-
 def _read_tensors(folder: Path) -> Tensors:
     """All tensors of a checkpoint, in one file or several."""
     if (folder / WEIGHTS).is_file():
-        return _load(folder / WEIGHTS)
+        return load_tensors(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; weights that are pickled (.bin) are not read")
-    shard_of = _read_object(folder / INDEX).get("weight_map")
+    shard_of = read_object(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
         raise UserError(f"{folder / INDEX} has no weight_map from tensors to files")
     tensors: Tensors = {}
     for name in sorted(set(shard_of.values())):
         if Path(name).name != name or not (folder / name).is_file():
             raise UserError(f"{INDEX} names {name!r}, which is no file in {folder}")
-        tensors |= _load(folder / name)
+        tensors |= load_tensors(folder / name)
     return tensors
-
-
-def _load(path: Path) -> Tensors:
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises an exception of its own kind, without a public name
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
 
 
 def _assemble(layout: Layout, family: TransformerLM, vocab_size: int, tensors: Tensors) -> dict[str, Any]:
@@ -214,40 +184,11 @@ def _assemble(layout: Layout, family: TransformerLM, vocab_size: int, tensors: T
         head, embedding = tensors.pop("lm_head.weight"), next(iter(entries[0].tensors))
         if embedding in tensors and not np.array_equal(head, tensors[embedding]):
             raise UserError("config.json has tie_word_embeddings = True, but lm_head.weight is not the embedding")
-    shapes = {name: shape for entry in entries for name, shape in entry.tensors.items()}
-    for problem, names in (
-        ("lacks the tensors", shapes.keys() - tensors.keys()),
-        ("has tensors that this architecture does not use:", tensors.keys() - shapes.keys()),
-    ):
-        if names:
-            listed = ", ".join(sorted(names)[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            raise UserError(f"the checkpoint {problem} {listed}")
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise UserError(f"{name} has the shape {list(tensors[name].shape)}; config.json says {list(shape)}")
-        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-            raise UserError(f"{name} is of type {tensors[name].dtype}; only floating-point weights can be read")
-    params: dict[str, Any] = {}
-    for entry in entries:
-        *parents, last = entry.path
-        node: Any = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = jnp.asarray(entry.join(tensors), jnp.float32)
-    return params
+    return fill(entries, tensors)
 
 
 def _bare(layout: Layout, name: str) -> str:
     return name.removeprefix(layout.prefix)
-
-
-def _at(tree: Any, path: tuple[str | int, ...]) -> Any:
-    """The leaf at a path, or None where there is none."""
-    for name in path:
-        if name not in tree:
-            return None
-        tree = tree[name]
-    return tree
 
 
 def _check_complete(family: TransformerLM, vocab_size: int, params: dict[str, Any]) -> None:

@@ -1,0 +1,83 @@
+"""FID of several runs by the time that they had trained, in one picture.
+
+    python -m benchmarks.fid_by_time runs/ddpm_plain runs/dcgan [--samples 10000] [--minutes 5 15 30 60] [--out fid.png]
+
+Every run must have kept its checkpoints (`train.py --keep 1000`); of each, those nearest to the minutes asked for are
+scored as `evaluate.py` does, and what it finds is added to the run's scores.jsonl. What is there already from as
+many samples is not done again. The time is that of the training steps alone. Prints one JSON
+line for each checkpoint.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import zoo
+from zoo.core.checkpoint import Checkpoints
+from zoo.core.rundir import METRICS, SCORES, RunDir
+
+
+def seconds_at(path: Path) -> dict[int, float]:
+    """Seconds of training by step, as the run logged them."""
+    lines = [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line["seconds"] for line in lines}
+
+
+def kept_steps(path: Path, minutes: list[float]) -> list[int]:
+    """The kept checkpoints nearest to some times of training."""
+    seconds, checkpoints = seconds_at(path), Checkpoints(path)
+    steps = [step for step in checkpoints.steps() if step in seconds]
+    checkpoints.close()
+    return sorted({min(steps, key=lambda step: abs(seconds[step] - 60 * at)) for at in minutes})
+
+
+def score(path: Path, step: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one checkpoint: from scores.jsonl where they are, else made now and added to it."""
+    asked = settings | {"step": step, "seed": 0}
+    lines = (path / SCORES).read_text(encoding="utf-8").splitlines() if (path / SCORES).is_file() else []
+    for record in map(json.loads, lines):
+        if asked.items() <= record.items():
+            return record
+    record = {"step": step, "split": "eval"} | zoo.load_run(path, str(step)).evaluate(**settings) | {"seed": 0}
+    RunDir(path).write_scores(record)
+    return record
+
+
+def draw(curves: dict[str, list[tuple[float, float]]], out: Path, samples: int) -> None:
+    """Curves of (minutes, FID) by name, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(xlabel="minutes of training", ylabel=f"FID ({samples:,} samples)", xscale="log", yscale="log")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    """Reads the command line, scores what has to be scored, and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--samples", type=int, default=10000)
+    parser.add_argument("--minutes", nargs="+", type=float, default=[2, 5, 15, 30, 60])
+    parser.add_argument("--out", type=Path, default=Path("fid_by_time.png"))
+    asked = parser.parse_args()
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for path in asked.runs:
+        seconds = seconds_at(path)
+        for step in kept_steps(path, asked.minutes):
+            record = score(path, step, {"samples": asked.samples})
+            minutes = seconds[step] / 60
+            print(json.dumps({"run": path.name, "minutes": round(minutes, 2)} | record), flush=True)
+            curves.setdefault(path.name, []).append((minutes, record["fid"]))
+            draw(curves, asked.out, asked.samples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,485 @@
+"""DCGAN: two convolutional networks that play the generative adversarial game.
+
+Goodfellow et al. 2014, "Generative adversarial nets"; Radford et al. 2016, "Unsupervised representation learning with
+deep convolutional generative adversarial networks". A generator G turns noise z into an image, a discriminator D gives
+the probability that an image is real, and they play for the value
+
+    min_G max_D V(D, G),    V(D, G) = E_x log D(x) + E_z log(1 - D(G(z)))
+
+With D = sigmoid(logit), log D = log_sigmoid(logit) and log(1 - D) = log_sigmoid(-logit), both exact at any logit. What
+each player descends, by `objective`:
+
+                      discriminator                                 generator
+    minimax          -V(D, G)                                       log(1 - D(G(z)))
+    nonsaturating    -V(D, G)                                      -log D(G(z))
+    hinge            max(0, 1 - logit(x)) + max(0, 1 + logit(G(z)))  -logit(G(z))
+
+A step moves the discriminator once, then the generator once, judged by the discriminator that has just moved. Images
+are [b h w c] from -1 to 1, noise is [b latent], logits are [b].
+
+The networks, for 64 pixels: z is mapped to 4x4 pixels of 8 `width` channels, and four transposed 4x4 convolutions of
+stride 2 halve the channels and double the size, with batch normalisation and ReLU between them and tanh at the end; the
+discriminator is its mirror, of 4x4 convolutions of stride 2 with LeakyReLU(0.2). For 32 pixels both have a stage less.
+Each player's batch normalisation has its own memory: the other's step computes with the moments of its batch, as
+training does, but leaves no trace in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax.nn import leaky_relu, log_sigmoid, relu, sigmoid
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from zoo.core import artifacts
+from zoo.core.artifacts import Artifacts, Image
+from zoo.core.errors import UserError, require
+from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
+from zoo.core.learner import Learner
+from zoo.data.augment import diff_augment
+from zoo.data.dataset import DataSet
+from zoo.data.specs import ImageSpec
+from zoo.metrics.images import ImageScoring, score_samples
+from zoo.nn.batch_norm import BatchNorm
+from zoo.nn.conv import Conv, ConvTranspose, ToImage, conv2d
+from zoo.nn.dense import matmul
+from zoo.nn.pixels import from_pixels, to_pixels
+from zoo.nn.random import normal
+from zoo.nn.spectral_norm import SpectralNorm
+from zoo.sampling.batches import in_batches
+from zoo.sampling.latent import slerp
+
+INIT_SCALE = 0.02
+SIZES = (32, 64)
+SAMPLES_AT_ONCE = 256
+
+Objective = Literal["minimax", "nonsaturating", "hinge"]
+Normalisation = Literal["batch", "spectral", "none"]
+
+
+# ------------------------------------------------------------------------------------------- the game
+
+
+def value(real: Float[Array, " b"], fake: Float[Array, " b"]) -> Float[Array, " b"]:
+    """log D(x) + log(1 - D(G(z))) in nats, from the logits of real images and of fakes (Goodfellow 2014, eq. 1)."""
+    return log_sigmoid(real) + log_sigmoid(-fake)
+
+
+def discriminator_loss(
+    objective: Objective, real: Float[Array, " b"], fake: Float[Array, " b"], smoothing: float = 0.0
+) -> Float[Array, " b"]:
+    """What the discriminator descends.
+
+    Args:
+        objective: the form of the game.
+        real: logits of real images.
+        fake: logits of generated ones.
+        smoothing: one-sided label smoothing (Salimans et al. 2016): real images are real with probability
+            1 - smoothing, fakes always fake; for minimax and nonsaturating.
+    """
+    if objective == "hinge":
+        return relu(1.0 - real) + relu(1.0 + fake)
+    return -value(real, fake) + smoothing * (log_sigmoid(real) - log_sigmoid(-real))
+
+
+def generator_loss(objective: Objective, fake: Float[Array, " b"]) -> Float[Array, " b"]:
+    """What the generator descends, from the discriminator's logits of its images.
+
+    The gradient of the minimax form fades where D(G(z)) is near 0, as it is early on; that of the non-saturating form
+    has the same sign and is (1 - D) / D times as large.
+    """
+    if objective == "minimax":
+        return log_sigmoid(-fake)
+    return -log_sigmoid(fake) if objective == "nonsaturating" else -fake
+
+
+def gradient_penalty(logits: Callable[[jax.Array], jax.Array], x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """R1: |d logit(x_i) / d x_i|^2 of each image (Mescheder et al. 2018, "Which training methods for GANs converge?").
+
+    Args:
+        logits: maps images to logits, each of which must depend on its own image alone.
+        x: real images.
+    """
+    slope = jax.grad(lambda x: logits(x).sum())(x)
+    return jnp.square(slope).sum((1, 2, 3))
+
+
+# -------------------------------------------------------------------------------------------- the players
+
+
+def class_vectors(table: Float[Array, "classes d"], label: Int[Array, " b"]) -> Float[Array, "b d"]:
+    """A class's row of a table for each label; zeros where the label is -1."""
+    return matmul(jax.nn.one_hot(label, table.shape[0], dtype=table.dtype), table)
+
+
+class Generator(nnx.Module):
+    """G: noise to images.
+
+    Conditional: a vector of the class, as long as z, is joined to z (Mirza & Osindero 2014, "Conditional generative
+    adversarial nets").
+
+    Args:
+        settings: the family, whose fields describe the network.
+        spec: the images.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, settings: "DCGAN", spec: ImageSpec, rngs: nnx.Rngs):
+        widths = stage_widths(settings.width, spec.height)[::-1]
+        latent, classes = settings.latent, len(spec.classes)
+        self.embedding = (
+            nnx.Param(jax.random.normal(rngs.params(), (classes, latent))) if settings.conditional else None
+        )
+        inputs = 2 * latent if settings.conditional else latent
+        self.project = ToImage(inputs, widths[0], 4, bias=False, scale=INIT_SCALE, rngs=rngs)
+        self.norms = nnx.List(BatchNorm(width, gain_scale=INIT_SCALE, rngs=rngs) for width in widths)
+        self.ups = nnx.List(
+            ConvTranspose(i, o, bias=False, scale=INIT_SCALE, rngs=rngs) for i, o in pairwise([*widths, spec.channels])
+        )
+
+    def __call__(self, z: Float[Array, "b latent"], label: Int[Array, " b"], *, train: bool) -> Float[Array, "b h w c"]:
+        """Images from -1 to 1.
+
+        Args:
+            z: noise, standard normal.
+            label: classes; without conditioning they do nothing.
+            train: whether to normalise by the batch's moments, which then enter the memory, or by the memory's.
+        """
+        z = z.astype(self.project.kernel[...].dtype)
+        if self.embedding is not None:
+            z = jnp.concatenate([z, class_vectors(self.embedding[...], label)], axis=1)
+        h = self.project(z)
+        for norm, up in zip(self.norms, self.ups, strict=True):
+            h = up(relu(norm(h, train=train)))
+        return jnp.tanh(h.astype(jnp.float32))
+
+
+class DiscriminatorConv(nnx.Module):
+    """A 4x4 convolution whose kernel may be spectrally normalised, or its output batch-normalised.
+
+    As in the original there is no bias beside batch normalisation anywhere in the network.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        norm: Normalisation,
+        *,
+        stride: int,
+        padding: int,
+        normalised: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(
+            features_in, features_out, 4, stride=stride, padding=padding, bias=norm != "batch", scale=INIT_SCALE,
+            rngs=rngs,
+        )  # fmt: skip
+        self.spectral = SpectralNorm(self.conv.kernel[...], rngs=rngs) if norm == "spectral" else None
+        batch = norm == "batch" and normalised
+        self.norm = BatchNorm(features_out, gain_scale=INIT_SCALE, rngs=rngs) if batch else None
+
+    def __call__(self, x: Float[Array, "b h w i"], *, train: bool) -> Float[Array, "b h2 w2 o"]:
+        """Maps an image to an image."""
+        kernel = self.conv.kernel[...]
+        if self.spectral is not None:
+            kernel = self.spectral(kernel, train=train)
+        y = conv2d(x, kernel, self.conv.stride, self.conv.padding)
+        if self.conv.bias is not None:
+            y = y + self.conv.bias[...][None, None, None, :]
+        return y if self.norm is None else self.norm(y, train=train)
+
+
+class Discriminator(nnx.Module):
+    """D: images to the logit of their being real.
+
+    Conditional: to the logit is added the product of a vector of the class with the last features, summed over pixels
+    (Miyato & Koyama 2018, "cGANs with projection discriminator").
+
+    Args:
+        settings: the family, whose fields describe the network.
+        spec: the images.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, settings: "DCGAN", spec: ImageSpec, rngs: nnx.Rngs):
+        widths = stage_widths(settings.width, spec.height)
+        make = partial(DiscriminatorConv, norm=settings.disc_norm, rngs=rngs)
+        self.downs = nnx.List(
+            make(i, o, stride=2, padding=1, normalised=stage > 0)  # no batch normalisation right after the pixels
+            for stage, (i, o) in enumerate(pairwise([spec.channels, *widths]))
+        )
+        self.head = make(widths[-1], 1, stride=1, padding=0, normalised=False)
+        table = INIT_SCALE * jax.random.normal(rngs.params(), (len(spec.classes), widths[-1]))
+        spectral = settings.conditional and settings.disc_norm == "spectral"
+        self.embedding = nnx.Param(table) if settings.conditional else None
+        self.embedding_norm = SpectralNorm(table, rngs=rngs) if spectral else None
+
+    def __call__(self, x: Float[Array, "b h w c"], label: Int[Array, " b"], *, train: bool) -> Float[Array, " b"]:
+        """logit D(x | label).
+
+        Args:
+            x: images from -1 to 1, all real or all generated: batch normalisation takes them together.
+            label: classes; without conditioning they do nothing.
+            train: whether to normalise by the batch's moments and to move the memory.
+        """
+        h = x.astype(self.head.conv.kernel[...].dtype)
+        for down in self.downs:
+            h = leaky_relu(down(h, train=train), 0.2)
+        logit = self.head(h, train=train)[:, 0, 0, 0].astype(jnp.float32)
+        if self.embedding is not None:
+            table = self.embedding[...]
+            if self.embedding_norm is not None:
+                table = self.embedding_norm(table, train=train)
+            logit = logit + (class_vectors(table, label) * h.sum((1, 2))).sum(1).astype(jnp.float32)
+        return logit
+
+
+def stage_widths(width: int, size: int) -> list[int]:
+    """Channels of the discriminator's stages, from the image inwards; the generator's are the same backwards."""
+    return [width << stage for stage in range((size // 4).bit_length() - 1)]
+
+
+# -------------------------------------------------------------------------------------------- the family
+
+
+class State(NamedTuple):
+    """Both players in training."""
+
+    gen: Learner
+    disc: Learner
+
+
+@dataclass(frozen=True)
+class GANRequest(Request):
+    """What a GAN can be asked for."""
+
+    n: int = 64
+    """How many samples to make."""
+    label: str = ""
+    """Class of the samples, by name or number, in a conditional run; empty: each class in turn."""
+    truncation: float = 0.0
+    """Draw z from a normal distribution cut off at this many standard deviations: less variety, more typical images;
+    0: the whole distribution."""
+    interpolate: int = 0
+    """Make of each sample a strip of this many images, on a walk from its z to another; 0: single images."""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "",
+            ("n", "at least 1", self.n >= 1),
+            ("truncation", "at least 0 (0: none)", 0 <= self.truncation < float("inf")),
+            ("interpolate", "0, or at least 2 images", self.interpolate == 0 or self.interpolate >= 2),
+        )
+
+
+@dataclass(frozen=True)
+class DCGAN(Family):
+    """Deep convolutional GAN; the optimizer is the generator's."""
+
+    width: int = 64
+    """Channels of both players where images are largest; each halving of the size doubles them."""
+    latent: int = 100
+    """Size of z."""
+    objective: Objective = "nonsaturating"
+    """The form of the game: minimax (the value as it stands), nonsaturating, or hinge."""
+    label_smoothing: float = 0.0
+    """Real images count as real with 1 minus this probability, for the discriminator (not with hinge)."""
+    r1: float = 0.0
+    """Weight gamma of the gradient penalty gamma / 2 E |d logit(x) / d x|^2 on real images."""
+    disc_norm: Normalisation = "batch"
+    """Normalisation in the discriminator: batch (DCGAN), spectral (of each kernel), or none."""
+    disc_learning_rate_ratio: float = 1.0
+    """The discriminator's learning rate as a multiple of the generator's."""
+    conditional: bool = False
+    """Whether both players know the class of an image."""
+    diff_augment: bool = False
+    """Whether both players see images only through random changes that gradients pass through: for small data."""
+
+    accepts: ClassVar[type] = ImageSpec
+    unit: ClassVar[str] = "images"
+    monitor: ClassVar[tuple[str, str]] = ("fid", "min")
+    Request: ClassVar[type] = GANRequest
+    Scoring: ClassVar[type] = ImageScoring
+
+    def __post_init__(self) -> None:
+        smooths = self.label_smoothing == 0 or self.objective != "hinge"
+        require(
+            self,
+            "family.",
+            ("width", "at least 1", self.width >= 1),
+            ("latent", "at least 2", self.latent >= 2),
+            ("label_smoothing", "from 0 to below 1", 0 <= self.label_smoothing < 1),
+            ("label_smoothing", "0 with family.objective hinge, which has no labels", smooths),
+            ("r1", "at least 0", self.r1 >= 0),
+            ("disc_learning_rate_ratio", "above 0", self.disc_learning_rate_ratio > 0),
+        )
+
+    def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
+        self.check(spec)
+        gen_key, disc_key = jax.random.split(key)
+        rate = setup.optimizer.learning_rate * self.disc_learning_rate_ratio
+        disc_setup = replace(setup, optimizer=replace(setup.optimizer, learning_rate=rate, ema_decay=0.0))
+        return State(
+            gen=Learner.create(Generator(self, spec, nnx.Rngs(gen_key)), setup),
+            disc=Learner.create(Discriminator(self, spec, nnx.Rngs(disc_key)), disc_setup),
+        )
+
+    def check(self, spec: ImageSpec) -> None:
+        """Refuses images that the networks are not made for.
+
+        Raises:
+            UserError: another size, or no classes where the run is conditional.
+        """
+        if spec.height != spec.width or spec.height not in SIZES:
+            raise UserError(
+                f"the images are {spec.height}x{spec.width} and DCGAN takes 32x32 or 64x64: give --data.size 32 or "
+                "--data.size 64, with --data.fit pad to keep small ones such as MNIST's as they are"
+            )
+        if self.conditional and not spec.classes:
+            raise UserError("family.conditional is True, but the data has no classes; give --family.no-conditional")
+
+    def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+        # One key for both: they draw the same z, so that the compiler finds G(z) computed already.
+        disc, of_disc = state.disc.descend(partial(self.disc_loss, gen=state.gen), batch, key)
+        gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, key)
+        metrics = {
+            "loss": of_disc.pop("loss"),
+            "gen_loss": of_gen.pop("loss"),
+            "disc_grad_norm": of_disc.pop("grad_norm"),
+            "gen_grad_norm": of_gen.pop("grad_norm"),
+            "disc_learning_rate": of_disc.pop("learning_rate"),
+            "gen_learning_rate": of_gen.pop("learning_rate"),
+        }
+        return State(gen, disc), metrics | of_disc | of_gen
+
+    def disc_loss(
+        self, net: Discriminator, batch: Batch, key: Key[Array, ""], gen: Learner
+    ) -> tuple[jax.Array, jax.Array, Metrics]:
+        """The discriminator's loss over a batch of real images and as many fakes from `gen` as it is."""
+        rows, label = batch["row"], batch["label"]
+        z_key, real_key, fake_key, _ = jax.random.split(key, 4)
+        x = self.seen(from_pixels(batch["image"]), real_key, rows)
+        fakes = gen.net()(normal(z_key, rows, (self.latent,)), label, train=True)
+        count, metrics, penalty = jnp.float32(len(rows)), {}, jnp.zeros(len(rows))
+        if self.r1:
+            # In evaluation, where no image's logit depends on the others of its batch.
+            penalty = gradient_penalty(lambda x: net(x, label, train=False), x)
+            metrics["r1_penalty"] = (penalty.sum(), count)
+        real = net(x, label, train=True)
+        fake = net(self.seen(fakes, fake_key, rows), label, train=True)
+        loss = discriminator_loss(self.objective, real, fake, self.label_smoothing) + 0.5 * self.r1 * penalty
+        metrics |= {
+            "value": (value(real, fake).sum(), count),
+            "d_real": (sigmoid(real).sum(), count),
+            "d_fake": (sigmoid(fake).sum(), count),
+        }
+        return loss.sum(), count, metrics
+
+    def gen_loss(
+        self, net: Generator, batch: Batch, key: Key[Array, ""], disc: Learner
+    ) -> tuple[jax.Array, jax.Array, Metrics]:
+        """The generator's loss, judged by `disc`, whose weights and memory stay as they are."""
+        rows, label = batch["row"], batch["label"]
+        z_key, _, _, judged_key = jax.random.split(key, 4)
+        fakes = net(normal(z_key, rows, (self.latent,)), label, train=True)
+        fake = disc.net()(self.seen(fakes, judged_key, rows), label, train=True)
+        return generator_loss(self.objective, fake).sum(), jnp.float32(len(rows)), {}
+
+    def seen(self, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+        """Images as the discriminator sees them in training."""
+        return diff_augment(x, key, rows) if self.diff_augment else x
+
+    def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
+        # With batch normalisation the discriminator's averaged moments are those of real and generated images mixed, so
+        # its figures here differ from those in training, where each has its own.
+        rows, label = batch["row"], batch["label"]
+        gen, disc = state.gen.eval_net(), state.disc.eval_net()
+        fakes = gen(normal(key, rows, (self.latent,)), label, train=False)
+        real = disc(from_pixels(batch["image"]), label, train=False)
+        fake = disc(fakes, label, train=False)
+        ones = jnp.ones(len(rows))
+        return {
+            "loss": (discriminator_loss(self.objective, real, fake, self.label_smoothing), ones),
+            "gen_loss": (generator_loss(self.objective, fake), ones),
+            "value": (value(real, fake), ones),
+            "d_real": (sigmoid(real), ones),
+            "d_fake": (sigmoid(fake), ones),
+        }
+
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Any, key: jax.Array) -> Metrics:
+        if not scoring.samples:
+            return {}
+
+        def make(n: int) -> UInt8[np.ndarray, "n h w c"]:
+            return self.pixels(model, GANRequest(n=n), key)[:, 0]
+
+        return score_samples(make, data, scoring, {"sampler": "generator"})
+
+    def sample(
+        self, model: Model, request: GANRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+    ) -> Artifacts:
+        walks = self.pixels(model, request, key)
+        if not request.interpolate:
+            return [Image(walk[0]) for walk in walks]
+        return [Image(artifacts.grid(walk, columns=len(walk)).pixels, "interpolation") for walk in walks]
+
+    def pixels(self, model: Model, request: GANRequest, key: jax.Array) -> UInt8[np.ndarray, "n k h w c"]:
+        """Samples 0 .. n - 1, each a walk of k images; k = 1 without `interpolate`."""
+        length, label = max(request.interpolate, 1), self.label_number(model.spec, request.label)
+        truncation = jnp.float32(request.truncation or jnp.inf)
+
+        def make(rows: Int[Array, " b"]) -> UInt8[Array, "b k h w c"]:
+            labels = rows % max(len(model.spec.classes), 1) if label < 0 else jnp.full_like(rows, label)
+            return generate(model.state.gen, key, rows, labels, truncation, latent=self.latent, length=length)
+
+        return in_batches(make, request.n, max(SAMPLES_AT_ONCE // length, 1))
+
+    def label_number(self, spec: ImageSpec, label: str) -> int:
+        """The number of a class that is given by name or number; -1 where none is given.
+
+        Raises:
+            UserError: there is no such class, or the run is not conditional.
+        """
+        if not label:
+            return -1
+        if not self.conditional:
+            raise UserError(f"label is {label!r}, but the model was trained without classes; leave it out")
+        if label in spec.classes:
+            return spec.classes.index(label)
+        if label.isdecimal() and int(label) < len(spec.classes):
+            return int(label)
+        known = ", ".join(spec.classes[:12]) + (", ..." if len(spec.classes) > 12 else "")
+        raise UserError(f"label is {label!r}; it must be one of the classes {known}, or the number of one")
+
+
+@partial(jax.jit, static_argnames=("latent", "length"))
+def generate(
+    gen: Learner,
+    key: Key[Array, ""],
+    rows: Int[Array, " b"],
+    label: Int[Array, " b"],
+    truncation: Float[Array, ""],
+    *,
+    latent: int,
+    length: int,
+) -> UInt8[Array, "b k h w c"]:
+    """G along the walk of each row through z, from its own noise to another."""
+    start, end = (truncated(normal(k, rows, (latent,)), truncation) for k in jax.random.split(key))
+    z = start[:, None] if length == 1 else slerp(start, end, jnp.linspace(0.0, 1.0, length))
+    x = gen.eval_net()(rearrange(z, "b k d -> (b k) d"), jnp.repeat(label, length), train=False)
+    return rearrange(to_pixels(x), "(b k) h w c -> b k h w c", k=length)
+
+
+def truncated(z: Float[Array, "b d"], limit: Float[Array, ""]) -> Float[Array, "b d"]:
+    """Standard normal noise mapped, quantile by quantile, to that of a normal distribution cut off at +-limit."""
+    inner = 2**0.5 * jax.lax.erf_inv(jax.lax.erf(limit / 2**0.5) * jax.lax.erf(z / 2**0.5))
+    return jnp.where(jnp.isinf(limit), z, jnp.clip(inner, -limit, limit))

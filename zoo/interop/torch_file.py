@@ -1,0 +1,104 @@
+"""Files that PyTorch's `torch.save` writes, read without PyTorch: tensors in dicts and lists, and nothing that runs.
+
+Such a file is a zip archive: a pickle that says how things are nested, and a raw little-endian buffer for every
+storage. The pickle may name only what rebuilds tensors and dicts; any other name is refused before it is looked up, so
+a file from a stranger cannot do more than be wrong.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from zoo.core.errors import UserError
+
+DTYPES: dict[str, Any] = {
+    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
+    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+}  # fmt: skip
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads named tensors from a `.safetensors` file or one of `torch.save`; names of nested dicts are joined by dots.
+
+    Raises:
+        UserError: there is no such file, it is neither, or it holds something that is not a tensor or a number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give weights as .safetensors or as torch.save writes them")
+    if zipfile.is_zipfile(path):
+        return dict(_tensors("", _read_archive(path)))
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError):
+        raise UserError(
+            f"{path} is neither a .safetensors file nor an archive of torch.save (PyTorch 1.6 or later)"
+        ) from None
+
+
+def _tensors(name: str, value: Any) -> Any:
+    """The tensors in nested dicts, with their names."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(f"{name}.{key}" if name else str(key), item)
+    elif isinstance(value, np.ndarray):
+        yield name, value
+
+
+def _read_archive(path: Path) -> Any:
+    """What was given to `torch.save`, tensors as arrays."""
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise UserError(f"{path} is a zip archive, but not one of torch.save: it has no single data.pkl")
+        try:
+            with archive.open(pickles[0]) as file:
+                return _Unpickler(file, archive, pickles[0].removesuffix("data.pkl"), path).load()
+        except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged, or holds more than tensors in dicts ({error})") from None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors and dicts, and refuses every other name."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str, path: Path) -> None:
+        super().__init__(file)
+        self.archive, self.folder, self.path = archive, folder, path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, requires_grad, hooks: tensor
+        if module == "torch" and name in DTYPES:
+            return np.dtype(DTYPES[name])
+        raise UserError(f"{self.path} holds a {module}.{name}, which is not loaded; save the state_dict() alone")
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        _, dtype, key, _, count = pid
+        data = self.archive.read(f"{self.folder}data/{key}")
+        return np.frombuffer(data, dtype.newbyteorder("<") if dtype.kind != "V" else dtype, count)
+
+
+def _rebuild_tensor(
+    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> np.ndarray:
+    """A tensor in a storage; strides count elements."""
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
+        raise ValueError("a tensor reaches beyond its storage")
+    view = storage[offset:] if 0 not in size else storage[:0]
+    if 0 in size:
+        return np.zeros(size, storage.dtype)
+    steps = tuple(step * storage.itemsize for step in stride)
+    return np.array(np.lib.stride_tricks.as_strided(view, size, steps))

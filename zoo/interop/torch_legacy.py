@@ -1,0 +1,85 @@
+"""Files that PyTorch before 1.6 wrote by `torch.save`, read without PyTorch: named tensors, and nothing that runs.
+
+Such a file, as FID's Inception weights are, is five pickles in a row (a magic number, a version, facts about the
+machine, the tensors and the list of their storages), and after them, for every storage, its length and its elements. As
+in `torch_file.py`, a pickle may name only what rebuilds tensors and dicts.
+"""
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from zoo.core.errors import UserError
+from zoo.interop.torch_file import DTYPES
+
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def is_legacy(path: str | Path) -> bool:
+    """Whether a file begins with the magic number."""
+    with Path(path).open("rb") as file:
+        return file.read(16).startswith(pickle.dumps(MAGIC, protocol=2)[:13])
+
+
+def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a state dict.
+
+    Raises:
+        UserError: the file is damaged, or holds anything but named tensors.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            for _ in range(3):
+                _Unpickler(file, path).load()
+            unpickler = _Unpickler(file, path)
+            tensors = unpickler.load()
+            for key in _Unpickler(file, path).load():
+                storage = unpickler.storages[key]
+                count = int.from_bytes(file.read(8), "little")
+                if count != len(storage):
+                    raise ValueError("a storage has another length than its tensors say")
+                storage[:] = np.frombuffer(file.read(storage.nbytes), storage.dtype)
+        except (pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged, or holds more than named tensors ({error})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+        raise UserError(f"{path} holds something else than named tensors; save the state_dict() alone")
+    return dict(tensors)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors and dicts, and refuses every other name; storages are zero until they are read."""
+
+    def __init__(self, file: BinaryIO, path: str | Path) -> None:
+        super().__init__(file)
+        self.path, self.storages = path, dict[str, np.ndarray]()
+        self.size = Path(path).stat().st_size
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _view
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, requires_grad, hooks: tensor
+        if module == "torch" and name in DTYPES:
+            return np.dtype(DTYPES[name])
+        raise UserError(f"{self.path} holds a {module}.{name}, which is not loaded; save the state_dict() alone")
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        _, dtype, key, _, count, view = pid
+        if view is not None or not 0 <= count * dtype.itemsize <= self.size:
+            raise ValueError("a storage is larger than the file, or a part of another")
+        return self.storages.setdefault(key, np.zeros(count, dtype))
+
+
+def _view(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+    """A tensor in a storage; strides count elements."""
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
+        raise ValueError("a tensor reaches beyond its storage")
+    if 0 in size:
+        return np.zeros(size, storage.dtype)
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * storage.itemsize for step in stride])

@@ -1,0 +1,64 @@
+"""The variational bound of a diffusion model, every term of it, on some held-out images."""
+
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from zoo.core.errors import UserError
+from zoo.core.family import Batch, Metrics
+from zoo.data.dataset import DataSet
+
+TIMES = 100
+"""How many times of an image go through the network together."""
+
+
+def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Array, ""]) -> Metrics:
+    """L_T + sum over all t of the bound's terms, in bits per dimension; Ho et al. 2020, equation 5.
+
+    Args:
+        family: a `DDPM`: something with `timesteps`, and `noised` and `terms` as there.
+        state: its networks.
+        data: the held-out images are its first.
+        count: how many.
+        key: of the noise.
+
+    Returns:
+        The bound, and the parts of which it is the sum: the rate, L_T and all terms but the last, and the distortion,
+        L_0; means over the images, and how many these are.
+    """
+    T = family.timesteps
+    chunk = min(T, TIMES)
+    batches = (data.held_out_at(index) for index in range(data.held_out_batches))
+    images = ({"image": batch["image"][i : i + 1], "label": batch["label"][i : i + 1]}
+              for batch in batches for i in np.flatnonzero(batch["valid"]))  # fmt: skip
+    times = [np.minimum(begin + np.arange(chunk), T - 1).astype(np.float32) for begin in range(0, T, chunk)]
+    found = []
+    for number, image in enumerate(islice(images, count)):
+        image_key = jax.random.fold_in(key, number)
+        parts = [_terms(family, state, image, t, image_key) for t in times]
+        last, terms = (np.concatenate(part)[:T] for part in zip(*parts, strict=True))
+        found.append((last[0] + terms[1:].sum(dtype=np.float64), terms[0]))
+    if not found:
+        raise UserError("bound-images asks for the bound on held-out images, and there is none")
+    rate, distortion = np.mean(found, axis=0).tolist()
+    return {
+        "bound_bits_per_dim": rate + distortion,
+        "bound_rate_bits_per_dim": rate,
+        "bound_distortion_bits_per_dim": distortion,
+        "bound_images": len(found),
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def _terms(
+    family: Any, state: Any, image: Batch, t: Float[Array, " n"], key: Key[Array, ""]
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """L_T and the terms of one image at n times."""
+    batch = {name: value.repeat(len(t), axis=0) for name, value in image.items()}
+    batch["row"] = t.astype("int32")  # each time has noise of its own
+    _, last, terms = family.terms(state, batch, *family.noised(batch, key, t))
+    return last, terms

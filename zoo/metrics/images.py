@@ -1,0 +1,157 @@
+"""How good a model's images are: FID, KID, precision and recall, classifier score and class shares of its samples."""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+from zoo.core.errors import UserError, require
+from zoo.core.family import Metrics, Scoring
+from zoo.data.dataset import DataSet
+from zoo.data.specs import ImageSpec
+from zoo.metrics.extractors import Extracted, Extractor, load_extractor
+from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
+
+log = logging.getLogger("zoo")
+
+NEIGHBOURS = 3
+"""k of precision and recall."""
+BIASED_BELOW = 5000
+"""Fewer samples than this make FID look worse than it is by more than models differ."""
+
+
+@dataclass(frozen=True)
+class ImageScoring(Scoring):
+    """What samples are compared with, and by what; a family's own settings may be added."""
+
+    samples: int = 0
+    """How many samples to make for FID, KID, precision and recall; 0: none, and no such figures."""
+    extractor: str = "auto"
+    """What images are compared by: mnist (a classifier of MNIST's digits, embedded), a file of Inception-v3 weights
+    (PyTorch's FID layout, .safetensors or .pth) or of an exported classifier; auto: mnist for grey images of 28 or 32
+    pixels."""
+    references: int = 0
+    """How many held-out images to compare with; 0: all."""
+    floor: bool = False
+    """Whether to score as many training images too, as if a model had made them: what a perfect model would get."""
+
+    def __post_init__(self) -> None:
+        least = NEIGHBOURS + 1
+        require(
+            self,
+            "",
+            ("samples", f"0 or at least {least}", self.samples == 0 or self.samples >= least),
+            ("references", f"0 or at least {least}", self.references == 0 or self.references >= least),
+            ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
+        )
+
+
+def score_samples(
+    make: Callable[[int], UInt8[np.ndarray, "n h w c"]],
+    data: DataSet,
+    scoring: ImageScoring,
+    about: dict[str, str | int | float],
+) -> Metrics:
+    """Compares a model's samples with held-out images.
+
+    Args:
+        make: makes samples 0 .. n - 1.
+        data: whose held-out split is the reference.
+        scoring: at least `NEIGHBOURS + 1` samples.
+        about: how samples are made (sampler, steps, seed, ...), which is stored beside the figures.
+
+    Returns:
+        `compare`'s figures, those of training images as `floor_...` where asked for, and how they were come by.
+
+    Raises:
+        UserError: the extractor does not fit the images, or there are too few held-out ones.
+    """
+    assert isinstance(data.spec, ImageSpec)
+    extractor = load_extractor(scoring.extractor, data.spec)
+    reference = _held_out_features(extractor, data, scoring.references)
+    n = scoring.samples
+    metrics = compare(reference, extractor(make(n)), extractor.classes)
+    if scoring.floor:
+        floor = compare(reference, extractor(_training_images(data, n)), extractor.classes)
+        metrics |= {f"floor_{name}": value for name, value in floor.items() if not name.startswith("class_share")}
+    if n < BIASED_BELOW:
+        _warn_of_bias(n)
+        metrics["fid_is"] = f"biased upwards: fewer than {BIASED_BELOW} samples; go by kid"
+    return metrics | {
+        "samples": n,
+        "reference": f"{len(reference.features)} held-out images",
+        "extractor": f"{extractor.name} {extractor.hash}",
+        **about,
+    }
+
+
+def compare(real: Extracted, fake: Extracted, classes: tuple[str, ...] = ()) -> Metrics:
+    """All figures that two sets of extracted features give; see `zoo.metrics.features`.
+
+    Args:
+        real: of the reference.
+        fake: of the samples.
+        classes: names of the classes whose shares among the samples are wanted.
+
+    Returns:
+        `fid`, `kid`, `kid_std`, `precision`, `recall`, `classifier_score` and, if there are classes,
+        `smallest_class_share` and a `class_share_NAME` for each.
+    """
+    kid, kid_std = kernel_distance(real.features, fake.features)
+    precision, recall = precision_recall(real.features, fake.features, NEIGHBOURS)
+    metrics: Metrics = {
+        "fid": frechet_distance(real.features, fake.features),
+        "kid": kid,
+        "kid_std": kid_std,
+        "precision": precision,
+        "recall": recall,
+        "classifier_score": classifier_score(fake.logits),
+    }
+    if classes:
+        shares = class_shares(fake.logits).tolist()
+        metrics["smallest_class_share"] = min(shares)
+        metrics |= {f"class_share_{name}": share for name, share in zip(classes, shares, strict=True)}
+    return metrics
+
+
+_references: dict[tuple[int, str, int], tuple[DataSet, Extracted]] = {}
+"""Features of the last reference, which training asks for again and again; the data is held, so that its id stays."""
+
+
+def _held_out_features(extractor: Extractor, data: DataSet, count: int) -> Extracted:
+    """Features of the first `count` held-out images, or all."""
+    key = (id(data), extractor.hash, count)
+    if key not in _references:
+        parts, found = [], 0
+        for index in range(data.held_out_batches):
+            batch = data.held_out_at(index)
+            parts.append([array[batch["valid"]] for array in extractor(batch["image"])])
+            found += len(parts[-1][0])
+            if found >= count > 0:
+                break
+        if found < max(count, NEIGHBOURS + 1):
+            least = f"{NEIGHBOURS + 1} are needed" if count == 0 else f"references is {count}"
+            raise UserError(f"there are {found} held-out images to compare with, and {least}")
+        features, logits = (np.concatenate(arrays)[: count or None] for arrays in zip(*parts, strict=True))
+        _references.clear()
+        _references[key] = (data, Extracted(features, logits))
+    return _references[key][1]
+
+
+def _training_images(data: DataSet, count: int) -> UInt8[np.ndarray, "n h w c"]:
+    """The first `count` training images in the order of training, without augmentation."""
+    images: list[np.ndarray] = []
+    while sum(map(len, images)) < count:
+        images.append(data.batch_at(len(images))["image"])
+    return np.concatenate(images)[:count]
+
+
+@functools.cache
+def _warn_of_bias(samples: int) -> None:
+    log.warning(
+        "FID of %d samples is biased upwards, and comparable only with FID of as many; KID, beside it, is not biased",
+        samples,
+    )

@@ -1,0 +1,184 @@
+"""Convolutions of images [b h w c]: kernels [kh kw in out], PyTorch's padding."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo.nn.dense import matmul
+from zoo.nn.winograd import winograd, winograd_input_gradient, winograd_kernel_gradient
+
+
+def plain_conv2d(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: int = 0
+) -> Float[Array, "b h2 w2 o"]:
+    """XLA's own convolution."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def conv2d(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: int = 0
+) -> Float[Array, "b h2 w2 o"]:
+    """Cross-correlation with `padding` zeros on every side, as PyTorch's `Conv2d`.
+
+    A kernel of one pixel is a matrix product. On the CPU, a 3x3 convolution that keeps an even size takes Winograd's form
+    if it has channels enough to pay.
+    """
+    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        return rearrange(
+            matmul(rearrange(x, "b h w i -> (b h w) i"), kernel[0, 0]),
+            "(b h w) o -> b h w o",
+            b=x.shape[0],
+            h=x.shape[1],
+        )
+    enough = min(kernel.shape[2:]) >= 16 and x.shape[1] % 2 == x.shape[2] % 2 == 0 and x.dtype == jnp.float32
+    if kernel.shape[:2] == (3, 3) and stride == padding == 1 and enough:
+        return _conv3x3(x, kernel)
+    return plain_conv2d(x, kernel, stride, padding)
+
+
+_plain3x3 = partial(plain_conv2d, padding=1)
+
+
+@jax.custom_vjp
+def _conv3x3(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
+    return jax.lax.platform_dependent(x, kernel, cpu=winograd, default=_plain3x3)
+
+
+def _forward(x, kernel):
+    return _conv3x3(x, kernel), (x, kernel)
+
+
+def _backward(saved, gradient):
+    def minimal(x, kernel, gradient):
+        return winograd_input_gradient(gradient, kernel), winograd_kernel_gradient(x, gradient)
+
+    def plain(x, kernel, gradient):
+        return jax.vjp(_plain3x3, x, kernel)[1](gradient)
+
+    return jax.lax.platform_dependent(*saved, gradient, cpu=minimal, default=plain)
+
+
+_conv3x3.defvjp(_forward, _backward)
+
+
+class Conv(nnx.Module):
+    """A convolution.
+
+    Args:
+        features_in: channels of the input.
+        features_out: channels of the output.
+        kernel: height and width of the kernel.
+        stride: pixels between places where the kernel is laid.
+        padding: zeros on every side; None: (kernel - 1) // 2, which keeps the size at stride 1.
+        bias: whether there is a bias, which starts at zero.
+        scale: standard deviation of the kernel's initial values; None: 1 / sqrt(fan-in).
+        rngs: source of the initial values.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        bias: bool = True,
+        scale: float | None = None,
+        rngs: nnx.Rngs,
+    ):
+        fan_in = kernel * kernel * features_in
+        scale = fan_in**-0.5 if scale is None else scale
+        shape = (kernel, kernel, features_in, features_out)
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(features_out)) if bias else None
+        self.stride, self.padding = stride, (kernel - 1) // 2 if padding is None else padding
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        """Maps an image to an image."""
+        y = conv2d(x, self.kernel[...], self.stride, self.padding)
+        return y if self.bias is None else y + self.bias[...][None, None, None, :]
+
+
+def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
+    """PyTorch's `ConvTranspose2d` with a 4x4 kernel, stride 2 and padding 1, in its exact sub-pixel form.
+
+    The map has twice the height and width. Output row 2m + a, a in {0, 1}, sees two input rows only: m - 1 and m
+    through kernel rows 3 and 1 if a = 0, m and m + 1 through 2 and 0 if a = 1. So a 2x2 convolution to the four phases
+    (a, b) of every output pixel, interleaved, is the same map (Shi et al. 2016, "Is the deconvolution layer the same
+    as a convolutional layer?"), and XLA's CPU backend differentiates it quickly.
+    """
+    phases = rearrange(kernel[::-1, ::-1], "(kh a) (kw b) i o -> kh kw i (a b o)", a=2, b=2)
+    h, w = x.shape[1:3]
+    y = rearrange(conv2d(x, phases, padding=1), "n h w (a b o) -> n h w a b o", a=2, b=2)
+    rows = [jnp.stack([y[:, a : a + h, b : b + w, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
+    return rearrange(jnp.stack(rows, axis=2), "n h a w b o -> n (h a) (w b) o")
+
+
+class ConvTranspose(nnx.Module):
+    """Doubles height and width: PyTorch's `ConvTranspose2d(features_in, features_out, 4, stride=2, padding=1)`.
+
+    Its `kernel[kh, kw, i, o]` is PyTorch's `weight[i, o, kh, kw]`.
+
+    Args:
+        features_in: channels of the input.
+        features_out: channels of the output.
+        bias: whether there is a bias, which starts at zero.
+        scale: standard deviation of the kernel's initial values; None: 1 / sqrt(4 features_in), 4 being the taps that
+            an output pixel sees.
+        rngs: source of the initial values.
+    """
+
+    def __init__(
+        self, features_in: int, features_out: int, *, bias: bool = True, scale: float | None = None, rngs: nnx.Rngs
+    ):
+        scale = (4 * features_in) ** -0.5 if scale is None else scale
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (4, 4, features_in, features_out)))
+        self.bias = nnx.Param(jnp.zeros(features_out)) if bias else None
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        """Maps an image to one of twice its size."""
+        y = conv_transpose2d(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...][None, None, None, :]
+
+
+class ToImage(nnx.Module):
+    """A dense layer from vectors to small images: PyTorch's `ConvTranspose2d(features_in, features_out, size)` on 1x1.
+
+    Its `kernel[kh, kw, i, o]` is PyTorch's `weight[i, o, kh, kw]`.
+
+    Args:
+        features_in: size of the vector.
+        features_out: channels of the image.
+        size: height and width of the image.
+        bias: whether there is a bias, one a channel, which starts at zero.
+        scale: standard deviation of the kernel's initial values; None: 1 / sqrt(features_in).
+        rngs: source of the initial values.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        size: int = 4,
+        *,
+        bias: bool = True,
+        scale: float | None = None,
+        rngs: nnx.Rngs,
+    ):
+        scale = features_in**-0.5 if scale is None else scale
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (size, size, features_in, features_out)))
+        self.bias = nnx.Param(jnp.zeros(features_out)) if bias else None
+
+    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b size size o"]:
+        """Maps vectors to images."""
+        size = self.kernel.shape[0]
+        y = matmul(x, rearrange(self.kernel[...], "kh kw i o -> i (kh kw o)"))
+        y = rearrange(y, "b (kh kw o) -> b kh kw o", kh=size, kw=size)
+        return y if self.bias is None else y + self.bias[...][None, None, None, :]

@@ -1,0 +1,73 @@
+"""Walks through a latent space: pure functions over a decoder that maps codes [n d] to images [n h w c]."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from jaxtyping import Array, Float, Int, Shaped
+
+Decoder = Callable[[Float[Array, "n d"]], Shaped[Array | np.ndarray, "n h w c"]]
+Path = Callable[[Float[Array, "n d"], Float[Array, "n d"], Float[Array, " k"]], Float[Array, "n k d"]]
+"""Maps two codes each and places t in 0 .. 1 to codes between them: the first at t = 0, the second at t = 1."""
+
+PARALLEL = 1e-3
+"""Below this sine of the angle between two codes, a great circle is a straight line as far as floats can tell."""
+
+
+def lerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, " k"]) -> Float[Array, "n k d"]:
+    """The straight line (1 - t) a + t b."""
+    t = t[None, :, None]
+    return (1 - t) * a[:, None] + t * b[:, None]
+
+
+def slerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, " k"]) -> Float[Array, "n k d"]:
+    """The arc sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b, with w the angle between a and b.
+
+    Shoemake 1985, "Animating rotation with quaternion curves"; White 2016, "Sampling generative networks". Codes drawn
+    from a normal prior have nearly one length, and so have those on the arc, while a straight line passes where the
+    prior hardly ever draws. Codes that are parallel, or opposite and so without a great circle of their own, are joined
+    by a line.
+    """
+    lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    cosine = jnp.clip((a * b).sum(-1) / jnp.maximum(lengths, 1e-12), -1.0, 1.0)[:, None, None]
+    sine = jnp.sqrt(1 - cosine**2)
+    angle = jnp.arccos(cosine)
+    safe = jnp.maximum(sine, PARALLEL)
+    places = t[None, :, None]
+    arc = (jnp.sin((1 - places) * angle) * a[:, None] + jnp.sin(places * angle) * b[:, None]) / safe
+    return jnp.where(sine < PARALLEL, lerp(a, b, t), arc)
+
+
+def interpolate(
+    decode: Decoder, a: Float[Array, "n d"], b: Float[Array, "n d"], steps: int, path: Path = slerp
+) -> Shaped[Array | np.ndarray, "n k h w c"]:
+    """Images on the way from each code in `a` to its partner in `b`, ends included.
+
+    Args:
+        decode: maps codes to images.
+        a: first codes.
+        b: last codes.
+        steps: images in each row, at least 2.
+        path: how codes are joined.
+    """
+    codes = path(a, b, jnp.linspace(0.0, 1.0, steps))
+    return rearrange(decode(rearrange(codes, "n k d -> (n k) d")), "(n k) h w c -> n k h w c", k=steps)
+
+
+def traverse(
+    decode: Decoder, z: Float[Array, "n d"], units: Int[Array, " u"], values: Float[Array, " v"]
+) -> Shaped[Array | np.ndarray, "n u v h w c"]:
+    """Images of codes in which one unit at a time takes each of the values and the others stay.
+
+    Args:
+        decode: maps codes to images.
+        z: codes to start from.
+        units: which entries of a code to change, one after another.
+        values: what to set them to.
+    """
+    codes = repeat(z, "n d -> n u v d", u=len(units), v=len(values))
+    changed = jnp.arange(z.shape[1])[None, None, None, :] == units[None, :, None, None]
+    codes = jnp.where(changed, values[None, None, :, None], codes)
+    images = decode(rearrange(codes, "n u v d -> (n u v) d"))
+    return rearrange(images, "(n u v) h w c -> n u v h w c", u=len(units), v=len(values))
