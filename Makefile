@@ -42,6 +42,8 @@ $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+# torch-fidelity comes without its torchvision: a build that does not fit this PyTorch would break transformers' import.
 $(VENV)/.parity: $(VENV)/.test
 	$(BIN)/pip install --quiet --editable '.[parity]'
+	$(BIN)/pip install --quiet --no-deps torch-fidelity==0.4.0
 	touch $@
