@@ -1,0 +1,177 @@
+"""Networks from images to vectors and back: dense ones, and residual convolutions over patches of the image.
+
+What a convolution costs grows with the places that it is laid on, and its weights do not. So the first level is already
+of patches, as in vision transformers (Dosovitskiy et al. 2021): a sixteenth of the places, each with more channels.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from einops import rearrange
+from flax import nnx
+from jax.nn import silu
+from jaxtyping import Array, Float
+
+from zoo.core.errors import UserError
+from zoo.nn.conv import Conv
+from zoo.nn.dense import Dense, identity
+
+OUTPUT_GAIN = 0.1
+"""Scale of what a network first says of its images: near zero, so that no pixel begins with a strong opinion."""
+BLOCK_GAIN = 0.3
+"""Scale of what a residual block adds at first."""
+PATCH = 4
+"""Height and width in pixels of what becomes one place of the first level."""
+LARGEST = 16
+"""Places a side of the last level, which a dense layer reads or makes, at most."""
+
+
+class MLP(nnx.Module):
+    """Dense layers with SiLU between them; hidden layers after the first add to what they read.
+
+    Args:
+        sizes: features of the input, of each hidden layer (all the same) and of the output.
+        gain: factor of the last layer's initial weights.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, sizes: Sequence[int], *, gain: float = 1.0, rngs: nnx.Rngs):
+        gains = [*[1.0] * (len(sizes) - 2), gain]
+        self.layers = nnx.List(
+            Dense(i, o, bias=True, scale=g / math.sqrt(i), rngs=rngs, activation=silu if n else identity)
+            for n, ((i, o), g) in enumerate(zip(pairwise(sizes), gains, strict=True))
+        )
+
+    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
+        """Maps vectors to vectors."""
+        first, *inner, last = self.layers
+        h = first(x[:, None])
+        for layer in inner:
+            h = h + layer(h)
+        return last(h)[:, 0]
+
+
+class ResidualBlock(nnx.Module):
+    """x + conv(silu(conv(silu(x)))), of 3x3 convolutions (He et al. 2016, "Identity mappings").
+
+    Args:
+        channels: of the image, which keeps its shape.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, channels: int, rngs: nnx.Rngs):
+        self.first = Conv(channels, channels, rngs=rngs)
+        self.second = Conv(channels, channels, scale=BLOCK_GAIN / math.sqrt(9 * channels), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps an image to an image."""
+        return x + self.second(silu(self.first(silu(x))))
+
+
+def merge(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 d"]:
+    """Squares of `size` x `size` pixels become one pixel of size^2 times the channels."""
+    return rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=size, q=size)
+
+
+def spread(x: Float[Array, "b h w d"], size: int) -> Float[Array, "b h2 w2 c"]:
+    """The inverse of `merge`: sub-pixel upsampling (Shi et al. 2016)."""
+    return rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=size, q=size)
+
+
+def pyramid(height: int, width: int, channels: int) -> tuple[list[int], tuple[int, int]]:
+    """Channels of each level of an image that shrinks step by step, and height and width of the last level.
+
+    Patches of 4x4 pixels are the first level, with `channels`. It is halved while it is even and above 8 pixels a side,
+    and each level has twice the channels of the one before, up to four times `channels`.
+
+    Raises:
+        UserError: the image cannot be cut in such patches, or the last level is too large for a dense layer.
+    """
+    h, w, widths = height // PATCH, width // PATCH, [channels]
+    while h % 2 == w % 2 == 0 and max(h, w) > 8:
+        h, w = h // 2, w // 2
+        widths.append(channels * min(2 ** len(widths), 4))
+    if height % PATCH or width % PATCH or max(h, w) > LARGEST:
+        raise UserError(
+            f"images are {height} x {width}, and the conv network needs multiples of {PATCH} pixels that can be halved "
+            f"until they are at most {PATCH * LARGEST}: give --data.size, such as 32 or 64"
+        )
+    return widths, (h, w)
+
+
+class ConvEncoder(nnx.Module):
+    """Residual blocks on each level of the image, of which the last is read by dense layers.
+
+    Args:
+        shape: height, width and channels of the images.
+        channels: of the first level; see `pyramid`.
+        blocks: residual blocks a level.
+        hidden: features of the hidden layer.
+        features_out: size of the vectors.
+        rngs: source of the initial values.
+
+    Raises:
+        UserError: see `pyramid`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels: int,
+        blocks: int,
+        hidden: int,
+        features_out: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths, (height, width) = pyramid(*shape[:2], channels)
+        self.patches = Conv(PATCH**2 * shape[2], channels, 1, rngs=rngs)
+        self.down = nnx.List(Conv(4 * i, o, 1, rngs=rngs) for i, o in pairwise(widths))
+        self.blocks = nnx.List(nnx.List(ResidualBlock(c, rngs) for _ in range(blocks)) for c in widths)
+        self.head = MLP([height * width * widths[-1], hidden, features_out], rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b o"]:
+        """Maps images to vectors."""
+        x = self.patches(merge(x, PATCH))
+        for level, blocks in enumerate(self.blocks):
+            x = self.down[level - 1](merge(x, 2)) if level else x
+            for block in blocks:
+                x = block(x)
+        return self.head(rearrange(silu(x), "b h w c -> b (h w c)"))
+
+
+class ConvDecoder(nnx.Module):
+    """The encoder's mirror: dense layers make the last level, and each has its residual blocks before it is spread.
+
+    Args:
+        features_in: size of the vectors.
+        hidden: features of the hidden layer.
+        channels: of the first level, the largest; see `pyramid`.
+        blocks: residual blocks a level.
+        shape: height, width and channels of the images.
+        rngs: source of the initial values.
+
+    Raises:
+        UserError: see `pyramid`.
+    """
+
+    def __init__(
+        self, features_in: int, hidden: int, channels: int, blocks: int, shape: tuple[int, int, int], *, rngs: nnx.Rngs
+    ):
+        widths, self.size = pyramid(*shape[:2], channels)
+        self.stem = MLP([features_in, hidden, math.prod(self.size) * widths[-1]], rngs=rngs)
+        self.blocks = nnx.List(nnx.List(ResidualBlock(c, rngs) for _ in range(blocks)) for c in widths[::-1])
+        self.up = nnx.List(Conv(i, 4 * o, 1, rngs=rngs) for i, o in pairwise(widths[::-1]))
+        scale = OUTPUT_GAIN / math.sqrt(channels)
+        self.pixels = Conv(channels, PATCH**2 * shape[2], 1, scale=scale, rngs=rngs)
+
+    def __call__(self, z: Float[Array, "b i"]) -> Float[Array, "b h w c"]:
+        """Maps vectors to images."""
+        height, width = self.size
+        x = rearrange(self.stem(z), "b (h w c) -> b h w c", h=height, w=width)
+        for level, blocks in enumerate(self.blocks):
+            x = spread(self.up[level - 1](silu(x)), 2) if level else x
+            for block in blocks:
+                x = block(x)
+        return spread(self.pixels(silu(x)), PATCH)
