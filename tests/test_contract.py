@@ -19,6 +19,7 @@ from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
 from zoo.core.trained import inference_state, load_run, make_setup
 from zoo.data.dataset import Data
+from zoo.data.images import Images
 from zoo.data.sources import read_plays
 from zoo.data.text import Text
 
@@ -26,8 +27,12 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # The field's standard names for sizes, with a size that compiles in a moment.
-SMALL = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32, "context": 8}
-SGD = Optimizer(name="sgd", learning_rate=0.05, momentum=0.0, schedule="constant")
+SMALL: dict[str, Any] = {
+    "layers": 2, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32, "context": 8,
+    "channels": (8, 16), "latent": 4, "hidden": 16,
+}  # fmt: skip
+# Clipped, since a loss in nats an image is hundreds of times one in nats a token; `grad_norm` is told before clipping.
+SGD = Optimizer(name="sgd", learning_rate=0.05, momentum=0.0, schedule="constant", clip_norm=1.0)
 
 
 def shrink(family: Family) -> Family:
@@ -37,9 +42,13 @@ def shrink(family: Family) -> Family:
 
 
 def excerpt(data: Data, folder: Path) -> Data:
-    """Two scenes' worth of text where the data is text."""
-    if not isinstance(data, Text):
-        return data
+    """Two scenes' worth of text, or a few dozen images, as the data is of."""
+    if isinstance(data, Images):
+        path = folder / "excerpt.npz"
+        some = data.open(length=None, batch_size=48, seed=0).batch_at(0)
+        np.savez(path, images=some["image"], labels=some["label"])
+        return replace(data, path=str(path))
+    assert isinstance(data, Text)
     path = folder / "excerpt.txt"
     path.write_text(next(iter(read_plays().values()))[:8000], encoding="utf-8")
     return replace(data, path=str(path))
@@ -137,8 +146,22 @@ def test_a_step_is_a_function_of_its_arguments(run):
 def test_one_batch_can_be_learned_by_heart(run):
     optimizer = replace(run.optimizer, learning_rate=1e-2, warmup_steps=0, schedule="constant", weight_decay=0.0)
     bench = Bench(replace(run, parallel=Parallel(devices=1), optimizer=optimizer))
+    if run.family.monitor[0] != "loss":
+        pytest.skip("players against each other have no loss that falls")
     told = bench.advance(200, same_batch=True)
-    assert told[-1]["loss"] < 0.25 * told[0]["loss"]
+    # The mean of some steps: objectives with noise of their own never stand still.
+    assert np.mean([metrics["loss"] for metrics in told[-10:]]) < 0.4 * told[0]["loss"]
+
+
+def test_every_network_learns(run):
+    bench = Bench(replace(run, parallel=Parallel(devices=1)))
+    before = jax.device_get(_learners(bench.state))
+    bench.advance(2)
+    after = jax.device_get(_learners(bench.state))
+    for old, new in zip(before, after, strict=True):
+        moved = flatten(jax.tree.map(lambda a, b: bool((a != b).any()), old.params, new.params))
+        assert any(moved.values())
+        assert sum(moved.values()) >= 0.8 * len(moved), [name for name, value in moved.items() if not value]
 
 
 @pytest.mark.parametrize(
@@ -157,11 +180,14 @@ def test_devices_do_not_change_the_result(run, parallel):
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_microbatches_do_not_change_the_result(run, strategy):
     whole = Bench(with_noise(replace(run, parallel=Parallel(devices=1))))
+    if any(learner.memory for learner in _learners(whole.state)):
+        pytest.skip("what a network remembers of a batch, as in BatchNorm, depends on the batch's size")
     run = with_noise(replace(run, parallel=Parallel(strategy, devices=2)))
     parts = Bench(replace(run, optimizer=replace(run.optimizer, microbatches=4)))
-    whole.advance(3)
-    parts.advance(3)
+    told, told_parts = whole.advance(3), parts.advance(3)
     assert_close(whole.params(), parts.params())
+    for name in told[-1]:
+        np.testing.assert_allclose(told[-1][name], told_parts[-1][name], rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])

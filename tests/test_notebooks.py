@@ -9,7 +9,16 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 # What stands in for the sizes in a notebook's cell tagged "parameters"; a notebook takes the names that it has.
-TINY = {"steps": 6, "layers": 2, "heads": 2, "width": 16, "context": 32, "batch_size": 8}
+TINY = {
+    "steps": 6,
+    "layers": 2,
+    "heads": 2,
+    "width": 16,
+    "context": 32,
+    "batch_size": 8,
+    "channels": (8, 16),
+    "latent": 2,
+}
 
 
 # Jupyter's client has warnings of its own about event loops and missing ids.

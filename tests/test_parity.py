@@ -1,4 +1,4 @@
-"""The installed transformers and the zoo agree, on fresh weights and in both directions (`make parity`).
+"""The installed transformers, diffusers, torch-fidelity and the zoo agree, on fresh weights and in both directions (`make parity`).
 
 `tests/test_interop.py` compares with references that are kept; here they are made again, by the same tool, so that they
 can be trusted, and with other seeds, so that agreement is no luck.
@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_diffusion_samplers as diffusion_samplers
+import test_image_metrics as image_metrics
+import test_inception as inception
 import test_interop as interop
 from flax import nnx
 from safetensors.numpy import load_file
@@ -25,8 +28,8 @@ from zoo.interop.transformers import write_transformers
 from zoo.transformer_lm import Transformer, TransformerLM
 
 pytestmark = pytest.mark.parity
-if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
-    pytest.skip("needs PyTorch and transformers (make parity)", allow_module_level=True)
+if not all(map(importlib.util.find_spec, ("torch", "transformers", "diffusers", "torch_fidelity"))):
+    pytest.skip("needs PyTorch and the programs to compare with (make parity)", allow_module_level=True)
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_references.py"
 
@@ -57,7 +60,7 @@ def test_kept_references_are_what_transformers_computes(make):
         assert old.keys() == new.keys()
         for name in old:
             np.testing.assert_allclose(new[name], old[name], atol=1e-5, rtol=1e-4, err_msg=f"{path}: {name}")
-    for path in (path for path in kept if path.name in ("expected.json", "processors.json")):
+    for path in (path for path in kept if path.name in ("expected.json", "processors.json", "schedulers.json")):
         old, new = (json.loads((root / path).read_text()) for root in (interop.REFERENCES, folder))
         for name in old.keys() - {"versions", "beam"}:
             assert new[name] == old[name], f"{path}: {name}"
@@ -84,6 +87,22 @@ def test_fresh_searches(fresh, model):
 
 def test_fresh_processors(fresh):
     interop.check_processors(fresh)
+
+
+def test_fresh_schedulers(fresh):
+    diffusion_samplers.check_rules(fresh)
+    diffusion_samplers.check_grids(fresh)
+
+
+def test_fresh_image_metrics(fresh):
+    image_metrics.check_metrics(fresh)
+    inception.check_inception(fresh / "inception")
+
+
+def test_inception_at_full_width(tmp_path):
+    program = "import make_references as m, pathlib, sys; m.write_inception_reference(pathlib.Path(sys.argv[1]), 3, 1)"
+    subprocess.run([sys.executable, "-c", program, tmp_path / "inception"], check=True, cwd=TOOL.parent)
+    inception.check_inception(tmp_path / "inception")
 
 
 SHAPES = {

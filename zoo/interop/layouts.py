@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
+from zoo.core.errors import UserError
 from zoo.interop.checkpoint_files import Entry, ParamPath, Settings
 from zoo.nn.transformer import Activation
 from zoo.transformer_lm import TransformerLM

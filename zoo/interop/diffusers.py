@@ -1,0 +1,293 @@
+"""U-Nets of Hugging Face's `diffusers` in and out, without PyTorch or diffusers: `UNet2DModel`.
+
+    python -m zoo.interop.diffusers FOLDER RUNDIR            makes a run directory of a checkpoint
+    python -m zoo.interop.diffusers --export RUNDIR FOLDER   writes a run's weights for `UNet2DModel.from_pretrained`
+
+FOLDER holds config.json and diffusion_pytorch_model.safetensors, or it is a pipeline's, with these in unet/; the noise
+schedule is in scheduler/scheduler_config.json. Every tensor is used and every parameter filled, or the reading is
+refused; a setting without an equal here is refused by its name.
+
+A network with classes has one vector more here, the last, which stands for no class. Reading adds it as zeros, or with
+--no-class-last takes the last there for it; writing keeps it.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from zoo.core.checkpoint import Checkpoints, flatten
+from zoo.core.config import Run, to_json
+from zoo.core.errors import UserError, run_script
+from zoo.core.platform import prepare
+from zoo.core.rundir import RunDir
+from zoo.core.trained import load_run, make_setup
+from zoo.data.images import Images
+from zoo.data.specs import ImageSpec
+from zoo.ddpm import DDPM, State
+from zoo.interop.checkpoint_files import Entry, Settings, check_free, fill, gather, load_tensors, read_object
+from zoo.nn.group_norm import GroupNorm
+from zoo.nn.noise_schedule import Prediction, Schedule
+from zoo.nn.unet import UNet, UNetSettings
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+SCHEDULES: dict[str, Schedule] = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""How attention was named before diffusers 0.15."""
+
+
+def read_diffusers(folder: str | Path, no_class_last: bool = False) -> tuple[DDPM, ImageSpec, dict[str, Any]]:
+    """Reads a checkpoint in the layout of diffusers.
+
+    Args:
+        folder: of a `UNet2DModel`, or of a pipeline with one.
+        no_class_last: whether the last class there stands for no class.
+
+    Returns:
+        The family that its settings describe, the pictures that it is for, and the parameters of its `UNet`, float32.
+
+    Raises:
+        UserError: a file is missing or broken, a setting has no equal here, or tensors are missing, left over or of
+            another shape; each is named.
+    """
+    folder = Path(folder)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    settings = Settings(read_object(unet / CONFIG))
+    family, spec = _to_family(settings, no_class_last)
+    if scheduler.is_file():
+        family = _with_schedule(family, Settings(read_object(scheduler)))
+    tensors = {_present_name(name): value for name, value in load_tensors(unet / WEIGHTS).items()}
+    if family.conditional and not no_class_last:
+        classes = tensors["class_embedding.weight"]
+        tensors["class_embedding.weight"] = np.concatenate([classes, np.zeros_like(classes[:1])])
+    unet_settings = family.unet_settings(spec)
+    if _groups(unet_settings) != family.groups:
+        raise UserError(
+            f"config.json has norm_num_groups = {family.groups}, one for each channel, which cannot be here"
+        )
+    params = fill(list(_entries(unet_settings)), tensors)
+    return family, spec, params
+
+
+def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: dict[str, Any]) -> None:
+    """Writes a checkpoint that `UNet2DModel.from_pretrained(folder)` reads, and the noise schedule beside it.
+
+    Args:
+        folder: new, or empty.
+        family: the family.
+        spec: the pictures that it is for.
+        params: of its `UNet`.
+    """
+    folder = Path(folder)
+    check_free(folder)
+    s = family.unet_settings(spec)
+    groups = _groups(s)
+    if not groups:
+        raise UserError(
+            f"family.groups is {family.groups}, and some layers have fewer by their channels; diffusers has one number"
+        )
+    kinds = ["AttnDownBlock2D" if s.attends(level) else "DownBlock2D" for level in range(len(s.channels))]
+    config = {
+        "_class_name": "UNet2DModel",
+        "sample_size": spec.height if spec.height == spec.width else [spec.height, spec.width],
+        "in_channels": spec.channels,
+        "out_channels": spec.channels,
+        "block_out_channels": list(s.channels),
+        "down_block_types": kinds,
+        "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
+        "layers_per_block": s.layers,
+        "attention_head_dim": s.head_width or None,
+        "norm_num_groups": groups,
+        "norm_eps": s.norm_epsilon,
+        "dropout": s.rate,
+        "flip_sin_to_cos": s.cos_first,
+        "freq_shift": s.frequency_shift,
+        "downsample_padding": int(s.pad_evenly),
+        "num_class_embeds": s.symbols or None,
+    }
+    scheduler = {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": family.timesteps,
+        "beta_schedule": {ours: theirs for theirs, ours in SCHEDULES.items()}[family.schedule],
+        "beta_start": 0.1 / family.timesteps,
+        "beta_end": 20 / family.timesteps,
+        "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[family.prediction],
+        "clip_sample": family.clip,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, values in ((folder / CONFIG, config), (folder / "scheduler" / "scheduler_config.json", scheduler)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    save_file(gather(list(_entries(s)), params), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def import_run(folder: str | Path, rundir: str | Path, no_class_last: bool = False) -> None:
+    """Makes a run directory whose only checkpoint, of step 0, holds the weights of a checkpoint of diffusers."""
+    prepare()
+    check_free(Path(rundir))
+    family, spec, params = read_diffusers(folder, no_class_last)
+    # The data is only what evaluate.py would score: embedded pictures of that size.
+    colours = {1: Images(size=spec.height), 3: Images(embedded="emoji", size=spec.height)}
+    run = Run(family=family, data=colours[spec.channels], rundir=str(rundir))
+    setup = make_setup(run)
+    state = jax.jit(lambda key: family.init(spec, setup, key))(jax.random.key(run.seed))
+    target = RunDir(run.rundir)
+    target.create(run, spec, fresh=False)
+    checkpoints = Checkpoints(target.path, monitor=family.monitor)
+    checkpoints.save(0, State(state.unet.with_params(params)), to_json(run))
+    checkpoints.close()
+    target.close()
+
+
+def export_run(rundir: str | Path, folder: str | Path) -> None:
+    """Writes the evaluation weights of a trained diffusion model in the layout of diffusers."""
+    model = load_run(rundir).model
+    if not isinstance(model.family, DDPM):
+        raise UserError(f"{rundir} holds a {type(model.family).__name__}; only a DDPM can be exported")
+    write_diffusers(folder, model.family, model.spec, model.state.unet.eval_params)
+
+
+def _to_family(settings: Settings, no_class_last: bool) -> tuple[DDPM, ImageSpec]:
+    """The family and the pictures that a config.json describes."""
+    for name, *right in (
+        ("_class_name", "UNet2DModel"), ("act_fn", "silu"), ("add_attention", True), ("center_input_sample", False),
+        ("downsample_type", "conv"), ("upsample_type", "conv"), ("mid_block_type", "UNetMidBlock2D"),
+        ("mid_block_scale_factor", 1.0), ("resnet_time_scale_shift", "default"), ("time_embedding_type", "positional"),
+        ("downsample_padding", 1, 0), ("freq_shift", 0, 1), ("in_channels", 3, 1),
+    ):  # fmt: skip
+        settings.must(name, *right)
+    for name in ("class_embed_type", "attn_norm_num_groups", "time_embedding_dim"):
+        if settings.values.get(name) is not None:
+            raise UserError(f"config.json has {name} = {settings.values[name]!r}, which has no equal here")
+    colours = settings.get("in_channels", 3)
+    settings.must("out_channels", colours)
+    size = settings.values.get("sample_size")
+    height, width = (size, size) if isinstance(size, int) else size or (0, 0)
+    if not height or not width:
+        raise UserError(f"config.json has sample_size = {size!r}; it must say how high and wide the pictures are")
+    channels = tuple(settings.get("block_out_channels", [224, 448, 672, 896]))
+    down = settings.get("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
+    up = settings.get("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])
+    if not set(down) <= {"DownBlock2D", "AttnDownBlock2D"} or up != [kind.replace("Down", "Up") for kind in down[::-1]]:
+        raise UserError(
+            f"config.json has down_block_types = {down} and up_block_types = {up}; here they are DownBlock2D and "
+            "AttnDownBlock2D, and their counterparts in the other order"
+        )
+    rows = settings.get("num_class_embeds", 0)
+    # None there is one head, and left out it is 8 features.
+    head_width = settings.get("attention_head_dim", 8) if settings.values.get("attention_head_dim", 8) else 0
+    family = DDPM(
+        channels=channels,
+        layers=settings.get("layers_per_block", 2),
+        attention=tuple(height >> level for level, kind in enumerate(down) if kind.startswith("Attn")),
+        head_width=head_width,
+        groups=settings.get("norm_num_groups", 32),
+        dropout=settings.get("dropout", 0.0),
+        conditional=rows > 0,
+        label_dropout=0.1 if no_class_last else 0.0,
+        norm_epsilon=settings.get("norm_eps", 1e-5),
+        cos_first=settings.get("flip_sin_to_cos", True),
+        frequency_shift=settings.get("freq_shift", 0),
+        pad_evenly=settings.get("downsample_padding", 1) == 1,
+    )
+    return family, ImageSpec(height, width, colours, tuple(str(i) for i in range(rows - no_class_last)))
+
+
+def _with_schedule(family: DDPM, settings: Settings) -> DDPM:
+    """The family with the noise schedule of a scheduler_config.json."""
+    settings.must("beta_schedule", *SCHEDULES)
+    settings.must("prediction_type", *PREDICTIONS)
+    timesteps, schedule = settings.get("num_train_timesteps", 1000), settings.get("beta_schedule", "linear")
+    if schedule == "linear":
+        settings.must("beta_start", 0.1 / timesteps)
+        settings.must("beta_end", 20 / timesteps)
+    return replace(
+        family,
+        timesteps=timesteps,
+        schedule=SCHEDULES[schedule],
+        prediction=PREDICTIONS[settings.get("prediction_type", "epsilon")],
+        clip=settings.get("clip_sample", True),
+    )
+
+
+def _present_name(name: str) -> str:
+    for old, new in OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _groups(s: UNetSettings) -> int:
+    """The number of groups in every normalisation; 0 where they differ."""
+    net = nnx.eval_shape(lambda: UNet(s, nnx.Rngs(0)))
+    groups = {module.groups for _, module in nnx.iter_graph(net) if isinstance(module, GroupNorm)}
+    return groups.pop() if len(groups) == 1 else 0
+
+
+# ----------------------------------------------------------------------------- which tensors are which parameters
+
+NAMES = (
+    (r"^(down|up)\.(\d+)\.resize\.", r"\1_blocks.\2.\1samplers.0."),
+    (r"^(down|up)\.(\d+)\.layers\.(\d+)\.", r"\1_blocks.\2.KIND.\3."),
+    (r"^middle\.(\d+)\.", r"mid_block.KIND.\1."),
+    (r"KIND\.(\d+)\.residual\.", r"resnets.\1."),
+    (r"KIND\.(\d+)\.attention\.", r"attentions.\1."),
+    (r"^time_in\.", "time_embedding.linear_1."),
+    (r"^time_out\.", "time_embedding.linear_2."),
+    (r"^classes\.table$", "class_embedding.weight"),
+    (r"^norm_out\.", "conv_norm_out."),
+    (r"(resnets\.\d+)\.(norm|conv)_in\.", r"\1.\g<2>1."),
+    (r"(resnets\.\d+)\.(norm|conv)_out\.", r"\1.\g<2>2."),
+    (r"(resnets\.\d+)\.time\.", r"\1.time_emb_proj."),
+    (r"(resnets\.\d+)\.shortcut\.", r"\1.conv_shortcut."),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.out\.", r"\1.to_out.0."),
+    (r"\.(kernel|scale)$", ".weight"),
+)
+"""From a parameter's path to its tensor's name; applied one after the other."""
+
+
+def _entries(s: UNetSettings) -> Iterator[Entry]:
+    """Every parameter of a network and the tensors of a checkpoint that it holds."""
+    net = nnx.eval_shape(lambda: UNet(s, nnx.Rngs(0)))
+    for path, leaf in flatten(nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1])).items():
+        name = path
+        for pattern, replacement in NAMES:
+            name = re.sub(pattern, replacement, name)
+        names = [name.replace(".qkv.", f".to_{part}.") for part in "qkv"] if ".qkv." in name else [name]
+        transposed = path.endswith("kernel")
+        *others, out = leaf.shape
+        out //= len(names)
+        # A convolution is [height, width, in, out] here and [out, in, height, width] there.
+        shape = (out, others[-1], *others[:-1]) if transposed else (*others, out)
+        keys = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
+        yield Entry(keys, dict.fromkeys(names, shape), transposed)
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="the checkpoint's folder, or with --export the run directory")
+    parser.add_argument("target", help="the run directory to make, or with --export the folder to write")
+    parser.add_argument("--export", action="store_true", help="from a run directory to the layout of diffusers")
+    parser.add_argument("--no-class-last", action="store_true", help="the last class stands for no class")
+    arguments = parser.parse_args()
+    if arguments.export:
+        export_run(arguments.source, arguments.target)
+    else:
+        import_run(arguments.source, arguments.target, arguments.no_class_last)
+    print(f"wrote {arguments.target}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)
