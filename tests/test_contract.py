@@ -36,9 +36,9 @@ SGD = Optimizer(name="sgd", learning_rate=0.05, momentum=0.0, schedule="constant
 
 
 def shrink(family: Family) -> Family:
-    """The same settings with small sizes; a size that is 0 means "derived" and stays."""
-    sizes = {f.name: SMALL[f.name] for f in dataclasses.fields(family) if f.name in SMALL and getattr(family, f.name)}
-    return replace(family, **sizes)
+    """The same settings with small sizes; a size that is smaller already, or 0, which means "derived", stays."""
+    sizes = {f.name: getattr(family, f.name) for f in dataclasses.fields(family) if f.name in SMALL}
+    return replace(family, **{name: min(size, SMALL[name]) for name, size in sizes.items()})
 
 
 def excerpt(data: Data, folder: Path) -> Data:

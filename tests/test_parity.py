@@ -1,4 +1,4 @@
-"""The installed transformers, diffusers, torch-fidelity and the zoo agree, on fresh weights and in both directions (`make parity`).
+"""The programs that are installed and the zoo agree, on fresh weights and in both directions (`make parity`).
 
 `tests/test_interop.py` compares with references that are kept; here they are made again, by the same tool, so that they
 can be trusted, and with other seeds, so that agreement is no luck.
