@@ -1,6 +1,7 @@
 """Runs the zoo and other programs on the same work, in turn, and prints how they compare.
 
-    python -m benchmarks {lm_train|lm_decode} [--rounds 3] [--cases ...] [--peers ...] [--peer-python [PEER=]PYTHON ...]
+    python -m benchmarks {lm_train|lm_decode|images} [--rounds 3] [--cases ...] [--peers ...]
+        [--peer-python [PEER=]PYTHON ...]
 
 Every line but the last is one program's, as it printed it; the last holds, for each task, the zoo's median rate divided
 by each peer's. --peer-python names the interpreter that has the peers' packages, for all of them or for one.
@@ -18,8 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
 # What each benchmark compares with, and the cases of each; a peer's arguments are its name and the cases.
-PROGRAMS = {"lm_train": ["gpt"], "lm_decode": ["transformers", "ctranslate2", "llama.cpp"]}
-CASES = {"lm_train": ["small", "base"], "lm_decode": ["1", "8", "beam5"]}
+PROGRAMS = {
+    "lm_train": ["gpt"],
+    "lm_decode": ["transformers", "ctranslate2", "llama.cpp"],
+    "images": ["torch"],
+}
+CASES = {
+    "lm_train": ["small", "base"],
+    "lm_decode": ["1", "8", "beam5"],
+    "images": ["ddpm_train", "ddpm_sample", "dcgan", "vae"],
+}
 
 
 def interpreters(given: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from zoo.nn.attention import Attention, additive_mask, attention_weights, mix, rotary_angles, rotate
-from zoo.nn.causal_attention import causal_attention
+from zoo.nn.causal_attention import causal_attention, full_attention
 from zoo.nn.dense import Dense, activated_matmul
 from zoo.nn.embedding import Embedding
 from zoo.nn.losses import cross_entropy
@@ -78,6 +78,12 @@ def test_causal_attention_equals_the_plain_form(length):
     assert_same_with_gradients(
         jax.jit(partial(causal_attention, mask=mask)), partial(plain_attention, mask=mask), q, k, v
     )
+
+
+def test_full_attention_equals_the_plain_form():
+    q, k, v = (normal(i, 2, 3, 128, 4) for i in range(3))
+    plain = partial(plain_attention, mask=jnp.zeros((1, 128, 128)))
+    assert_same_with_gradients(jax.jit(full_attention), plain, q, k, v)
 
 
 def test_causal_attention_computes_in_bfloat16():

@@ -1,8 +1,8 @@
-"""Causal attention with a hand-written gradient, for training on the CPU.
+"""Attention with a hand-written gradient, for training on the CPU.
 
-The queries are taken in chunks, and a chunk meets only the keys up to its own last position, which saves near half of
-the work. With scores s = q k^T / sqrt(d) + mask, e = exp(s - max), l = sum e, the output is o = e v / l; given its
-gradient g (Dao et al. 2022, "FlashAttention", appendix B):
+Where it is causal, the queries are taken in chunks, and a chunk meets only the keys up to its own last position, which
+saves near half of the work. With scores s = q k^T / sqrt(d) + mask, e = exp(s - max), l = sum e, the output is
+o = e v / l; given its gradient g (Dao et al. 2022, "FlashAttention", appendix B):
 
     delta = sum_d(g o)        ds = e (g v^T - delta) / l
     dq = ds k / sqrt(d)       dk = ds^T q / sqrt(d)       dv = e^T g / l
@@ -11,6 +11,8 @@ Products that would transpose the large [t s] matrices are written with small op
 CPU compiler has a quick path for plain batched products only.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,9 +20,9 @@ from jaxtyping import Array, Float
 from zoo.nn.dense import late, settle
 
 
-def _chunks(length: int) -> list[tuple[int, int]]:
-    """Up to four equal ranges of queries, of 64 positions or more."""
-    count = next((n for n in (4, 3, 2) if length % n == 0 and length // n >= 64), 1)
+def _chunks(length: int, causal: bool) -> list[tuple[int, int]]:
+    """Up to four equal ranges of queries, of 64 positions or more; one where all keys are seen."""
+    count = next((n for n in (4, 3, 2) if length % n == 0 and length // n >= 64 and causal), 1)
     size = length // count
     return [(i * size, (i + 1) * size) for i in range(count)]
 
@@ -29,18 +31,29 @@ def _transposed(x: Float[Array, "b h t d"]) -> Float[Array, "b h d t"]:
     return settle(x.swapaxes(2, 3))
 
 
-@jax.custom_vjp
 def causal_attention(
     q: Float[Array, "b h t d"], k: Float[Array, "b h t d"], v: Float[Array, "b h t d"], mask: Float[Array, "#b t t"]
 ) -> Float[Array, "b h t d"]:
     """softmax(q k^T / sqrt(d) + mask) v, where the mask hides at least every later position."""
-    return _forward(q, k, v, mask)[0]
+    return _attention(True, q, k, v, mask)
 
 
-def _forward(q, k, v, mask):
+def full_attention(
+    q: Float[Array, "b h t d"], k: Float[Array, "b h t d"], v: Float[Array, "b h t d"]
+) -> Float[Array, "b h t d"]:
+    """softmax(q k^T / sqrt(d)) v: every position sees every other."""
+    return _attention(False, q, k, v, jnp.zeros((1, q.shape[2], q.shape[2])))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(causal, q, k, v, mask):
+    return _forward(causal, q, k, v, mask)[0]
+
+
+def _forward(causal, q, k, v, mask):
     q = q * q.shape[-1] ** -0.5
     parts, weights, sums = [], [], []
-    for first, last in _chunks(q.shape[2]):
+    for first, last in _chunks(q.shape[2], causal):
         scores = jnp.einsum("bhtd,bhsd->bhts", q[:, :, first:last], k[:, :, :last], preferred_element_type=jnp.float32)
         scores = scores + mask[:, None, first:last, :last]
         e = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
@@ -53,7 +66,7 @@ def _forward(q, k, v, mask):
     return o, (q, k, v, o, mask, weights, jnp.concatenate(sums, axis=2))
 
 
-def _backward(saved, g):
+def _backward(causal, saved, g):
     q, k, v, o, mask, weights, sums = saved
     q, k, v = late((q, k, v), g)
     delta = (g.astype(jnp.float32) * o).sum(-1, keepdims=True) / sums
@@ -61,7 +74,7 @@ def _backward(saved, g):
     g, delta = settle((g, delta))
     g_t, q_t = _transposed(g), _transposed(q)
     dq, dk, dv = [], jnp.zeros_like(q_t), jnp.zeros_like(q_t)
-    for (first, last), e in zip(_chunks(q.shape[2]), weights, strict=True):
+    for (first, last), e in zip(_chunks(q.shape[2], causal), weights, strict=True):
         dv = dv.at[..., :last].add(settle(g_t[..., first:last] @ e))
         grown = jnp.einsum("bhtd,bhsd->bhts", g[:, :, first:last], v[:, :, :last], preferred_element_type=jnp.float32)
         ds = settle((e * (grown - delta[:, :, first:last])).astype(v.dtype))
@@ -71,4 +84,4 @@ def _backward(saved, g):
     return *settle((dq, _transposed(dk), _transposed(dv))), jnp.zeros_like(mask)
 
 
-causal_attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)

@@ -1,5 +1,6 @@
 """Convolutions of images [b h w c]: kernels [kh kw in out], PyTorch's padding."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -9,7 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.nn.dense import matmul
-from zoo.nn.winograd import winograd, winograd_input_gradient, winograd_kernel_gradient
+from zoo.nn.strided import strided, strided_gradients, transposed, transposed_gradients
+from zoo.nn.winograd import winograd, winograd_gradients
+
+Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def plain_conv2d(
@@ -21,50 +25,70 @@ def plain_conv2d(
     )
 
 
+def subpixel_conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
+    """`conv_transpose2d` in its exact sub-pixel form.
+
+    Output row 2m + a, a in {0, 1}, sees two input rows only: m - 1 and m through kernel rows 3 and 1 if a = 0, m and
+    m + 1 through 2 and 0 if a = 1. So a 2x2 convolution to the four phases (a, b) of every output pixel, interleaved,
+    is the same map (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
+    """
+    phases = rearrange(kernel[::-1, ::-1], "(kh a) (kw b) i o -> kh kw i (a b o)", a=2, b=2)
+    h, w = x.shape[1:3]
+    y = rearrange(plain_conv2d(x, phases, padding=1), "n h w (a b o) -> n h w a b o", a=2, b=2)
+    rows = [jnp.stack([y[:, a : a + h, b : b + w, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
+    return rearrange(jnp.stack(rows, axis=2), "n h a w b o -> n (h a) (w b) o")
+
+
+def by_platform(
+    fast: Convolve, fast_gradients: Callable[..., tuple[jax.Array, jax.Array]], plain: Convolve
+) -> Convolve:
+    """A convolution (image, kernel) -> image that takes its fast form on the CPU and its plain one elsewhere."""
+
+    @jax.custom_vjp
+    def convolve(x, kernel):
+        return jax.lax.platform_dependent(x, kernel, cpu=fast, default=plain)
+
+    def plain_gradients(x, kernel, gradient):
+        return jax.vjp(plain, x, kernel)[1](gradient)
+
+    def backward(saved, gradient):
+        return jax.lax.platform_dependent(*saved, gradient, cpu=fast_gradients, default=plain_gradients)
+
+    convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
+    return convolve
+
+
+_conv3x3 = by_platform(winograd, winograd_gradients, partial(plain_conv2d, padding=1))
+_conv4x4 = by_platform(strided, strided_gradients, partial(plain_conv2d, stride=2, padding=1))
+_conv_transpose4x4 = by_platform(transposed, transposed_gradients, subpixel_conv_transpose2d)
+
+
 def conv2d(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: int = 0
 ) -> Float[Array, "b h2 w2 o"]:
     """Cross-correlation with `padding` zeros on every side, as PyTorch's `Conv2d`.
 
-    A kernel of one pixel is a matrix product. On the CPU, a 3x3 convolution that keeps an even size takes Winograd's form
-    if it has channels enough to pay.
+    A kernel of one pixel, or as large as the image, is a matrix product. On the CPU, a 3x3 convolution that keeps an
+    even size takes Winograd's form if it has channels enough to pay, and a 4x4 one that halves it that of matrices.
     """
-    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return rearrange(
-            matmul(rearrange(x, "b h w i -> (b h w) i"), kernel[0, 0]),
-            "(b h w) o -> b h w o",
-            b=x.shape[0],
-            h=x.shape[1],
-        )
-    enough = min(kernel.shape[2:]) >= 16 and x.shape[1] % 2 == x.shape[2] % 2 == 0 and x.dtype == jnp.float32
-    if kernel.shape[:2] == (3, 3) and stride == padding == 1 and enough:
+    size, channels = kernel.shape[:2], kernel.shape[2:]
+    if size == (1, 1) and stride == 1 and padding == 0:
+        y = matmul(rearrange(x, "b h w i -> (b h w) i"), kernel[0, 0])
+        return rearrange(y, "(b h w) o -> b h w o", h=x.shape[1], w=x.shape[2])
+    if size == x.shape[1:3] and padding == 0:
+        y = matmul(rearrange(x, "b h w i -> b (h w i)"), rearrange(kernel, "h w i o -> (h w i) o"))
+        return y[:, None, None]
+    even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    if size == (3, 3) and stride == padding == 1 and even and min(channels) >= 16 and x.dtype == jnp.float32:
         return _conv3x3(x, kernel)
+    if size == (4, 4) and stride == 2 and padding == 1 and even:
+        return _conv4x4(x, kernel)
     return plain_conv2d(x, kernel, stride, padding)
 
 
-_plain3x3 = partial(plain_conv2d, padding=1)
-
-
-@jax.custom_vjp
-def _conv3x3(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
-    return jax.lax.platform_dependent(x, kernel, cpu=winograd, default=_plain3x3)
-
-
-def _forward(x, kernel):
-    return _conv3x3(x, kernel), (x, kernel)
-
-
-def _backward(saved, gradient):
-    def minimal(x, kernel, gradient):
-        return winograd_input_gradient(gradient, kernel), winograd_kernel_gradient(x, gradient)
-
-    def plain(x, kernel, gradient):
-        return jax.vjp(_plain3x3, x, kernel)[1](gradient)
-
-    return jax.lax.platform_dependent(*saved, gradient, cpu=minimal, default=plain)
-
-
-_conv3x3.defvjp(_forward, _backward)
+def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
+    """PyTorch's `ConvTranspose2d` with a 4x4 kernel, stride 2 and padding 1: twice the height and width."""
+    return _conv_transpose4x4(x, kernel)
 
 
 class Conv(nnx.Module):
@@ -104,21 +128,6 @@ class Conv(nnx.Module):
         """Maps an image to an image."""
         y = conv2d(x, self.kernel[...], self.stride, self.padding)
         return y if self.bias is None else y + self.bias[...][None, None, None, :]
-
-
-def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
-    """PyTorch's `ConvTranspose2d` with a 4x4 kernel, stride 2 and padding 1, in its exact sub-pixel form.
-
-    The map has twice the height and width. Output row 2m + a, a in {0, 1}, sees two input rows only: m - 1 and m
-    through kernel rows 3 and 1 if a = 0, m and m + 1 through 2 and 0 if a = 1. So a 2x2 convolution to the four phases
-    (a, b) of every output pixel, interleaved, is the same map (Shi et al. 2016, "Is the deconvolution layer the same
-    as a convolutional layer?"), and XLA's CPU backend differentiates it quickly.
-    """
-    phases = rearrange(kernel[::-1, ::-1], "(kh a) (kw b) i o -> kh kw i (a b o)", a=2, b=2)
-    h, w = x.shape[1:3]
-    y = rearrange(conv2d(x, phases, padding=1), "n h w (a b o) -> n h w a b o", a=2, b=2)
-    rows = [jnp.stack([y[:, a : a + h, b : b + w, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
-    return rearrange(jnp.stack(rows, axis=2), "n h a w b o -> n (h a) (w b) o")
 
 
 class ConvTranspose(nnx.Module):

@@ -1,0 +1,36 @@
+"""Work on a batch of images part by part, so that what it makes on the way fits a cache and takes little memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+
+def in_chunks(f: Callable[..., jax.Array], most: int, add: bool, *images: Float[Array, "b _ _ _"]) -> jax.Array:
+    """f over equal parts of the batch of at most so many images (but at least one), in turn.
+
+    Args:
+        f: a function of images.
+        most: images in a part.
+        add: whether the results of parts are added up; otherwise they are images, and joined.
+        images: all with the same batch.
+    """
+    b = len(images[0])
+    count = next(n for n in range(1, b + 1) if b % n == 0 and b // n <= max(most, 1))
+    if count == 1:
+        return f(*images)
+    # Strided, so that each device has its share of every part.
+    parts = [rearrange(x, "(b n) h w c -> b n h w c", n=count) for x in images]
+
+    def part(i: Any) -> jax.Array:
+        return f(*(jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False) for x in parts))
+
+    shape = jax.eval_shape(part, 0)
+    if add:
+        return jax.lax.fori_loop(0, count, lambda i, total: total + part(i), jnp.zeros(shape.shape, shape.dtype))
+    y = jnp.zeros((b // count, count, *shape.shape[1:]), shape.dtype)
+    y = jax.lax.fori_loop(0, count, lambda i, y: jax.lax.dynamic_update_index_in_dim(y, part(i), i, 1), y)
+    return rearrange(y, "b n h w o -> (b n) h w o")
