@@ -311,6 +311,9 @@ def test_inpainting_keeps_what_the_mask_does_not_name(model, files):
     for pixels in made[..., 0]:
         np.testing.assert_array_equal(pixels[:, 4:], picture[:, 4:])
     assert np.abs(made[0] - made[1]).max() > 2
+    again = draw(model, image=(str(files / "picture.png"),), mask=str(files / "mask.png"), repeats=2)
+    np.testing.assert_array_equal(again[0, :, 4:, 0], picture[:, 4:])
+    assert np.abs(made[0] - again[0]).max() > 2
 
 
 def test_image_to_image_starts_from_the_given_pictures(model, files):
@@ -327,7 +330,9 @@ def test_interpolation_begins_with_the_samples_own_noise(model):
     ways = model.family.sample(model, PictureRequest(n=2, steps=5, interpolate=3), jax.random.key(0))
     assert [way.name for way in ways] == ["interpolation"] * 2
     assert ways[0].pixels.shape == (12, 3 * 8 + 4 * 2, 1)
-    between = model.family.sample(model, PictureRequest(steps=5, interpolate=4, image=("0", "1")), jax.random.key(0))
+    between = model.family.sample(
+        model, PictureRequest(steps=5, interpolate=4, image=("0", "1"), sampler="heun"), jax.random.key(0)
+    )
     assert len(between) == 1
     assert between[0].pixels.shape == (12, 4 * 8 + 5 * 2, 1)
 
@@ -353,7 +358,9 @@ def test_strip_ends_with_the_sample(model):
         ({"image": ("nowhere.png",)}, "there is no file nowhere.png"),
         ({"image": ("6",)}, "image is 6, but fewer pictures are held out"),
         ({"image": ("0",), "interpolate": 3}, "interpolate goes between two pictures, and image names 1"),
-        ({"image": ("0", "1"), "interpolate": 3, "sampler": "ddpm"}, "a sampler that adds none"),
+        ({"image": ("0", "1"), "interpolate": 3, "sampler": "ddpm"}, "the sampler ddpm does not come back"),
+        ({"image": ("0", "1"), "interpolate": 3, "sampler": "heun", "guidance": 2.0}, "guidance is 2; between given"),
+        ({"repeats": 3}, "repeats is 3; it must be 1 without a mask"),
         ({"image": ("0",), "strength": 1.5}, "strength is 1.5; it must be from 0 to 1"),
         ({"strip": 1}, "strip is 1"),
     ],

@@ -87,9 +87,12 @@ class PictureRequest(Request):
     """Pictures to start from: files, or numbers of held-out ones. One or more for image-to-image (sample i starts from
     the i-th, in turn) and with a mask; two to interpolate between."""
     strength: float = 0.6
-    """How much of the way to pure noise a given picture is taken before it is denoised, from 0 to 1."""
+    """How much of the way to pure noise a given picture is taken before it is denoised, from 0 to 1; without a mask."""
     mask: str = ""
     """A black and white picture of the model's size: what is white is painted anew, the rest stays as in the image."""
+    repeats: int = 1
+    """With a mask: how often each step is made, its noise put back in between, so that what is painted comes to agree
+    with the rest (RePaint's U, there 10); the time grows with it."""
     interpolate: int = 0
     """Show this many pictures on the way between two noises, or between two given pictures."""
     strip: int = 0
@@ -104,6 +107,8 @@ class PictureRequest(Request):
             ("eta", "from 0 to 1", 0 <= self.eta <= 1),
             ("guidance", "0 or above", 0 <= self.guidance < float("inf")),
             ("strength", "from 0 to 1", 0 <= self.strength <= 1),
+            ("repeats", "at least 1", self.repeats >= 1),
+            ("repeats", "1 without a mask", self.repeats == 1 or self.mask != ""),
             ("interpolate", "0, or at least 2", self.interpolate == 0 or self.interpolate >= 2),
             ("strip", "0, or at least 2", self.strip == 0 or self.strip >= 2),
         )
@@ -118,11 +123,13 @@ class PictureRequest(Request):
         if self.interpolate and self.image:
             if len(self.image) != 2:
                 raise UserError(f"interpolate goes between two pictures, and image names {len(self.image)}")
-            if self.sampler == "ddpm" or self.eta:
+            if self.sampler not in ("heun", "dpm++"):
                 raise UserError(
-                    "interpolate finds the noise of the given pictures, from which only a sampler that adds none comes "
-                    "back: give --sampler ddim, euler, heun or dpm++, and no eta"
+                    f"interpolate finds the noise of the given pictures, from which the sampler {self.sampler} does "
+                    "not come back to them: give --sampler heun or dpm++"
                 )
+            if self.guidance != 1:
+                raise UserError(f"guidance is {self.guidance:g}; between given pictures it must be 1")
 
 
 def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, key: jax.Array) -> list[Image]:
@@ -144,7 +151,7 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
     kept = ~read_mask(request.mask, spec) if request.mask else None
     walk = partial(
         _walk, family, request.sampler, request.strip, model.state, grid=levels, key=key, eta=jnp.float32(request.eta),
-        guidance=jnp.float32(request.guidance), kept=kept,
+        guidance=jnp.float32(request.guidance), kept=kept, repeats=jnp.int32(request.repeats) if request.mask else None,
     )  # fmt: skip
 
     if request.interpolate:
@@ -168,7 +175,16 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
     ]
 
 
-def _interpolations(family, state, request, given, key, shape, label_of, walk) -> list[Image]:
+def _interpolations(
+    family: Diffusion,
+    state: Any,
+    request: PictureRequest,
+    given: UInt8[np.ndarray, "2 h w c"] | None,
+    key: Key[Array, ""],
+    shape: tuple[int, ...],
+    label_of: Callable[[np.ndarray], jax.Array],
+    walk: Callable[..., jax.Array],
+) -> list[Image]:
     """Rows of pictures, each from one noise or picture to another along the arc between their noises."""
     frames = request.interpolate
     if given is not None:
@@ -208,6 +224,7 @@ def _walk(
     symbol: Int[Array, " b"],
     x_0: Float[Array, "b h w c"] | None,
     kept: Bool[Array, "h w 1"] | None,
+    repeats: Int[Array, ""] | None,
 ) -> UInt8[Array, "b ..."]:
     """From noise to pictures [b h w c]; with frames, to strips [b 2 f h w c] of x_t and x_0."""
     denoise = family.denoiser(state, symbol, guidance)
@@ -215,8 +232,9 @@ def _walk(
         None if kept is None or x_0 is None else keep_known(x_0, repeat(kept, "h w 1 -> b h w 1", b=len(rows)), grid)
     )
     made, strip = sample(
-        SAMPLERS[sampler].rule, denoise, x, grid, key, rows, eta=eta, start=start, constrain=constrain, frames=frames
-    )
+        SAMPLERS[sampler].rule, denoise, x, grid, key, rows, eta=eta, start=start, constrain=constrain,
+        repeats=1 if repeats is None else repeats, frames=frames,
+    )  # fmt: skip
     if not frames:
         return to_pixels(made)
     both = rearrange(jnp.stack(strip), "two f b h w c -> (b two f) h w c")
@@ -257,6 +275,10 @@ def _labels(family: Diffusion, spec: ImageSpec, request: PictureRequest) -> Call
         raise UserError(f"label is {label!r}; it must be one of the classes {known}, a number below {count}, or none")
     else:
         chosen = -1
+    if chosen == count and not family.guidable:
+        raise UserError(
+            "the model was trained with label-dropout 0 and knows no pictures without a class: give a class by --label"
+        )
     if request.guidance != 1:
         if chosen == count:
             raise UserError(f"guidance is {request.guidance:g}, and there is no class to guide to: give --label")
