@@ -453,12 +453,7 @@ class DCGAN(Family):
             return -1
         if not self.conditional:
             raise UserError(f"label is {label!r}, but the model was trained without classes; leave it out")
-        if label in spec.classes:
-            return spec.classes.index(label)
-        if label.isdecimal() and int(label) < len(spec.classes):
-            return int(label)
-        known = ", ".join(spec.classes[:12]) + (", ..." if len(spec.classes) > 12 else "")
-        raise UserError(f"label is {label!r}; it must be one of the classes {known}, or the number of one")
+        return spec.class_number(label)
 
 
 @partial(jax.jit, static_argnames=("latent", "length"))

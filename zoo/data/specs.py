@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from zoo.core.errors import UserError
 from zoo.data.tokenizers import Tokenizer
 
 
@@ -31,3 +32,18 @@ class ImageSpec(Spec):
     """1 for grey, 3 for colour."""
     classes: tuple[str, ...] = ()
     """Names of the classes; label i is of class i. Empty: nothing is labelled."""
+
+    def class_number(self, label: str) -> int:
+        """The number of a class that is given by its name or its number.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        if label in self.classes:
+            return self.classes.index(label)
+        if label.isdecimal() and int(label) < len(self.classes):
+            return int(label)
+        known = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
+        raise UserError(
+            f"label is {label!r}; it must be one of the classes {known}, or a number below {len(self.classes)}"
+        )

@@ -264,15 +264,10 @@ def _labels(family: Diffusion, spec: ImageSpec, request: PictureRequest) -> Call
                 f"guidance is {request.guidance:g}, but the model was trained without classes; only 1 is possible"
             )
         return lambda rows: jnp.zeros(rows.shape, jnp.int32)
-    if label in classes:
-        chosen = classes.index(label)
-    elif label.isdecimal() and int(label) < count:
-        chosen = int(label)
-    elif label == NO_CLASS or (not label and request.image):
+    if label == NO_CLASS or (not label and request.image):
         chosen = count
     elif label:
-        known = ", ".join(classes[:12]) + (", ..." if count > 12 else "")
-        raise UserError(f"label is {label!r}; it must be one of the classes {known}, a number below {count}, or none")
+        chosen = spec.class_number(label)
     else:
         chosen = -1
     if chosen == count and not family.guidable:
