@@ -57,10 +57,11 @@ def excerpt(data: Data, folder: Path) -> Data:
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def run(request, tmp_path) -> Run:
     run = load_config(str(request.param))
+    few = {"samples": 8} if getattr(run.scoring, "samples", 0) else {}
     return replace(
         run, family=shrink(run.family), data=excerpt(run.data, tmp_path), batch_size=8, steps=6, eval_batches=2,
         eval_every=3, save_every=3, log_every=1, score_every=0, sample_every=0, precision="float32",
-        rundir=str(tmp_path / "run"),
+        rundir=str(tmp_path / "run"), scoring=replace(run.scoring, **few),
     )  # fmt: skip
 
 
@@ -261,9 +262,9 @@ def test_a_trained_run_loads_samples_and_scores(run):
     jax.tree.map(np.testing.assert_array_equal, loaded.model.state, trained.model.state)
     scores = loaded.evaluate()
     assert scores == trained.evaluate()
-    assert np.isfinite(list(scores.values())).all()
+    assert np.isfinite([value for value in scores.values() if not isinstance(value, str)]).all()
     assert len(loaded.sample(n=2)) == 2
-    assert loaded.net() is not None
+    assert all(loaded.net(name) is not None for name in loaded.model.state._fields)
 
 
 def test_fine_tuning_starts_from_the_other_runs_weights(run):

@@ -50,7 +50,7 @@ class Trained:
         if not name and len(learners) == 1:
             return next(iter(learners.values())).eval_net()
         if name not in learners:
-            raise UserError(f"there is no network {name!r}; there are {', '.join(learners)}")
+            raise UserError(f"net is asked for {name!r}; it must be one of {', '.join(learners)}")
         return learners[name].eval_net()
 
     @property
