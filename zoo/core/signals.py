@@ -28,19 +28,20 @@ class Stop:
 
     def _receive(self, signum: int, _frame: Any) -> None:
         if not self.training:
-            log.info("stopped before training began; the same command starts again")
-            self._end(signum)
+            self._end(signum, "stopped before training began; the same command starts again")
         if self.signum:
-            log.info("stopped at once; the same command goes on from the last checkpoint")
-            self._end(signum)
+            self._end(signum, "stopped at once; the same command goes on from the last checkpoint")
         self.signum = signum
-        log.info("stopping after this step (again: at once)")
+        # From a thread: the handler may have come in the middle of a line that is being logged.
+        threading.Thread(target=log.info, args=("stopping after this step (again: at once)",)).start()
 
-    def _end(self, signum: int) -> None:
+    def _end(self, signum: int, told: str) -> None:
         """Ends a script like kill -9 does, which loses nothing more: Python may drop what a handler raises."""
         if is_script():
             self.console.show_cursor(True)
+            os.write(2, f"{told}\n".encode())
             os._exit(128 + signum)
+        log.info(told)
         raise Interrupted(signum)
 
     @classmethod
