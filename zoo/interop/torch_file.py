@@ -50,7 +50,7 @@ def _tensors(name: str, value: Any) -> Any:
         for key, item in value.items():
             yield from _tensors(f"{name}.{key}" if name else str(key), item)
     elif isinstance(value, np.ndarray):
-        yield name, value
+        yield name, np.array(value)  # a copy of its own: the storage may be shared, and cannot be written to
 
 
 def _read_archive(path: Path) -> Any:
@@ -66,23 +66,31 @@ def _read_archive(path: Path) -> Any:
             raise UserError(f"{path} is damaged, or holds more than tensors in dicts ({error})") from None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors and dicts, and refuses every other name."""
+class TensorUnpickler(pickle.Unpickler):
+    """Knows tensors and dicts, and refuses every other name; a subclass knows where storages lie."""
 
-    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str, path: Path) -> None:
+    def __init__(self, file: Any, path: str | Path) -> None:
         super().__init__(file)
-        self.archive, self.folder, self.path = archive, folder, path
+        self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
+            return _view
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, requires_grad, hooks: tensor
         if module == "torch" and name in DTYPES:
             return np.dtype(DTYPES[name])
         raise UserError(f"{self.path} holds a {module}.{name}, which is not loaded; save the state_dict() alone")
+
+
+class _Unpickler(TensorUnpickler):
+    """Reads storages from the archive."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str, path: Path) -> None:
+        super().__init__(file, path)
+        self.archive, self.folder = archive, folder
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         _, dtype, key, _, count = pid
@@ -90,15 +98,11 @@ class _Unpickler(pickle.Unpickler):
         return np.frombuffer(data, dtype.newbyteorder("<") if dtype.kind != "V" else dtype, count)
 
 
-def _rebuild_tensor(
-    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
-) -> np.ndarray:
+def _view(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
     """A tensor in a storage; strides count elements."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
         raise ValueError("a tensor reaches beyond its storage")
-    view = storage[offset:] if 0 not in size else storage[:0]
     if 0 in size:
         return np.zeros(size, storage.dtype)
-    steps = tuple(step * storage.itemsize for step in stride)
-    return np.array(np.lib.stride_tricks.as_strided(view, size, steps))
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * storage.itemsize for step in stride])

@@ -6,14 +6,13 @@ in `torch_file.py`, a pickle may name only what rebuilds tensors and dicts.
 """
 
 import pickle
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from zoo.core.errors import UserError
-from zoo.interop.torch_file import DTYPES
+from zoo.interop.torch_file import TensorUnpickler
 
 MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -49,37 +48,16 @@ def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
     return dict(tensors)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors and dicts, and refuses every other name; storages are zero until they are read."""
+class _Unpickler(TensorUnpickler):
+    """Storages are zero until they are read."""
 
     def __init__(self, file: BinaryIO, path: str | Path) -> None:
-        super().__init__(file)
-        self.path, self.storages = path, dict[str, np.ndarray]()
+        super().__init__(file, path)
+        self.storages = dict[str, np.ndarray]()
         self.size = Path(path).stat().st_size
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _view
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, requires_grad, hooks: tensor
-        if module == "torch" and name in DTYPES:
-            return np.dtype(DTYPES[name])
-        raise UserError(f"{self.path} holds a {module}.{name}, which is not loaded; save the state_dict() alone")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         _, dtype, key, _, count, view = pid
         if view is not None or not 0 <= count * dtype.itemsize <= self.size:
             raise ValueError("a storage is larger than the file, or a part of another")
         return self.storages.setdefault(key, np.zeros(count, dtype))
-
-
-def _view(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    """A tensor in a storage; strides count elements."""
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
-        raise ValueError("a tensor reaches beyond its storage")
-    if 0 in size:
-        return np.zeros(size, storage.dtype)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * storage.itemsize for step in stride])
