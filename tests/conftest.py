@@ -1,5 +1,6 @@
 """All tests run on eight simulated devices, with shapes and types checked and warnings as errors."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -17,3 +19,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 install_import_hook("zoo", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_what_was_compiled():
+    """A process has room for some ten thousands of mapped pieces of code; past that, XLA crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
