@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from zoo.core.artifacts import Image, write_artifacts, write_summary
+from zoo.core.artifacts import Image, deliver, listing, write_artifacts, write_summary
 from zoo.core.config import parse_flags, split_arguments, trust_named
 from zoo.core.errors import run_script
 from zoo.core.rundir import RunDir, make_out
@@ -48,22 +48,21 @@ def main() -> None:
     from zoo.core.trained import load_run
 
     trained = load_run(path, asked.checkpoint)
-    stream = None
-    if not asked.out and asked.request.n == 1:
+    streamed: list[str] = []
 
-        def stream(text: str) -> None:
-            print(text, end="", flush=True)
+    def stream(text: str) -> None:
+        streamed.append(text)
+        print(text, end="", flush=True)
 
-    artifacts = trained.sample(asked.seed, stream, **vars(asked.request))
+    watched = not asked.out and asked.request.n == 1
+    artifacts = deliver(trained.sample(asked.seed, stream if watched else None, **vars(asked.request)))
     if asked.out:
         for written in write_artifacts(Path(asked.out), artifacts):
             print(written)
     elif isinstance(artifacts[0], Image):
         print(write_summary(rundir.next_samples(), artifacts))
-    elif stream:
-        print()
     else:
-        print("\n\n----\n\n".join(artifact.text for artifact in artifacts))
+        print("" if streamed else listing(artifacts))
 
 
 if __name__ == "__main__":

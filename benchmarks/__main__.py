@@ -1,6 +1,6 @@
 """Runs the zoo and other programs on the same work, in turn, and prints how they compare.
 
-    python -m benchmarks {lm_train|lm_decode|images} [--rounds 3] [--cases ...] [--peers ...]
+    python -m benchmarks {lm_train|lm_decode|lstm_lm|images} [--rounds 3] [--cases ...] [--peers ...]
         [--peer-python [PEER=]PYTHON ...]
 
 Every line but the last is one program's, as it printed it; the last holds, for each task, the zoo's median rate divided
@@ -22,11 +22,13 @@ PEERS = Path(__file__).parent / "peers"
 PROGRAMS = {
     "lm_train": ["gpt"],
     "lm_decode": ["transformers", "ctranslate2", "llama.cpp"],
+    "lstm_lm": ["torch"],
     "images": ["torch"],
 }
 CASES = {
     "lm_train": ["small", "base"],
     "lm_decode": ["1", "8", "beam5"],
+    "lstm_lm": ["lstm"],
     "images": ["ddpm_train", "ddpm_sample", "dcgan", "vae"],
 }
 

@@ -27,7 +27,7 @@ import zoo
 from zoo.core.trained import make_setup
 from zoo.data.dataset import DataSet
 from zoo.interop.transformers import write_run
-from zoo.transformer_lm import counted
+from zoo.nn.losses import counted
 
 ROOT = Path(__file__).parents[1]
 PEER = Path(__file__).parent / "peers" / "lm_quality.py"

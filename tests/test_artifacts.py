@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from zoo.core.artifacts import Image, Text, grid, together, write_artifacts, write_summary
+from zoo.core.artifacts import Image, Text, deliver, grid, listing, together, write_artifacts, write_summary
 from zoo.core.rundir import RunDir
 
 
@@ -74,3 +74,17 @@ def test_equal_images_are_equal():
 def test_a_notebook_shows_small_pictures_enlarged():
     (image,) = pictures(1)
     assert PIL.Image.open(io.BytesIO(image._repr_png_())).size == (128, 128)
+
+
+def test_pictures_with_a_file_of_their_own_are_written_there(tmp_path):
+    text, picture = Text("a"), Image(np.zeros((2, 3, 1), np.uint8), "attention", str(tmp_path / "new" / "a.png"))
+    assert deliver([text, picture]) == [text]
+    assert (tmp_path / "new" / "a.png").read_bytes() == picture.png()
+
+
+def test_lines_with_scores_are_a_list_and_other_texts_ruled_off():
+    scored = [Text("long line", {"score": -1.23456}), Text("b", {"score": -2.0, "rank": 3.0})]
+    assert listing(scored) == "long line  score -1.235\nb          score -2  rank 3"
+    assert listing([*scored, Text("c")]) == "long line\n\n----\n\nb\n\n----\n\nc"
+    assert listing([Text("two\nlines", {"score": 1.0})]) == "two\nlines"
+    assert listing([]) == ""

@@ -19,16 +19,18 @@ from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
 from zoo.core.trained import inference_state, load_run, make_setup
 from zoo.data.dataset import Data
+from zoo.data.documents import Documents
 from zoo.data.images import Images
-from zoo.data.sources import read_plays
-from zoo.data.text import Text
+from zoo.data.pairs import Pairs
+from zoo.data.sentences import Sentences
+from zoo.data.sources import read_cmudict, read_plays, read_wordnet
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # The field's standard names for sizes, with a size that compiles in a moment.
 SMALL: dict[str, Any] = {
-    "layers": 2, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32, "context": 8,
+    "layers": 2, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32, "embedding": 8, "context": 8,
     "channels": (8, 16), "latent": 4, "hidden": 16,
 }  # fmt: skip
 # Clipped, since a loss in nats an image is hundreds of times one in nats a token; `grad_norm` is told before clipping.
@@ -48,7 +50,16 @@ def excerpt(data: Data, folder: Path) -> Data:
         some = data.open(length=None, batch_size=48, seed=0).batch_at(0)
         np.savez(path, images=some["image"], labels=some["label"])
         return replace(data, path=str(path))
-    assert isinstance(data, Text)
+    if isinstance(data, Pairs):
+        path = folder / "excerpt.tsv"
+        short = [pair for pair in read_cmudict() if max(len(pair[0]), len(pair[1].split())) < SMALL["context"]]
+        path.write_text("".join(f"{source}\t{target}\n" for source, target in short[::400]), encoding="utf-8")
+        return replace(data, path=str(path))
+    if isinstance(data, Sentences):
+        path = folder / "excerpt.txt"
+        path.write_text("\n".join(text for text in read_wordnet("definitions")[:600] if len(text) < 40))
+        return replace(data, path=str(path), vocabulary=50)
+    assert isinstance(data, Documents)
     path = folder / "excerpt.txt"
     path.write_text(next(iter(read_plays().values()))[:8000], encoding="utf-8")
     return replace(data, path=str(path))
@@ -264,7 +275,9 @@ def test_a_trained_run_loads_samples_and_scores(run):
     assert scores == trained.evaluate()
     assert np.isfinite([value for value in scores.values() if not isinstance(value, str)]).all()
     assert len(loaded.sample(n=2)) == 2
-    assert all(loaded.net(name) is not None for name in loaded.model.state._fields)
+    state = loaded.model.state
+    learners = [name for name, part in zip(state._fields, state, strict=True) if isinstance(part, Learner)]
+    assert all(loaded.net(name) is not None for name in learners)
 
 
 def test_fine_tuning_starts_from_the_other_runs_weights(run):

@@ -24,9 +24,8 @@ from zoo.core.trained import load_run
 from zoo.data.specs import BlockSpec
 from zoo.data.text import Text
 from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters
-from zoo.interop.layouts import LAYOUTS
 from zoo.interop.tokenizer_json import read_tokenizer, write_tokenizer
-from zoo.interop.transformers import export_run, import_run, read_transformers, write_transformers
+from zoo.interop.transformers import LAYOUTS, export_run, import_run, read_transformers, write_transformers
 from zoo.sampling.beam import beam_search
 from zoo.sampling.logits import Knobs, penalize, truncate
 from zoo.sampling.tokens import write_tokens

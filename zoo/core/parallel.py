@@ -73,6 +73,11 @@ def mean(tree: Any) -> Any:
     return jax.lax.pmean(tree, AXIS) if _in_pmap.get() else tree
 
 
+def all_rows(tree: Any) -> Any:
+    """The rows of all devices, in the order of the global batch; the identity where rows are global (jit)."""
+    return jax.lax.all_gather(tree, AXIS, tiled=True) if _in_pmap.get() else tree
+
+
 @contextmanager
 def _tracing_for_pmap() -> Iterator[None]:
     token = _in_pmap.set(True)
@@ -139,8 +144,10 @@ class MeshStrategy(Strategy):
         super().__init__(devices)
         shape = (len(devices) // fsdp, fsdp)
         self.mesh = jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
-        self.by_row = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
         self.everywhere = NamedSharding(self.mesh, PartitionSpec())
+        # A step gives what lies on one device back as lying everywhere; by another name it would compile again.
+        split = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+        self.by_row = split if len(devices) > 1 else self.everywhere
 
     def _sharding(self, leaf: Any) -> NamedSharding:
         """Splits the largest axis that divides over `fsdp`; small leaves and the rest are on every device."""

@@ -13,7 +13,7 @@ from zoo.core.artifacts import Artifacts
 from zoo.core.checkpoint import Checkpoints, DamagedCheckpointError, flatten
 from zoo.core.config import Run, differences
 from zoo.core.errors import UserError
-from zoo.core.family import Family, Metrics, Model, Setup, State
+from zoo.core.family import Family, Metrics, Model, Rows, Setup, State
 from zoo.core.learner import Learner
 from zoo.core.parallel import Parallel, Strategy
 from zoo.core.platform import prepare
@@ -116,9 +116,11 @@ def inference_state(state: State) -> State:
     """A state with nothing but what evaluation networks need."""
 
     def lean(node: Any) -> Any:
+        if isinstance(node, Rows):
+            return Rows(None)  # of rows in training
         return node.inference() if isinstance(node, Learner) else node
 
-    return jax.tree.map(lean, state, is_leaf=lambda node: isinstance(node, Learner))
+    return jax.tree.map(lean, state, is_leaf=lambda node: isinstance(node, Learner | Rows))
 
 
 def compute_dtype(run: Run) -> str:

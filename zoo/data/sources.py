@@ -1,4 +1,4 @@
-"""Where documents come from: the embedded plays, text files, JSON lines, and TensorFlow Datasets."""
+"""Where texts come from: the embedded ones, text files, JSON lines, and TensorFlow Datasets."""
 
 import glob
 import json
@@ -6,7 +6,7 @@ import lzma
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zoo.core.errors import UserError
 
@@ -15,9 +15,63 @@ HELD_OUT_PLAYS = ("Macbeth", "Twelfth Night")
 
 def read_plays() -> dict[str, str]:
     """Shakespeare's 38 plays by title; `embedded/README.md` says where they come from."""
-    packed = (resources.files("zoo.data") / "embedded" / "shakespeare.jsonl.xz").read_bytes()
-    plays = [json.loads(line) for line in lzma.decompress(packed).splitlines()]
+    plays = [json.loads(line) for line in _embedded_lines("shakespeare.jsonl.xz")]
     return {play["title"]: play["text"] for play in plays}
+
+
+def read_wordnet(part: Literal["definitions", "examples"]) -> list[str]:
+    """WordNet's 117,791 definitions, or its 48,571 examples of a word's use; see `embedded/README.md`."""
+    return _embedded_lines(f"wordnet_{part}.txt.xz")
+
+
+def read_cmudict() -> list[tuple[str, str]]:
+    """CMUdict's 117,493 words of letters only with their 125,855 pronunciations; see `embedded/README.md`.
+
+    A pronunciation is phones with spaces between them, vowels with their stress (0, 1 or 2); a word that has several
+    is there as often.
+    """
+    pairs = []
+    for line in _embedded_lines("cmudict.txt.xz"):
+        entry, phones = line.partition("#")[0].split(maxsplit=1)
+        word = entry.partition("(")[0]  # further pronunciations are numbered
+        if word.isalpha():
+            pairs.append((word, phones.strip()))
+    return pairs
+
+
+def read_pairs(path: str, fields: tuple[str, str]) -> list[tuple[str, str]]:
+    """Reads UTF-8 files of a source, a tab and a target on each line, or `.jsonl` files; `path` may be a glob.
+
+    White space around both is dropped, and so are blank lines.
+
+    Args:
+        path: of the files.
+        fields: the fields that hold source and target in JSON lines.
+
+    Raises:
+        UserError: nothing is there, or it cannot be read as that; a line that cannot is named.
+    """
+    return [_pair(line, fields, where, file) for file in _files(path) for where, line in numbered_lines(file)]
+
+
+def _pair(line: str, fields: tuple[str, str], where: str, file: Path) -> tuple[str, str]:
+    if file.suffix == ".jsonl":
+        parts = [_field_of(line, field, where) for field in fields]
+    else:
+        parts = line.split("\t")
+        if len(parts) != 2:
+            count = f"{len(parts)} field{'s' * (len(parts) > 1)}"
+            raise UserError(f"{where} has {count} between tabs: write a source, one tab and a target")
+    source, target = (part.strip() for part in parts)
+    for name, text in (("source", source), ("target", target)):
+        if not text:
+            raise UserError(f"{where} has an empty {name}: write one, or take the line out")
+    return source, target
+
+
+def _embedded_lines(name: str) -> list[str]:
+    packed = (resources.files("zoo.data") / "embedded" / name).read_bytes()
+    return lzma.decompress(packed).decode().removesuffix("\n").split("\n")
 
 
 def read_documents(path: str, field: str) -> list[str]:
@@ -29,6 +83,34 @@ def read_documents(path: str, field: str) -> list[str]:
         UserError: nothing is there, or it cannot be read as that.
     """
     return [text for file in _files(path) for text in _documents(file, field) if text]
+
+
+def read_lines(path: str, field: str) -> list[str]:
+    """Reads UTF-8 files of a text a line, or `.jsonl` files (the `field` of each line); `path` may be a glob.
+
+    White space around a text is dropped, and so are lines with nothing else.
+
+    Raises:
+        UserError: nothing is there, or it cannot be read as that; a line that cannot is named.
+    """
+    return [text for file in _files(path) for text in map(str.strip, _texts(file, field)) if text]
+
+
+def _texts(file: Path, field: str) -> Iterator[str]:
+    if file.suffix == ".jsonl":
+        return _documents(file, field)
+    return (line for _, line in numbered_lines(file))
+
+
+def numbered_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a file that are not blank, each with what to call it in an error, such as "line 3 of FILE".
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8 text, or is empty.
+    """
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+        if line.strip():
+            yield f"line {number} of {file}", line.removesuffix("\r")
 
 
 def _files(path: str) -> list[Path]:
@@ -47,15 +129,10 @@ def _files(path: str) -> list[Path]:
 
 
 def _documents(file: Path, field: str) -> Iterator[str]:
-    text = _read_text(file)
-    if not text.strip():
-        raise UserError(f"{file} is empty: give a file with text in it")
-    if file.suffix != ".jsonl":
-        yield text
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _field_of(line, field, f"line {number} of {file}")
+    if file.suffix == ".jsonl":
+        yield from (_field_of(line, field, where) for where, line in numbered_lines(file))
+    else:
+        yield _read_text(file)
 
 
 def _read_text(file: Path) -> str:
@@ -64,11 +141,16 @@ def _read_text(file: Path) -> str:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     try:
-        return data.decode().removeprefix("\ufeff")
+        text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{file} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}): convert it to UTF-8"
+            f"{file} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}, in line {line}): "
+            "convert it to UTF-8"
         ) from None
+    if not text.strip():
+        raise UserError(f"{file} is empty: give a file with text in it")
+    return text
 
 
 def _field_of(line: str, field: str, where: str) -> str:

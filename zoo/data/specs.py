@@ -23,6 +23,63 @@ class BlockSpec(Spec):
 
 
 @dataclass(frozen=True)
+class LineSpec(Spec):
+    """A text a row: `tokens` int32 [b, length + 1], of which the first `length` int32 [b] are the row's.
+
+    Those are end-of-text, the text, and end-of-text; padding follows. So a text of n tokens has n + 1 targets.
+    """
+
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class SegmentSpec(Spec):
+    """Two segments of text a row, [CLS] a [SEP] b [SEP] and padding, which BERT calls a pair of sentences.
+
+    `tokens` int32 [b, t], of which the first `length` int32 [b] are the row's; `segment` int32 [b, t], 0 up to the
+    first [SEP] and 1 after it; `follows` int32 [b], 1 where b is what follows a in the text and 0 where it is not.
+    """
+
+    tokenizer: Tokenizer
+    """Its end-of-text is [SEP]."""
+    padding: int
+    """The id of [PAD]."""
+    classify: int
+    """The id of [CLS]."""
+    mask: int
+    """The id of [MASK]."""
+
+    @property
+    def separate(self) -> int:
+        """The id of [SEP]."""
+        return self.tokenizer.end_of_text
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """The ids that stand for no text."""
+        return self.padding, self.classify, self.separate, self.mask
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, the special ones among them."""
+        return max(self.tokenizer.vocab_size, *(i + 1 for i in self.special))
+
+
+@dataclass(frozen=True)
+class PairSpec(Spec):
+    """A source and a target a row: `source` int32 [b, length] and `target` int32 [b, length + 1].
+
+    The first `source_length` int32 [b] tokens of a source are the row's: the text and end-of-text. The first
+    `target_length` of a target are end-of-text, the text, and end-of-text. Padding follows both.
+    """
+
+    source: Tokenizer
+    target: Tokenizer
+    examples: tuple[str, ...] = ()
+    """Some sources that are not trained on, to try a model with."""
+
+
+@dataclass(frozen=True)
 class ImageSpec(Spec):
     """Images of one size: `image` uint8 [b height width channels], `label` int32 [b], -1 where there is none."""
 

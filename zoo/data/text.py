@@ -1,7 +1,6 @@
 """Text for language models: documents to one stream of tokens, cut in blocks for training and scored whole."""
 
 import functools
-import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,41 +10,15 @@ import numpy as np
 from jaxtyping import Int32, Integer
 
 from zoo.core.errors import UserError
-from zoo.data.dataset import Batch, Data, DataSet
-from zoo.data.sources import HELD_OUT_PLAYS, read_documents, read_plays, read_tfds
+from zoo.data.dataset import Batch, DataSet
+from zoo.data.documents import Documents
 from zoo.data.specs import BlockSpec
-from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters, Tokenizer, alphabet
+from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, make_tokenizer
 
 
 @dataclass(frozen=True)
-class Text(Data):
-    """Text: Shakespeare's plays unless a file or a TFDS set is named."""
-
-    path: str = ""
-    """A UTF-8 text file, a .jsonl file, or a quoted glob of them ('books/**/*.txt'); a text file is one document, a
-    JSON line another. Empty: Shakespeare's 38 plays, which come with this package."""
-
-    field: str = "text"
-    """The field that holds the text in JSON lines, or the feature in a TFDS set."""
-
-    held_out: float = 0.1
-    """Share of the text that is never trained on. One document: its end. Several: that share of them, chosen by a hash
-    of their text. Shakespeare's plays: always Macbeth and Twelfth Night."""
-
-    held_out_path: str = ""
-    """Text to score instead, a file or glob like `path`; all of `path` is then trained on."""
-
-    tfds: str = ""
-    """A TensorFlow Datasets set that is prepared on this machine as array_record, such as 'lm1b', instead of `path`."""
-
-    tfds_split: str = "train"
-    """The split of the TFDS set to train on."""
-
-    tfds_held_out_split: str = ""
-    """The split of the TFDS set to score; empty: the share `held_out` of `tfds_split`."""
-
-    tfds_dir: str = ""
-    """The folder of prepared TFDS sets; empty: where TFDS keeps them."""
+class Text(Documents):
+    """Text in blocks: Shakespeare's plays unless a file or a TFDS set is named."""
 
     tokenizer: Literal["characters", "bytes", "bpe", "gpt2"] = "characters"
     """What a token is: a character of the text, a byte, a byte pair learned from the text, or a token of GPT-2's."""
@@ -53,24 +26,24 @@ class Text(Data):
     vocabulary: int = 4096
     """How many tokens 'bpe' learns, with the 256 bytes and end-of-text."""
 
+    order: Literal["shuffled", "stream"] = "shuffled"
+    """What a row of a training batch holds: a block from anywhere, or the block that follows the one in the same row of
+    the batch before, for a network that carries its state from batch to batch."""
+
     def check_tokenizer(self, spec: BlockSpec) -> None:
         """Refuses a run's spec whose tokenizer is of another kind than this config asks for.
 
         Raises:
             UserError: it is; the message says which flag agrees with the run.
         """
-        if spec.tokenizer.kind != self.tokenizer:
-            raise UserError(
-                f"the run's tokenizer is {spec.tokenizer.kind}, not {self.tokenizer}: "
-                f"give --data.tokenizer {spec.tokenizer.kind}"
-            )
+        check_kind(spec.tokenizer, self.tokenizer)
 
     def open(self, *, length: int | None, batch_size: int, seed: int, spec: BlockSpec | None = None) -> "TextBlocks":
         """Reads the documents, splits them and turns them into tokens; see `Data.open`."""
         if length is None:
             raise UserError("text is cut in blocks, and this model family has no context length to cut it by")
-        train, held_out = self._documents()
-        tokenizer = spec.tokenizer if spec else self._make_tokenizer(train, held_out)
+        train, held_out = self.documents()
+        tokenizer = spec.tokenizer if spec else make_tokenizer(self.tokenizer, train, held_out, self.vocabulary)
         if isinstance(tokenizer, Characters):
             tokenizer.check(alphabet(train + held_out))
         return TextBlocks(
@@ -80,62 +53,11 @@ class Text(Data):
             length=length,
             batch_size=batch_size,
             seed=seed,
-            name=self.tfds or self.path or "Shakespeare's plays",
+            order=self.order,
+            name=self.name,
             documents=(len(train), len(held_out)),
             characters=sum(map(len, train)) + sum(map(len, held_out)),
         )
-
-    def _documents(self) -> tuple[list[str], list[str]]:
-        """Training and held-out documents."""
-        if not 0 < self.held_out < 1:
-            raise UserError(
-                f"--data.held-out {self.held_out} is not a share: give a number between 0 and 1, such as 0.1"
-            )
-        if self.tfds and (self.path or self.held_out_path):
-            raise UserError("--data.tfds and --data.path name two sources of text: give one of them")
-        if self.tfds:
-            train = read_tfds(self.tfds, self.tfds_split, self.tfds_dir, self.field)
-            if self.tfds_held_out_split:
-                return train, read_tfds(self.tfds, self.tfds_held_out_split, self.tfds_dir, self.field)
-        elif self.path:
-            train = read_documents(self.path, self.field)
-        else:
-            plays = read_plays()
-            train = [text for title, text in plays.items() if self.held_out_path or title not in HELD_OUT_PLAYS]
-            if not self.held_out_path:
-                return train, [plays[title] for title in HELD_OUT_PLAYS]
-        if self.held_out_path:
-            return train, read_documents(self.held_out_path, self.field)
-        return split_documents(train, self.held_out)
-
-    def _make_tokenizer(self, train: list[str], held_out: list[str]) -> Tokenizer:
-        match self.tokenizer:
-            case "characters":
-                return Characters(alphabet(train + held_out))
-            case "bytes":
-                return Bytes()
-            case "gpt2":
-                return GPT2()
-            case "bpe":
-                if self.vocabulary < 257:
-                    raise UserError(f"--data.vocabulary {self.vocabulary} is too small: give at least 257")
-                return BPE.train(train, self.vocabulary)
-
-
-def split_documents(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """Splits documents into training and held-out ones, by their text alone.
-
-    One document: its last `share` of characters is held out. Several: those whose SHA-256 is smallest, `share` of the
-    different texts but at least one; so the split does not depend on the order of files, and no text is on both sides.
-    """
-    digests = [hashlib.sha256(text.encode()).digest() for text in documents]
-    ranked = sorted(set(digests))
-    if len(ranked) == 1:
-        cut = int(len(documents[0]) * (1 - share))
-        return [documents[0][:cut]], [documents[0][cut:]]
-    held_out = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
-    train = [text for text, digest in zip(documents, digests, strict=True) if digest not in held_out]
-    return train, [text for text, digest in zip(documents, digests, strict=True) if digest in held_out]
 
 
 def _stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Integer[np.ndarray, " t"]:
@@ -153,6 +75,9 @@ class TextBlocks(DataSet):
     The training stream is a circle: what follows its end is its begin, a document boundary like any other. An epoch
     cuts it in the fewest blocks that cover it, from a place drawn from (seed, epoch), and shuffles them; so every token
     is a target in every epoch, and not always at the same place of a block.
+
+    In the order `stream`, the rows of a batch go round the circle at equal distances, a block in each step, and never
+    begin anew; the seed says where the first of them begins.
     """
 
     spec: BlockSpec
@@ -161,6 +86,7 @@ class TextBlocks(DataSet):
     length: int
     batch_size: int
     seed: int
+    order: str
     name: str
     documents: tuple[int, int]
     characters: int
@@ -194,17 +120,26 @@ class TextBlocks(DataSet):
         return -(-(len(self.held_out) - 1) // self.length)
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Training batch `step`: `tokens` int32 [b, length + 1], `length`, `row` int32 [b], `valid` bool [b]."""
+        """Training batch `step`: `tokens` int32 [b, length + 1]; `length`, `row` int32, `valid`, `continues` bool [b].
+
+        Where a row continues, its first target follows the last target of that row in the batch before.
+        """
         row = np.arange(self.batch_size, dtype=np.int32)[rows]
-        drawn = step * self.batch_size + row.astype(np.int64)
-        begin = np.array([_offset(self.seed % 2**32, int(i) // self.blocks, len(self.train)) for i in drawn], np.int64)
-        begin += self.length * np.array([self._order[int(i)] for i in drawn], np.int64)
+        seed, streams = self.seed % 2**32, self.order == "stream"
+        if streams:
+            begin = _offset(seed, 0, len(self.train)) + row.astype(np.int64) * len(self.train) // self.batch_size
+            begin += step * self.length
+        else:
+            drawn = step * self.batch_size + row.astype(np.int64)
+            begin = np.array([_offset(seed, int(i) // self.blocks, len(self.train)) for i in drawn], np.int64)
+            begin += self.length * np.array([self._order[int(i)] for i in drawn], np.int64)
         place = (begin[:, None] + np.arange(self.length + 1)[None, :]) % len(self.train)
         return {
             "tokens": self.train[place].astype(np.int32),
             "length": np.full(row.shape, self.length + 1, np.int32),
             "row": row,
             "valid": np.ones(row.shape, bool),
+            "continues": np.full(row.shape, streams and step > 0),
         }
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:

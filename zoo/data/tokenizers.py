@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, bytes, byte-pair encoding, and GPT-2's own.
+"""Text to token ids and back: characters, bytes, words, byte-pair encoding, and GPT-2's own.
 
 A tokenizer is a frozen dataclass whose fields are plain JSON, so that a run directory can hold it; what is built from
 the fields is cached beside it. Every tokenizer has an end-of-text id that no text encodes to.
@@ -7,9 +7,11 @@ the fields is cached beside it. Every tokenizer has an end-of-text id that no te
 import abc
 import codecs
 import functools
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int32, UInt32
@@ -136,6 +138,63 @@ class Bytes(Tokenizer):
         return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class Words(Tokenizer):
+    """One token for each of a list of words, one for all other words, and end-of-text, in this order.
+
+    A word is a run of letters and digits or a single other mark, together with the space before it, if there is one; an
+    ending such as 's is a word too. White space counts as one space, however much there is, and a text begins as if
+    after a space, which `decode` takes away again.
+    """
+
+    kind: ClassVar[str] = "words"
+    pattern: ClassVar[re.Pattern[str]] = re.compile(r"'\w+| ?\w+| ?[^\w\s]")
+
+    words: tuple[str, ...]
+    """The words with their spaces: number i has id i."""
+
+    @classmethod
+    def learn(cls, texts: Iterable[str], vocab_size: int) -> "Words":
+        """Takes the words that occur most often, as many as leave room for the other two tokens."""
+        counts = Counter(word for text in texts for word in cls.cut(text))
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls(tuple(ranked[: vocab_size - 2]))
+
+    @classmethod
+    def cut(cls, text: str) -> list[str]:
+        """The words of a text, known or not; together they are the text, after a space."""
+        return cls.pattern.findall(" " + " ".join(text.split()))
+
+    # Kept with the object: to look it up by the words would mean to hash ten thousand of them every time.
+    @functools.cached_property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes of each token."""
+        return *(word.encode() for word in self.words), b" <unk>", b""
+
+    @property
+    def unknown(self) -> int:
+        """The id of every word that is not in the list."""
+        return len(self.words)
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that begins and ends a document."""
+        return len(self.words) + 1
+
+    def encode(self, text: str) -> Int32[np.ndarray, " t"]:
+        """Token ids of `text`; words that are not in the list have the id `unknown`."""
+        _utf8(text)
+        return np.array([self._ids.get(word, self.unknown) for word in self.cut(text)], np.int32)
+
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
+        """The text of token ids, unknown words as `<unk>`; what `stream` gives begins with its first word's space."""
+        return super().decode(ids).removeprefix(" ")
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+
 class _BytePairs(Tokenizer):
     """Byte-pair encoding by the `tokenizers` library."""
 
@@ -197,6 +256,50 @@ class GPT2(_BytePairs):
 
     def _library(self) -> Any:
         return byte_pairs.gpt2()
+
+
+Kind = Literal["characters", "bytes", "words", "bpe", "gpt2"]
+"""What a token can be; `Tokenizer.kind` of each class."""
+
+LEAST = {"words": 3, "bpe": 257}
+"""The smallest vocabulary that can be learned."""
+
+
+def make_tokenizer(kind: Kind, train: Sequence[str], held_out: Sequence[str], vocabulary: int) -> Tokenizer:
+    """Makes a tokenizer for texts.
+
+    Args:
+        kind: which.
+        train: what words and merges are learned from.
+        held_out: other texts, whose characters must have tokens too.
+        vocabulary: how many tokens words and merges may become.
+
+    Raises:
+        UserError: the vocabulary is too small.
+    """
+    if vocabulary < LEAST.get(kind, 0):
+        raise UserError(f"--data.vocabulary {vocabulary} is too small for {kind}: give at least {LEAST[kind]}")
+    match kind:
+        case "characters":
+            return Characters(alphabet([*train, *held_out]))
+        case "bytes":
+            return Bytes()
+        case "words":
+            return Words.learn(train, vocabulary)
+        case "bpe":
+            return BPE.train(train, vocabulary)
+        case "gpt2":
+            return GPT2()
+
+
+def check_kind(tokenizer: Tokenizer, kind: str, flag: str = "tokenizer") -> None:
+    """Refuses the tokenizer of an earlier run where it is not of the kind that the settings of the data ask for.
+
+    Raises:
+        UserError: it is not; the message says which flag agrees with the run.
+    """
+    if tokenizer.kind != kind:
+        raise UserError(f"the run's {flag} is {tokenizer.kind}, not {kind}: give --data.{flag} {tokenizer.kind}")
 
 
 def code_points(text: str) -> UInt32[np.ndarray, " t"]:

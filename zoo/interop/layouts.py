@@ -8,21 +8,37 @@ its queries, keys and values (and gate and up) are matrices of their own where t
 import abc
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+import numpy as np
+from flax import nnx
 
 from zoo.core.errors import UserError
-from zoo.interop.checkpoint_files import Entry, ParamPath, Settings
+from zoo.core.family import Family
+from zoo.data.dataset import Data
+from zoo.data.specs import BlockSpec, Spec
+from zoo.data.text import Text
+from zoo.data.tokenizers import Tokenizer
+from zoo.interop.checkpoint_files import Entry, ParamPath, Settings, Tensors
 from zoo.nn.transformer import Activation
-from zoo.transformer_lm import TransformerLM
+from zoo.transformer_lm import Transformer, TransformerLM
+
+HEAD = "lm_head.weight"
 
 
-def _norm(path: ParamPath, name: str, width: int, *, bias: bool) -> Iterator[Entry]:
+F = TypeVar("F", bound=Family)
+
+
+def norm(path: ParamPath, name: str, width: int, *, bias: bool) -> Iterator[Entry]:
+    """A normalisation's scale and, perhaps, bias."""
     yield Entry((*path, "scale"), {f"{name}.weight": (width,)})
     if bias:
         yield Entry((*path, "bias"), {f"{name}.bias": (width,)})
 
 
-def _dense(path: ParamPath, outs: dict[str, int], width: int, *, bias: bool, transposed: bool) -> Iterator[Entry]:
+def dense(
+    path: ParamPath, outs: dict[str, int], width: int, *, bias: bool = True, transposed: bool = True
+) -> Iterator[Entry]:
     """A dense layer from `width` features whose outputs are those of the layers in `outs`, side by side."""
     kernels = {f"{name}.weight": (out, width) if transposed else (width, out) for name, out in outs.items()}
     yield Entry((*path, "kernel"), kernels, transposed)
@@ -30,50 +46,120 @@ def _dense(path: ParamPath, outs: dict[str, int], width: int, *, bias: bool, tra
         yield Entry((*path, "bias"), {f"{name}.bias": (out,) for name, out in outs.items()})
 
 
-class Layout(abc.ABC):
-    """How one architecture of transformers is laid out."""
+class Layout(abc.ABC, Generic[F]):
+    """How one architecture of transformers is laid out, and which family it is here."""
 
     model_type: ClassVar[str]
     """Its name in config.json."""
-    architecture: ClassVar[str]
-    """The class in transformers."""
+    kind: ClassVar[type[Family]]
+    """The family's class; its state holds one network."""
     vocab_size: ClassVar[int]
     """How many tokens there are where config.json does not say it."""
-    prefix: ClassVar[str]
-    """Before the names of all tensors but the head's; a checkpoint of the bare model leaves it out."""
-    buffers: ClassVar[re.Pattern[str]]
-    """Names of tensors that are no parameters: constants that old versions of transformers saved."""
     says: ClassVar[dict[str, tuple[Any, ...]]]
     """The values of a family's settings that it can say, of those that it cannot say all of."""
 
     @abc.abstractmethod
-    def to_family(self, settings: Settings) -> TransformerLM:
+    def to_family(self, settings: Settings) -> F:
         """The family that a config.json describes.
 
         Raises:
             UserError: a setting has no equal here.
         """
 
-    def misfits(self, family: TransformerLM) -> list[str]:
+    def misfits(self, family: F) -> list[str]:
         """The settings of a family that this layout cannot say."""
         values = {name: getattr(family, name) for name in self.says}
         return [f"{name} {value!r}" for name, value in values.items() if value not in self.says[name]]
 
     @abc.abstractmethod
-    def to_config(self, family: TransformerLM) -> dict[str, Any]:
-        """The settings in config.json that describe a family."""
+    def to_config(self, family: F, spec: Any) -> dict[str, Any]:
+        """The settings in config.json that describe a family and its data's tokens."""
+
+    @abc.abstractmethod
+    def network(self, family: F, vocab_size: int) -> nnx.Module:
+        """A network with the parameters that are read; traced."""
+
+    @abc.abstractmethod
+    def make_spec(self, tokenizer: Tokenizer) -> Spec:
+        """The spec of data in these tokens."""
+
+    @abc.abstractmethod
+    def make_data(self, tokenizer: Tokenizer) -> Data:
+        """What a checkpoint's run is scored on where nobody says: the embedded text in these tokens."""
+
+    @abc.abstractmethod
+    def normalise(self, family: F, vocab_size: int, tensors: Tensors) -> Tensors:
+        """A checkpoint's tensors under the names of `entries`, each once and nothing that is no parameter.
+
+        Raises:
+            UserError: what must be equal is not.
+        """
+
+    @abc.abstractmethod
+    def entries(self, family: F, vocab_size: int) -> list[Entry]:
+        """Every parameter, with the names that it has in a checkpoint of the whole model."""
+
+
+class CausalLayout(Layout[TransformerLM]):
+    """A model that predicts the next token, as a body and a head."""
+
+    kind = TransformerLM
+    architecture: ClassVar[str]
+    """The class in transformers."""
+    prefix: ClassVar[str]
+    """Before the names of all tensors but the head's; a checkpoint of the bare model leaves it out."""
+    buffers: ClassVar[re.Pattern[str]]
+    """Names of tensors that are no parameters: constants that old versions of transformers saved."""
 
     @abc.abstractmethod
     def body(self, family: TransformerLM, vocab_size: int) -> Iterable[Entry]:
         """Every parameter but the head; names without the prefix."""
 
+    def to_config(self, family: TransformerLM, spec: BlockSpec) -> dict[str, Any]:
+        """The settings in config.json."""
+        end = spec.tokenizer.end_of_text
+        return {
+            "architectures": [self.architecture],
+            "bos_token_id": end,
+            "eos_token_id": end,
+            "tie_word_embeddings": family.tied,
+            **self.shape(family),
+        }
+
+    @abc.abstractmethod
+    def shape(self, family: TransformerLM) -> dict[str, Any]:
+        """The settings in config.json that describe the network."""
+
+    def network(self, family: TransformerLM, vocab_size: int) -> Transformer:
+        """A network with the parameters that are read."""
+        return Transformer(family, vocab_size, 0, nnx.Rngs(0))
+
+    def make_spec(self, tokenizer: Tokenizer) -> BlockSpec:
+        """The spec of data in these tokens."""
+        return BlockSpec(tokenizer)
+
+    def make_data(self, tokenizer: Tokenizer) -> Text:
+        """The embedded text."""
+        return Text(tokenizer=cast(Any, tokenizer.kind))
+
+    def normalise(self, family: TransformerLM, vocab_size: int, tensors: Tensors) -> Tensors:
+        """The tensors without buffers, with the prefix, and without a head that is the embedding."""
+        tensors = {n: value for n, value in tensors.items() if not self.buffers.fullmatch(n.removeprefix(self.prefix))}
+        if not any(name.startswith(self.prefix) for name in tensors):  # a checkpoint of the model without its head
+            tensors = {name if name == HEAD else self.prefix + name: value for name, value in tensors.items()}
+        if family.tied and HEAD in tensors:
+            head, embedding = tensors.pop(HEAD), next(iter(self.entries(family, vocab_size)[0].tensors))
+            if embedding in tensors and not np.array_equal(head, tensors[embedding]):
+                raise UserError(f"config.json has tie_word_embeddings = True, but {HEAD} is not the embedding")
+        return tensors
+
     def entries(self, family: TransformerLM, vocab_size: int) -> list[Entry]:
-        """Every parameter, with the names that it has in a checkpoint of the whole model."""
+        """Every parameter."""
         body = [
             Entry(entry.path, {self.prefix + name: shape for name, shape in entry.tensors.items()}, entry.transposed)
             for entry in self.body(family, vocab_size)
         ]
-        head = _dense(("head",), {"lm_head": vocab_size}, family.width, bias=False, transposed=True)
+        head = dense(("head",), {HEAD.removesuffix(".weight"): vocab_size}, family.width, bias=False)
         return body if family.tied else [*body, *head]
 
 
@@ -83,7 +169,7 @@ ACTIVATIONS: dict[str, Activation] = {
 """GPT-2's `activation_function` and the zoo's name for it; the first three are the same tanh approximation."""
 
 
-class GPT2Layout(Layout):
+class GPT2Layout(CausalLayout):
     """GPT-2: learned positions, LayerNorm, GELU, biases."""
 
     model_type = "gpt2"
@@ -128,7 +214,7 @@ class GPT2Layout(Layout):
         grouped = family.kv_heads not in (0, family.heads)
         return super().misfits(family) + ([f"kv_heads {family.kv_heads}"] if grouped else [])
 
-    def to_config(self, family: TransformerLM) -> dict[str, Any]:
+    def shape(self, family: TransformerLM) -> dict[str, Any]:
         """The settings in config.json."""
         return {
             "n_layer": family.layers,
@@ -151,16 +237,16 @@ class GPT2Layout(Layout):
         for i in range(family.layers):
             ours: ParamPath = ("blocks", i)
             kind = {"bias": True, "transposed": False}
-            yield from _norm((*ours, "attention_norm"), f"h.{i}.ln_1", width, bias=True)
-            yield from _dense((*ours, "attention", "qkv"), {f"h.{i}.attn.c_attn": 3 * width}, width, **kind)
-            yield from _dense((*ours, "attention", "out"), {f"h.{i}.attn.c_proj": width}, width, **kind)
-            yield from _norm((*ours, "mlp_norm"), f"h.{i}.ln_2", width, bias=True)
-            yield from _dense((*ours, "mlp", "up"), {f"h.{i}.mlp.c_fc": hidden}, width, **kind)
-            yield from _dense((*ours, "mlp", "down"), {f"h.{i}.mlp.c_proj": width}, hidden, **kind)
-        yield from _norm(("norm",), "ln_f", width, bias=True)
+            yield from norm((*ours, "attention_norm"), f"h.{i}.ln_1", width, bias=True)
+            yield from dense((*ours, "attention", "qkv"), {f"h.{i}.attn.c_attn": 3 * width}, width, **kind)
+            yield from dense((*ours, "attention", "out"), {f"h.{i}.attn.c_proj": width}, width, **kind)
+            yield from norm((*ours, "mlp_norm"), f"h.{i}.ln_2", width, bias=True)
+            yield from dense((*ours, "mlp", "up"), {f"h.{i}.mlp.c_fc": hidden}, width, **kind)
+            yield from dense((*ours, "mlp", "down"), {f"h.{i}.mlp.c_proj": width}, hidden, **kind)
+        yield from norm(("norm",), "ln_f", width, bias=True)
 
 
-class LlamaLayout(Layout):
+class LlamaLayout(CausalLayout):
     """Llama: rotary positions, RMSNorm, SwiGLU, grouped-query attention."""
 
     model_type = "llama"
@@ -202,7 +288,7 @@ class LlamaLayout(Layout):
             norm_epsilon=float(settings.get("rms_norm_eps", 1e-6)),
         )
 
-    def to_config(self, family: TransformerLM) -> dict[str, Any]:
+    def shape(self, family: TransformerLM) -> dict[str, Any]:
         """The settings in config.json; it has no rate for the zoo's dropout, which matters in training alone."""
         return {
             "num_hidden_layers": family.layers,
@@ -231,13 +317,10 @@ class LlamaLayout(Layout):
             kind = {"bias": family.bias, "transposed": True}
             qkv = {f"{attention}.q_proj": width, f"{attention}.k_proj": shared, f"{attention}.v_proj": shared}
             up = {f"{mlp}.gate_proj": hidden, f"{mlp}.up_proj": hidden}
-            yield from _norm((*ours, "attention_norm"), f"layers.{i}.input_layernorm", width, bias=False)
-            yield from _dense((*ours, "attention", "qkv"), qkv, width, **kind)
-            yield from _dense((*ours, "attention", "out"), {f"{attention}.o_proj": width}, width, **kind)
-            yield from _norm((*ours, "mlp_norm"), f"layers.{i}.post_attention_layernorm", width, bias=False)
-            yield from _dense((*ours, "mlp", "up"), up, width, **kind)
-            yield from _dense((*ours, "mlp", "down"), {f"{mlp}.down_proj": width}, hidden, **kind)
-        yield from _norm(("norm",), "norm", width, bias=False)
-
-
-LAYOUTS: tuple[Layout, ...] = (GPT2Layout(), LlamaLayout())
+            yield from norm((*ours, "attention_norm"), f"layers.{i}.input_layernorm", width, bias=False)
+            yield from dense((*ours, "attention", "qkv"), qkv, width, **kind)
+            yield from dense((*ours, "attention", "out"), {f"{attention}.o_proj": width}, width, **kind)
+            yield from norm((*ours, "mlp_norm"), f"layers.{i}.post_attention_layernorm", width, bias=False)
+            yield from dense((*ours, "mlp", "up"), up, width, **kind)
+            yield from dense((*ours, "mlp", "down"), {f"{mlp}.down_proj": width}, hidden, **kind)
+        yield from norm(("norm",), "norm", width, bias=False)

@@ -7,18 +7,21 @@ from typing import Any
 import tokenizers
 
 from zoo.core.errors import UserError
-from zoo.data import byte_pairs
+from zoo.data import byte_pairs, word_pieces
+from zoo.data.specs import SegmentSpec
 from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters, Tokenizer
+from zoo.data.word_pieces import CLASSIFY, MASK, PADDING, WordPiece
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
 def read_tokenizer(folder: Path, end_of_text: Any) -> Tokenizer:
-    """Reads a byte-level BPE (GPT-2's own as `GPT2`), or a vocabulary of single characters.
+    """Reads a byte-level BPE (GPT-2's own as `GPT2`), a WordPiece, or a vocabulary of single characters.
 
     Args:
         folder: with tokenizer.json.
-        end_of_text: the id that ends a text, `eos_token_id` in config.json; of a list, the first counts.
+        end_of_text: the id that ends a text, `eos_token_id` in config.json; of a list, the first counts. A WordPiece's
+            is always [SEP].
 
     Raises:
         UserError: the file is missing, broken or of another kind, or the id is none of its tokens.
@@ -31,6 +34,8 @@ def read_tokenizer(folder: Path, end_of_text: Any) -> Tokenizer:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"{path} is not a {FILE} of the tokenizers library: {error}") from None
+    if isinstance(library.model, tokenizers.models.WordPiece):
+        return WordPiece(text)
     end_id = end_of_text[0] if isinstance(end_of_text, list) and end_of_text else end_of_text
     end = library.id_to_token(end_id) if isinstance(end_id, int) and 0 <= end_id < 2**32 else None
     if end is None:
@@ -41,11 +46,27 @@ def read_tokenizer(folder: Path, end_of_text: Any) -> Tokenizer:
     return GPT2() if _is_gpt2(tokenizer) else tokenizer
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes a tokenizer so that transformers' `AutoTokenizer.from_pretrained(folder)` makes the same ids of a text."""
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, segments: SegmentSpec | None = None) -> None:
+    """Writes a tokenizer so that transformers' `AutoTokenizer.from_pretrained(folder)` makes the same ids of a text.
+
+    Args:
+        folder: where to.
+        tokenizer: which.
+        segments: where rows are [CLS] a [SEP] b [SEP], the spec that says what those tokens are.
+    """
     library = _library(tokenizer)
     end = library.id_to_token(tokenizer.end_of_text)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if segments is None:
+        settings |= {"bos_token": end, "eos_token": end}
+    else:
+        library = tokenizers.Tokenizer.from_str(library.to_str())  # the other one is used again
+        library.add_special_tokens([PADDING, CLASSIFY, MASK])
+        ids = [library.token_to_id(token) for token in (PADDING, CLASSIFY, end, MASK)]
+        assert tuple(ids) == segments.special
+        ends = (end, segments.separate), (CLASSIFY, segments.classify)
+        library.post_processor = tokenizers.processors.BertProcessing(*ends)
+        settings |= {"pad_token": PADDING, "cls_token": CLASSIFY, "sep_token": end, "mask_token": MASK}
     (folder / FILE).write_text(library.to_str(pretty=True) + "\n", encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -56,6 +77,8 @@ def _library(tokenizer: Tokenizer) -> Any:
         return byte_pairs.from_json(tokenizer.json, tokenizer.end_of_text_token)
     if isinstance(tokenizer, GPT2):
         return byte_pairs.gpt2()
+    if isinstance(tokenizer, WordPiece):
+        return word_pieces.library(tokenizer.json)
     if isinstance(tokenizer, Bytes):
         library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=byte_pairs.byte_of_symbol(), merges=[]))
         library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

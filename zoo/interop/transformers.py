@@ -1,4 +1,4 @@
-"""Weights of Hugging Face's `transformers` in and out, without PyTorch or transformers: GPT-2 and Llama.
+"""Weights of Hugging Face's `transformers` in and out, without PyTorch or transformers: GPT-2, Llama and BERT.
 
     python -m zoo.interop.transformers FOLDER RUNDIR            makes a run directory of a checkpoint
     python -m zoo.interop.transformers --export RUNDIR FOLDER   writes a run's weights for `from_pretrained`
@@ -12,37 +12,40 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
 from zoo.core.checkpoint import Checkpoints, flatten
 from zoo.core.config import Run, to_json
 from zoo.core.errors import UserError, run_script
+from zoo.core.family import Family
 from zoo.core.platform import prepare
 from zoo.core.rundir import RunDir, log
 from zoo.core.trained import load_run, make_setup
-from zoo.data.specs import BlockSpec
-from zoo.data.text import Text
+from zoo.data.specs import SegmentSpec
+from zoo.interop.bert import BertLayout
 from zoo.interop.checkpoint_files import Settings, Tensors, check_free, fill, gather, load_tensors, read_object
-from zoo.interop.layouts import LAYOUTS, Layout
+from zoo.interop.layouts import GPT2Layout, Layout, LlamaLayout
 from zoo.interop.tokenizer_json import read_tokenizer, write_tokenizer
-from zoo.transformer_lm import State, Transformer, TransformerLM
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
-def read_transformers(folder: str | Path) -> tuple[TransformerLM, dict[str, Any]]:
+LAYOUTS: tuple[Layout[Any], ...] = (GPT2Layout(), LlamaLayout(), BertLayout())
+
+
+def read_transformers(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     """Reads a checkpoint in the layout of transformers.
 
     Args:
         folder: with config.json and model.safetensors, or shards and model.safetensors.index.json.
 
     Returns:
-        The family that its config.json describes, and the parameters of its `Transformer`, float32.
+        The family that its config.json describes, a `TransformerLM` or a `MaskedLM`, and the parameters of its network,
+        float32.
 
     Raises:
         UserError: a file is missing or broken, a setting has no equal here, or tensors are missing, left over or of
@@ -53,13 +56,14 @@ def read_transformers(folder: str | Path) -> tuple[TransformerLM, dict[str, Any]
     layout = _layout_of(values)
     settings = Settings(values)
     family, vocab_size = layout.to_family(settings), settings.get("vocab_size", layout.vocab_size)
-    params = _assemble(layout, family, vocab_size, _read_tensors(folder))
-    _check_complete(family, vocab_size, params)
+    tensors = layout.normalise(family, vocab_size, _read_tensors(folder))
+    params = fill(layout.entries(family, vocab_size), tensors)
+    _check_complete(layout, family, vocab_size, params)
     return family, params
 
 
-def write_transformers(folder: str | Path, family: TransformerLM, spec: BlockSpec, params: dict[str, Any]) -> None:
-    """Writes a checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` reads, with its tokenizer.
+def write_transformers(folder: str | Path, family: Family, spec: Any, params: dict[str, Any]) -> None:
+    """Writes a checkpoint that `from_pretrained(folder)` of its class in transformers reads, with its tokenizer.
 
     A GPT-2 without biases is written with biases of zero, which is the same function.
 
@@ -67,28 +71,21 @@ def write_transformers(folder: str | Path, family: TransformerLM, spec: BlockSpe
         folder: new, or empty.
         family: the family.
         spec: its data's, whose tokenizer is written too.
-        params: of its `Transformer`.
+        params: of its network.
 
     Raises:
         UserError: no architecture of transformers is like this family, or the folder has files in it.
     """
-    folder, tokenizer = Path(folder), spec.tokenizer
+    folder = Path(folder)
     layout = _layout_for(family)
     check_free(folder)
-    tensors = gather(layout.entries(family, tokenizer.vocab_size), params)
-    config = {
-        "model_type": layout.model_type,
-        "architectures": [layout.architecture],
-        "vocab_size": tokenizer.vocab_size,
-        "bos_token_id": tokenizer.end_of_text,
-        "eos_token_id": tokenizer.end_of_text,
-        "tie_word_embeddings": family.tied,
-        **layout.to_config(family),
-    }
+    vocab_size = params["embedding"]["table"].shape[0]
+    tensors = gather(layout.entries(family, vocab_size), params)
+    config = {"model_type": layout.model_type, "vocab_size": vocab_size, **layout.to_config(family, spec)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})  # transformers refuses a file that does not say it
-    write_tokenizer(folder, tokenizer)
+    write_tokenizer(folder, spec.tokenizer, spec if isinstance(spec, SegmentSpec) else None)
 
 
 def import_run(folder: str | Path, rundir: str | Path) -> None:
@@ -97,25 +94,25 @@ def import_run(folder: str | Path, rundir: str | Path) -> None:
     check_free(Path(rundir))
     family, params = read_transformers(folder)
     config = read_object(Path(folder) / CONFIG)
-    tokenizer = read_tokenizer(Path(folder), config.get("eos_token_id"))
+    tokenizer, layout = read_tokenizer(Path(folder), config.get("eos_token_id")), _layout_for(family)
     rows = params["embedding"]["table"].shape[0]
     if tokenizer.vocab_size != rows:
         raise UserError(f"{folder} has an embedding of {rows} tokens, but its tokenizer has {tokenizer.vocab_size}")
     begin = config.get("bos_token_id")
     if begin not in (None, tokenizer.end_of_text):
         log.warning("texts begin with token %s there; here they begin with the one that ends them", begin)
-    # The data is only what evaluate.py scores by default: the embedded text, in these tokens.
-    run = Run(family=family, data=Text(tokenizer=cast(Any, tokenizer.kind)), batch_size=4, rundir=str(rundir))
-    write_run(run, BlockSpec(tokenizer), params)
+    # The data is only what evaluate.py scores by default.
+    run = Run(family=family, data=layout.make_data(tokenizer), batch_size=4, rundir=str(rundir))
+    write_run(run, layout.make_spec(tokenizer), params)
 
 
-def write_run(run: Run, spec: BlockSpec, params: dict[str, Any]) -> None:
+def write_run(run: Run, spec: Any, params: dict[str, Any]) -> None:
     """Makes the run directory `run.rundir` with one checkpoint, of step 0, that holds the given weights.
 
     Args:
-        run: the settings; the family is a `TransformerLM`.
+        run: the settings; the family is one of a single network.
         spec: of the data.
-        params: of the family's `Transformer`.
+        params: of its network.
 
     Raises:
         UserError: something is in the directory already.
@@ -125,20 +122,21 @@ def write_run(run: Run, spec: BlockSpec, params: dict[str, Any]) -> None:
     target = RunDir(run.rundir)
     target.create(run, spec, fresh=False)
     checkpoints = Checkpoints(target.path, monitor=run.family.monitor)
-    checkpoints.save(0, State(state.lm.with_params(params)), to_json(run))
+    (learner,) = state
+    checkpoints.save(0, type(state)(learner.with_params(params)), to_json(run))
     checkpoints.close()
     target.close()
 
 
 def export_run(rundir: str | Path, folder: str | Path) -> None:
-    """Writes the evaluation weights of a trained Transformer LM in the layout of transformers."""
+    """Writes the evaluation weights of a trained run in the layout of transformers."""
     model = load_run(rundir).model
-    if not isinstance(model.family, TransformerLM) or not isinstance(model.spec, BlockSpec):
-        raise UserError(f"{rundir} holds a {type(model.family).__name__}; only a TransformerLM can be exported")
-    write_transformers(folder, model.family, model.spec, model.state.lm.eval_params)
+    _layout_for(model.family)
+    (learner,) = model.state
+    write_transformers(folder, model.family, model.spec, learner.eval_params)
 
 
-def _layout_of(config: dict[str, Any]) -> Layout:
+def _layout_of(config: dict[str, Any]) -> Layout[Any]:
     for layout in LAYOUTS:
         if config.get("model_type") == layout.model_type:
             if config.get("quantization_config"):
@@ -148,10 +146,14 @@ def _layout_of(config: dict[str, Any]) -> Layout:
     raise UserError(f"config.json has model_type = {config.get('model_type')!r}; {known} can be read")
 
 
-def _layout_for(family: TransformerLM) -> Layout:
-    misfits = {layout.architecture: layout.misfits(family) for layout in LAYOUTS}
-    for layout in LAYOUTS:
-        if not misfits[layout.architecture]:
+def _layout_for(family: Family) -> Layout[Any]:
+    candidates = [layout for layout in LAYOUTS if isinstance(family, layout.kind)]
+    if not candidates:
+        kinds = " and ".join(dict.fromkeys(layout.kind.__name__ for layout in LAYOUTS))
+        raise UserError(f"the family is {type(family).__name__}; {kinds} can be written")
+    misfits = {layout.model_type: layout.misfits(family) for layout in candidates}
+    for layout in candidates:
+        if not misfits[layout.model_type]:
             return layout
     reasons = "; ".join(f"{name} has no {', no '.join(settings)}" for name, settings in misfits.items())
     raise UserError(f"no architecture that can be written is like this family: {reasons}")
@@ -174,26 +176,9 @@ def _read_tensors(folder: Path) -> Tensors:
     return tensors
 
 
-def _assemble(layout: Layout, family: TransformerLM, vocab_size: int, tensors: Tensors) -> dict[str, Any]:
-    """The parameter tree, from a checkpoint's tensors."""
-    tensors = {name: value for name, value in tensors.items() if not layout.buffers.fullmatch(_bare(layout, name))}
-    if not any(name.startswith(layout.prefix) for name in tensors):  # a checkpoint of the model without its head
-        tensors = {name if name == "lm_head.weight" else layout.prefix + name: t for name, t in tensors.items()}
-    entries = layout.entries(family, vocab_size)
-    if family.tied and "lm_head.weight" in tensors:
-        head, embedding = tensors.pop("lm_head.weight"), next(iter(entries[0].tensors))
-        if embedding in tensors and not np.array_equal(head, tensors[embedding]):
-            raise UserError("config.json has tie_word_embeddings = True, but lm_head.weight is not the embedding")
-    return fill(entries, tensors)
-
-
-def _bare(layout: Layout, name: str) -> str:
-    return name.removeprefix(layout.prefix)
-
-
-def _check_complete(family: TransformerLM, vocab_size: int, params: dict[str, Any]) -> None:
+def _check_complete(layout: Layout[Any], family: Family, vocab_size: int, params: dict[str, Any]) -> None:
     """Checks the parameters against the network that they are for."""
-    net = nnx.eval_shape(lambda: Transformer(family, vocab_size, 0, nnx.Rngs(0)))
+    net = nnx.eval_shape(lambda: layout.network(family, vocab_size))
     needed = flatten(nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1]))
     given = flatten(params)
     for name in sorted(needed.keys() | given.keys()):

@@ -18,8 +18,8 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from zoo.nn.causal_attention import causal_attention
-from zoo.nn.dense import Dense
+from zoo.nn.causal_attention import causal_attention, full_attention
+from zoo.nn.dense import Dense, matmul
 from zoo.nn.random import dropout
 
 HIDDEN = -1e30
@@ -52,7 +52,7 @@ def rotate(x: Float[Array, "b h t d"], angles: Float[Array, "#b t half"]) -> Flo
 
 
 def attention_weights(
-    q: Float[Array, "b h t d"], k: Float[Array, "b g s d"], mask: Float[Array, "#b t s"]
+    q: Float[Array, "b h t d"], k: Float[Array, "b g s d"], mask: Float[Array, "#b #t s"]
 ) -> Float[Array, "b h t s"]:
     """softmax(q k^T / sqrt(d) + mask) in float32; query head i looks at key head i // (h / g)."""
     groups = k.shape[1]
@@ -95,7 +95,7 @@ def write(
 
 
 class Attention(nnx.Module):
-    """Self-attention: one projection to queries, keys and values, and one back.
+    """Attention of positions to each other or to a source: one projection to queries, keys and values, and one back.
 
     Args:
         width: features of a position.
@@ -106,6 +106,7 @@ class Attention(nnx.Module):
         out_scale: the same of the projection back.
         rate: dropout of the attention weights.
         rngs: source of the initial values.
+        causal: whether masks hide at least every later position, which saves work.
     """
 
     def __init__(
@@ -119,7 +120,9 @@ class Attention(nnx.Module):
         out_scale: float,
         rate: float,
         rngs: nnx.Rngs,
+        causal: bool = True,
     ):
+        self.causal = causal
         self.heads, self.kv_heads, self.features, self.rate = heads, kv_heads, width // heads, rate
         self.qkv = Dense(width, (heads + 2 * kv_heads) * self.features, bias=bias, scale=scale, rngs=rngs)
         self.out = Dense(width, width, bias=bias, scale=out_scale, rngs=rngs)
@@ -132,6 +135,21 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(heads, [self.heads, self.heads + self.kv_heads], axis=1)
         return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
 
+    def queries(self, x: Float[Array, "b t width"]) -> Float[Array, "b h t d"]:
+        """Queries alone, not rotated."""
+        return self._part(x, slice(None, self.heads * self.features))
+
+    def keys_values(self, source: Float[Array, "b s width"]) -> KeyValue:
+        """Keys and values of a source, not rotated."""
+        return KeyValue(*jnp.split(self._part(source, slice(self.heads * self.features, None)), 2, axis=1))
+
+    def _part(self, x: Float[Array, "b t width"], columns: slice) -> Float[Array, "b n t d"]:
+        """Some columns of the projection to queries, keys and values, heads first."""
+        y = matmul(rearrange(x, "b t i -> (b t) i"), self.qkv.kernel[...][:, columns])
+        if self.qkv.bias is not None:
+            y = y + self.qkv.bias[...][None, columns]
+        return rearrange(y, "(b t) (n d) -> b n t d", b=x.shape[0], d=self.features)
+
     def weights(
         self, x: Float[Array, "b t width"], mask: Float[Array, "#b t t"], angles: Float[Array, "#b t half"] | None
     ) -> Float[Array, "b h t t"]:
@@ -142,22 +160,27 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t width"],
-        mask: Float[Array, "#b t s"],
+        mask: Float[Array, "#b #t s"],
         angles: Float[Array, "#b t half"] | None = None,
         *,
         cache: KeyValue | None = None,
         slot: Int[Array, ""] | int = 0,
+        source: Float[Array, "b s width"] | KeyValue | None = None,
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t width"], KeyValue | None]:
-        """Attends over x, or over what the cache holds once x is written to it from `slot` on."""
-        q, k, v = self.project(x, angles)
+        """Attends over x; or over what the cache holds once x is written to it from `slot` on; or over a source, given
+        as it is or as its `keys_values`."""
+        if source is None:
+            q, k, v = self.project(x, angles)
+        else:
+            q, (k, v) = self.queries(x), source if isinstance(source, KeyValue) else self.keys_values(source)
         if cache is not None:
             k, v = cache = write(cache, k, v, slot)
         if cache is None and jax.default_backend() == "cpu" and (key is None or self.rate == 0.0):
             serves = self.heads // self.kv_heads
             k, v = (repeat(z, "b g s d -> b (g serves) s d", serves=serves) for z in (k, v))
-            mixed = causal_attention(q, k, v, mask)
+            mixed = (causal_attention if self.causal else full_attention)(q, k, v, mask)
         else:
             mixed = mix(dropout(attention_weights(q, k, mask).astype(v.dtype), self.rate, key, rows), v)
         return self.out(rearrange(mixed, "b h t d -> b t (h d)")), cache

@@ -1,8 +1,9 @@
 """Attention with a hand-written gradient, for training on the CPU.
 
-Where it is causal, the queries are taken in chunks, and a chunk meets only the keys up to its own last position, which
-saves near half of the work. With scores s = q k^T / sqrt(d) + mask, e = exp(s - max), l = sum e, the output is
-o = e v / l; given its gradient g (Dao et al. 2022, "FlashAttention", appendix B):
+Queries are [b h t d], keys and values [b h s d]. Where it is causal, s = t, the queries are taken in chunks, and a
+chunk meets only the keys up to its own last position, which saves near half of the work. With scores
+s = q k^T / sqrt(d) + mask, e = exp(s - max), l = sum e, the output is o = e v / l; given its gradient g (Dao et al.
+2022, "FlashAttention", appendix B):
 
     delta = sum_d(g o)        ds = e (g v^T - delta) / l
     dq = ds k / sqrt(d)       dk = ds^T q / sqrt(d)       dv = e^T g / l
@@ -20,11 +21,11 @@ from jaxtyping import Array, Float
 from zoo.nn.dense import late, settle
 
 
-def _chunks(length: int, causal: bool) -> list[tuple[int, int]]:
-    """Up to four equal ranges of queries, of 64 positions or more; one where all keys are seen."""
-    count = next((n for n in (4, 3, 2) if length % n == 0 and length // n >= 64 and causal), 1)
-    size = length // count
-    return [(i * size, (i + 1) * size) for i in range(count)]
+def _chunks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
+    """Up to four equal ranges of queries, of 64 positions or more, and how many keys each meets; else one, and all."""
+    count = next((n for n in (4, 3, 2) if queries % n == 0 and queries // n >= 64), 1) if causal else 1
+    size = queries // count
+    return [(i * size, (i + 1) * size, (i + 1) * size if causal else keys) for i in range(count)]
 
 
 def _transposed(x: Float[Array, "b h t d"]) -> Float[Array, "b h d t"]:
@@ -39,10 +40,14 @@ def causal_attention(
 
 
 def full_attention(
-    q: Float[Array, "b h t d"], k: Float[Array, "b h t d"], v: Float[Array, "b h t d"]
+    q: Float[Array, "b h t d"],
+    k: Float[Array, "b h s d"],
+    v: Float[Array, "b h s d"],
+    mask: Float[Array, "#b #t s"] | None = None,
 ) -> Float[Array, "b h t d"]:
-    """softmax(q k^T / sqrt(d)) v: every position sees every other."""
-    return _attention(False, q, k, v, jnp.zeros((1, q.shape[2], q.shape[2])))
+    """softmax(q k^T / sqrt(d) + mask) v: every query sees every key that the mask, if there is one, does not hide."""
+    mask = jnp.zeros((1, q.shape[2], k.shape[2])) if mask is None else mask
+    return _attention(False, q, k, v, mask)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -53,13 +58,13 @@ def _attention(causal, q, k, v, mask):
 def _forward(causal, q, k, v, mask):
     q = q * q.shape[-1] ** -0.5
     parts, weights, sums = [], [], []
-    for first, last in _chunks(q.shape[2], causal):
-        scores = jnp.einsum("bhtd,bhsd->bhts", q[:, :, first:last], k[:, :, :last], preferred_element_type=jnp.float32)
-        scores = scores + mask[:, None, first:last, :last]
+    for first, last, met in _chunks(q.shape[2], k.shape[2], causal):
+        scores = jnp.einsum("bhtd,bhsd->bhts", q[:, :, first:last], k[:, :, :met], preferred_element_type=jnp.float32)
+        scores = scores + mask[:, None, first:last, :met]
         e = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         total = e.sum(-1, keepdims=True)
         e = e.astype(v.dtype)
-        parts.append((e @ v[:, :, :last] / total).astype(v.dtype))
+        parts.append((e @ v[:, :, :met] / total).astype(v.dtype))
         weights.append(e)
         sums.append(total)
     o = jnp.concatenate(parts, axis=2)
@@ -73,13 +78,13 @@ def _backward(causal, saved, g):
     g = (g / sums).astype(v.dtype)
     g, delta = settle((g, delta))
     g_t, q_t = _transposed(g), _transposed(q)
-    dq, dk, dv = [], jnp.zeros_like(q_t), jnp.zeros_like(q_t)
-    for (first, last), e in zip(_chunks(q.shape[2], causal), weights, strict=True):
-        dv = dv.at[..., :last].add(settle(g_t[..., first:last] @ e))
-        grown = jnp.einsum("bhtd,bhsd->bhts", g[:, :, first:last], v[:, :, :last], preferred_element_type=jnp.float32)
+    dq, dk, dv = [], jnp.zeros_like(k.swapaxes(2, 3)), jnp.zeros_like(k.swapaxes(2, 3))
+    for (first, last, met), e in zip(_chunks(q.shape[2], k.shape[2], causal), weights, strict=True):
+        dv = dv.at[..., :met].add(settle(g_t[..., first:last] @ e))
+        grown = jnp.einsum("bhtd,bhsd->bhts", g[:, :, first:last], v[:, :, :met], preferred_element_type=jnp.float32)
         ds = settle((e * (grown - delta[:, :, first:last])).astype(v.dtype))
-        dk = dk.at[..., :last].add(settle(q_t[..., first:last] @ ds))
-        dq.append(ds @ k[:, :, :last])
+        dk = dk.at[..., :met].add(settle(q_t[..., first:last] @ ds))
+        dq.append(ds @ k[:, :, :met])
     dq = jnp.concatenate(dq, axis=2) * q.shape[-1] ** -0.5
     return *settle((dq, _transposed(dk), _transposed(dv))), jnp.zeros_like(mask)
 

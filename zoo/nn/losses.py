@@ -2,11 +2,27 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from zoo.core.family import Batch
 
 
-def cross_entropy(logits: Float[Array, "b t n"], targets: Int[Array, "b t"]) -> Float[Array, "b t"]:
-    """-log softmax(logits)[target] in nats, in float32."""
+def cross_entropy(
+    logits: Float[Array, "b t n"], targets: Int[Array, "b t"], smoothing: float = 0.0
+) -> Float[Array, "b t"]:
+    """-log softmax(logits)[target] in nats, in float32.
+
+    With smoothing (Szegedy et al. 2016, section 7) that share of the target is spread over all n symbols alike.
+    """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+    if smoothing:
+        chosen = (1 - smoothing) * chosen + smoothing * logits.mean(-1)
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def counted(batch: Batch, end_of_text: int) -> Bool[Array, "b t"]:
+    """Which targets carry loss: real tokens, except the first of a document, which nothing before it predicts."""
+    tokens, length = batch["tokens"], batch["length"]
+    real = jnp.arange(1, tokens.shape[1])[None, :] < length[:, None]
+    return real & ~((tokens[:, :-1] == end_of_text) & (tokens[:, 1:] == end_of_text))

@@ -1,13 +1,16 @@
-"""The pre-norm Transformer block (Vaswani et al. 2017; pre-norm as in Radford et al. 2019, GPT-2).
+"""The Transformer block, with normalisation before each branch, as in GPT-2, or after it, as in BERT.
 
-x = x + attention(norm(x))
-x = x + mlp(norm(x))
+before (Radford et al. 2019)      x = x + attention(norm(x))      x = x + mlp(norm(x))
+after (Vaswani et al. 2017)       x = norm(x + attention(x))      x = norm(x + mlp(x))
+
+A decoder's block also attends to what an encoder made of a source, the memory m, between the two:
+x = x + attention(norm(x), m), or x = norm(x + attention(x, m)).
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +77,14 @@ class MLP(nnx.Module):
         return self.down(self.up(x))
 
 
+def _same(norm: nnx.Module, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
+    return x
+
+
+def _apply(norm: LayerNorm | RMSNorm, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
+    return norm(x)
+
+
 class Block(nnx.Module):
     """One layer of a Transformer.
 
@@ -88,8 +99,12 @@ class Block(nnx.Module):
         activation: which MLP.
         epsilon: of the normalisation.
         bias: whether dense layers and LayerNorm have biases.
-        rate: dropout of attention weights and of both branches.
+        rate: dropout of both branches, and of attention weights where `attention_rate` does not say otherwise.
         rngs: source of the initial values.
+        post_norm: normalise after each branch is added, not before it; projections then all start at one scale.
+        causal: see `Attention`.
+        attention_rate: dropout of attention weights.
+        reads: whether it attends to a memory too, between its attention and its MLP: a decoder's block.
     """
 
     def __init__(
@@ -106,29 +121,63 @@ class Block(nnx.Module):
         bias: bool,
         rate: float,
         rngs: nnx.Rngs,
+        post_norm: bool = False,
+        causal: bool = True,
+        attention_rate: float | None = None,
+        reads: bool = False,
     ):
-        scales = {"scale": INIT_SCALE, "out_scale": INIT_SCALE * (2 * layers) ** -0.5}
-        self.rate = rate
+        scales = {"scale": INIT_SCALE, "out_scale": INIT_SCALE * (1.0 if post_norm else (2 * layers) ** -0.5)}
+        self.rate, self.post_norm = rate, post_norm
+        attention_rate = rate if attention_rate is None else attention_rate
         self.attention_norm = make_norm(norm, width, epsilon=epsilon, bias=bias)
-        self.attention = Attention(width, heads, kv_heads, bias=bias, rate=rate, rngs=rngs, **scales)
+        self.attention = Attention(
+            width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, causal=causal, **scales
+        )
+        self.memory_norm: Any = make_norm(norm, width, epsilon=epsilon, bias=bias) if reads else None
+        self.memory_attention: Any = (
+            Attention(width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, causal=False, **scales)
+            if reads
+            else None
+        )
         self.mlp_norm = make_norm(norm, width, epsilon=epsilon, bias=bias)
         self.mlp = MLP(width, hidden, activation, bias=bias, rngs=rngs, **scales)
 
     def __call__(
         self,
         x: Float[Array, "b t width"],
-        mask: Float[Array, "#b t s"],
+        mask: Float[Array, "#b #t s"],
         angles: Float[Array, "#b t half"] | None = None,
         *,
         cache: KeyValue | None = None,
         slot: Int[Array, ""] | int = 0,
+        source: Float[Array, "b s width"] | None = None,
+        memory: KeyValue | None = None,
+        memory_mask: Float[Array, "#b #t m"] | None = None,
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t width"], KeyValue | None]:
-        """Adds both branches to the residual stream; see `Attention` for the arguments."""
-        weights_key, attention_key, mlp_key = split(key, 3)
+        """Adds all branches to the residual stream; see `Attention` for the arguments.
+
+        A source is another stream of the same network, and is normalised like x. A memory is what another network made,
+        as this block's `memory_attention` projects it.
+        """
+        weights_key, attention_key, mlp_key, *memory_keys = split(key, 3 if memory is None else 5)
+        before, after = (_same, _apply) if self.post_norm else (_apply, _same)
         branch, cache = self.attention(
-            self.attention_norm(x), mask, angles, cache=cache, slot=slot, key=weights_key, rows=rows
+            before(self.attention_norm, x),
+            mask,
+            angles,
+            cache=cache,
+            slot=slot,
+            source=None if source is None else before(self.attention_norm, source),
+            key=weights_key,
+            rows=rows,
         )
-        x = x + dropout(branch, self.rate, attention_key, rows)
-        return x + dropout(self.mlp(self.mlp_norm(x)), self.rate, mlp_key, rows), cache
+        x = after(self.attention_norm, x + dropout(branch, self.rate, attention_key, rows))
+        if memory is not None:
+            branch, _ = self.memory_attention(
+                before(self.memory_norm, x), memory_mask, source=memory, key=memory_keys[0], rows=rows
+            )
+            x = after(self.memory_norm, x + dropout(branch, self.rate, memory_keys[1], rows))
+        branch = self.mlp(before(self.mlp_norm, x))
+        return after(self.mlp_norm, x + dropout(branch, self.rate, mlp_key, rows)), cache

@@ -262,7 +262,6 @@ def beam_search(
         For each prompt, best first: the tokens of a continuation, end-of-text included where it has one, and its score.
     """
     graphdef, state = nnx.split(net)
-    context = context or max(len(prompt) for prompt in prompts) + max_new_tokens
     reading = read_prompts(graphdef, state, prompts, max_new_tokens - 1, context, tight=True)
     rules = Rules(max_new_tokens, end_of_text, length_penalty, EARLY_STOPPING[early_stopping])
     beams = _search(

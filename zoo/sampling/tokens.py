@@ -5,10 +5,13 @@ A network here is an `nnx.Module` with two methods:
     init_cache(batch, length) -> cache                                     a pytree that leads with the row
     extend(tokens [b t], cache, position, start [b]) -> logits [b v], cache
 
+A cache is whatever the network remembers of the tokens it has read: keys and values in `length` slots, or the states of
+recurrent layers, which need no slots. Slots before `start` are padding, and must leave no trace in it.
+
 Prompts are padded on the left to a multiple of `PIECE` and read piece by piece; then tokens are chosen and read in
 turn, `CHUNK` at most between two looks from the host. What is compiled depends on the network, the number of rows and
-the cache's length (256, 512, ... slots, up to the context) and on nothing else: other prompts, lengths, knobs and keys
-compile nothing.
+the cache's length (256, 512, ... slots, up to the context, if there is one) and on nothing else: other prompts,
+lengths, knobs and keys compile nothing.
 
 Letters in shapes: b rows, t tokens, v vocabulary.
 """
@@ -124,19 +127,22 @@ def _write(
 
 
 def read_prompts(
-    graphdef: Any, state: Any, prompts: Sequence[np.ndarray], room: int, context: int, tight: bool = False
+    graphdef: Any, state: Any, prompts: Sequence[np.ndarray], room: int, context: int | None, tight: bool = False
 ) -> Reading:
     """Reads prompts of any lengths, at least one token each, into a fresh cache with `room` slots to spare.
 
-    A row fills `context` slots at most, prompt and room together. A `tight` cache has few more slots than that, for
-    work that moves the cache about; each 64 slots more are then compiled anew.
+    A row fills `context` slots at most, prompt and room together; None: as many as they are. A `tight` cache has few
+    more slots than that, for work that moves the cache about; each 64 slots more are then compiled anew.
     """
     slots = round_up(max(len(prompt) for prompt in prompts), PIECE)
     start = np.array([slots - len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), slots), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, start[row] :] = prompt
-    length = round_up(slots + room, 64) if tight else min(bucket(slots + room), round_up(context, PIECE) + PIECE)
+    if tight:
+        length = round_up(slots + room, 64)
+    else:
+        length = min(bucket(slots + room), round_up(context, PIECE) + PIECE) if context else bucket(slots + room)
     cache, logits = _empty_cache(graphdef, state, len(prompts), length), jnp.zeros(())
     for position in range(0, slots, PIECE):
         piece = tokens[:, position : position + PIECE]
@@ -179,7 +185,7 @@ def write_tokens(
     """
     graphdef, state = nnx.split(net)
     batch = len(prompts)
-    context = context or max(len(prompt) for prompt in prompts) + max_new_tokens
+    most = context or max(len(prompt) for prompt in prompts) + max_new_tokens
     draw = Draw(knobs, row_keys(key, jnp.arange(batch) if rows is None else jnp.asarray(rows)), end_of_text)
     windows = list(prompts)
     held = np.zeros((batch, vocab_size), bool)
@@ -189,8 +195,8 @@ def write_tokens(
     number, room = 0, 0
     while number < max_new_tokens and not done.all():
         if room == 0:
-            windows = [_last(window, context) for window in windows]
-            room = context - max(len(window) for window in windows)
+            windows = [_last(window, most) for window in windows]
+            room = most - max(len(window) for window in windows)
             spare = min(room, max_new_tokens - number)
             reading = read_prompts(graphdef, state, windows, spare, context)
             token, seen, now_done = _pick_first(reading.logits, seen, jnp.asarray(done), number, draw)

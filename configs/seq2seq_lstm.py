@@ -1,0 +1,28 @@
+"""Spelling to phones, on CMUdict: a bidirectional LSTM encoder, an LSTM decoder, and Luong's attention.
+
+python train.py configs/seq2seq_lstm.py
+python evaluate.py runs/seq2seq_lstm --split test
+python sample.py runs/seq2seq_lstm --source hello --attention hello.png
+"""
+
+from zoo import Optimizer, Run
+from zoo.data.pairs import Pairs
+from zoo.seq2seq import Scores, Seq2Seq
+
+run = Run(
+    family=Seq2Seq(
+        network="recurrent", layers=2, width=256, embedding=128, context=20, dropout=0.2, label_smoothing=0.1
+    ),
+    data=Pairs(),
+    optimizer=Optimizer(
+        name="adam", learning_rate=2e-3, warmup_steps=500, final_fraction=0.01, clip_norm=1.0, ema_decay=0.999
+    ),
+    steps=20000,
+    batch_size=128,
+    log_every=50,
+    eval_every=1000,
+    score_every=5000,
+    save_every=1000,
+    sample_every=1000,
+    scoring=Scores(strip="[0-9]", words="none"),
+)

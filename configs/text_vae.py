@@ -1,0 +1,30 @@
+"""Sentences from a latent space: a text VAE of WordNet's definitions.
+
+python train.py configs/text_vae.py
+python evaluate.py runs/text_vae --iw-samples 100
+python sample.py runs/text_vae --between "a small bird" "a large building"
+
+The same decoder as a plain language model, to hold the bound against:
+python train.py configs/text_vae.py --family.latent 0 --rundir runs/text_vae_lm
+"""
+
+from zoo import Optimizer, Run
+from zoo.data.sentences import Sentences
+from zoo.text_vae import Scores, TextVAE
+
+run = Run(
+    family=TextVAE(
+        encoder="lstm", decoder="lstm", layers=1, width=256, context=20, latent=10, dropout=0.4,
+        kl_warmup_steps=4000, free_bits=0.4,
+    ),
+    data=Sentences(),
+    optimizer=Optimizer(name="adam", learning_rate=2e-3, warmup_steps=200, final_fraction=0.05, clip_norm=5.0),
+    steps=16000,
+    batch_size=64,
+    log_every=50,
+    eval_every=4000,
+    save_every=4000,
+    score_every=4000,
+    scoring=Scores(iw_samples=8),
+    sample_every=4000,
+)  # fmt: skip

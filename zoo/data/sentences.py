@@ -1,0 +1,193 @@
+"""Sentences, each a row of its own: WordNet's definitions or examples, or a file of a sentence a line."""
+
+import functools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int32, Int64, Integer
+
+from zoo.core.errors import UserError
+from zoo.data.dataset import Batch, Data, DataSet
+from zoo.data.documents import split_documents
+from zoo.data.sources import read_lines, read_wordnet
+from zoo.data.specs import LineSpec
+from zoo.data.tokenizers import Characters, Kind, Tokenizer, Words, alphabet, check_kind, make_tokenizer
+
+
+@dataclass(frozen=True)
+class Sentences(Data):
+    """Sentences: WordNet's definitions unless a file is named."""
+
+    path: str = ""
+    """A UTF-8 file of a sentence a line, a .jsonl file, or a quoted glob of them. Empty: sentences of WordNet, which
+    come with this package."""
+
+    wordnet: Literal["definitions", "examples"] = "definitions"
+    """Which of WordNet's: what words mean, or how they are used."""
+
+    field: str = "text"
+    """The field that holds the sentence in JSON lines."""
+
+    held_out: float = 0.05
+    """Share of the sentences that is never trained on, chosen by a hash of their text."""
+
+    held_out_path: str = ""
+    """Sentences to score instead, a file or glob like `path`; all of `path` is then trained on."""
+
+    tokenizer: Kind = "words"
+    """What a token is: a word, a character, a byte, a byte pair learned from the text, or a token of GPT-2's."""
+
+    vocabulary: int = 10000
+    """How many tokens 'words' or 'bpe' take from the text: the most frequent; other words are unknown."""
+
+    def check_tokenizer(self, spec: LineSpec) -> None:
+        """Refuses a run's spec whose tokenizer is of another kind; see `check_kind`."""
+        check_kind(spec.tokenizer, self.tokenizer)
+
+    def open(self, *, length: int | None, batch_size: int, seed: int, spec: LineSpec | None = None) -> "SentenceSet":
+        """Reads the sentences, splits them and turns them into tokens; see `Data.open`."""
+        if length is None:
+            raise UserError("sentences are rows of tokens, and this model family has no context length for them")
+        train, held_out = self._sentences()
+        tokenizer = spec.tokenizer if spec else make_tokenizer(self.tokenizer, train, held_out, self.vocabulary)
+        if isinstance(tokenizer, Characters):
+            tokenizer.check(alphabet(train + held_out))
+        return SentenceSet(
+            spec=spec or LineSpec(tokenizer),
+            train=encode_lines(tokenizer, train, length),
+            held_out=encode_lines(tokenizer, held_out, length),
+            length=length,
+            batch_size=batch_size,
+            seed=seed,
+            name=self.path or f"WordNet's {self.wordnet}",
+        )
+
+    def _sentences(self) -> tuple[list[str], list[str]]:
+        """Training and held-out sentences."""
+        if not 0 < self.held_out < 1:
+            raise UserError(
+                f"--data.held-out {self.held_out} is not a share: give a number between 0 and 1, such as 0.05"
+            )
+        if self.held_out_path and not self.path:
+            raise UserError(f"--data.held-out-path {self.held_out_path} is given without a --data.path to train on")
+        sentences = read_lines(self.path, self.field) if self.path else read_wordnet(self.wordnet)
+        if self.held_out_path:
+            return sentences, read_lines(self.held_out_path, self.field)
+        if len(set(sentences)) < 2:
+            raise UserError(f"{self.path} has one sentence: give at least two different ones, one to be held out")
+        return split_documents(sentences, self.held_out)
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Texts as tokens, one after the other, each between two end-of-text tokens."""
+
+    tokens: Integer[np.ndarray, " t"]
+    """All tokens, in the smallest type that holds the ids."""
+    begin: Int64[np.ndarray, " n_and_1"]
+    """Where each text begins, and where the last ends."""
+    too_long: int
+    """How many texts were left out, since they have more tokens than fit."""
+
+    def __len__(self) -> int:
+        return len(self.begin) - 1
+
+    def rows(self, place: Int64[np.ndarray, " b"], width: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
+        """Texts by their number, as int32 [b width] with padding after them, and their lengths, int32 [b]."""
+        begin, length = self.begin[place], self.begin[place + 1] - self.begin[place]
+        slot = np.arange(width)[None, :]
+        tokens = self.tokens[np.minimum(begin[:, None] + slot, len(self.tokens) - 1)]
+        tokens = np.where(slot < length[:, None], tokens, padding)
+        return tokens.astype(np.int32), length.astype(np.int32)
+
+
+def encode_lines(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Lines:
+    """Tokens of those texts that have at most `length` targets: their tokens and the end-of-text after them."""
+    encoded = [tokens for tokens in map(tokenizer.encode, texts) if len(tokens) < length]
+    return pack(tokenizer, encoded, len(texts) - len(encoded))
+
+
+def pack(tokenizer: Tokenizer, encoded: Sequence[Int32[np.ndarray, " _"]], too_long: int) -> Lines:
+    """Puts the tokens of texts one after the other; `too_long` is how many were left out before."""
+    end = np.array([tokenizer.end_of_text])
+    parts = [part for tokens in encoded for part in (end, tokens, end)]
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    return Lines(
+        np.concatenate(parts, dtype=dtype, casting="unsafe") if parts else np.zeros(0, dtype),
+        np.cumsum([0, *(len(tokens) + 2 for tokens in encoded)], dtype=np.int64),
+        too_long,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceSet(DataSet):
+    """Sentences in memory. An epoch visits each training sentence once, in an order drawn from (seed, epoch)."""
+
+    spec: LineSpec
+    train: Lines
+    held_out: Lines
+    length: int
+    batch_size: int
+    seed: int
+    name: str
+
+    def __post_init__(self) -> None:
+        for part, lines in (("to train on", self.train), ("held out", self.held_out)):
+            if not len(lines):
+                raise UserError(
+                    f"{self.name} has no sentence {part} of less than {self.length} tokens, the model's context: "
+                    "give a longer --family.context, or shorter sentences"
+                )
+
+    @functools.cached_property
+    def _order(self) -> Any:
+        """Which sentence is training row i, counted over all batches from step 0."""
+        import grain
+
+        return grain.MapDataset.range(len(self.train)).seed(self.seed % 2**32).shuffle().repeat()
+
+    @property
+    def held_out_batches(self) -> int:
+        """Batches that hold the whole held-out split."""
+        return -(-len(self.held_out) // self.batch_size)
+
+    def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Training batch `step`: `tokens` int32 [b, length + 1], `length` and `row` int32 [b], `valid` bool [b]."""
+        row = np.arange(self.batch_size, dtype=np.int32)[rows]
+        place = np.array([self._order[step * self.batch_size + int(i)] for i in row], np.int64)
+        return self._batch(self.train, place, row, np.ones(row.shape, bool))
+
+    def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
+        """Held-out batch `index`, in order; `row` is the sentence's index in the whole split.
+
+        Rows past the end of the split repeat its last sentence and are not valid.
+        """
+        row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
+        place = np.minimum(row, len(self.held_out) - 1).astype(np.int64)
+        return self._batch(self.held_out, place, row, row < len(self.held_out))
+
+    def _batch(self, lines: Lines, place: Int64[np.ndarray, " b"], row: Int32[np.ndarray, " b"], valid: Any) -> Batch:
+        tokens, length = lines.rows(place, self.length + 1, self.spec.tokenizer.end_of_text)
+        return {"tokens": tokens, "length": length, "row": row, "valid": valid}
+
+    def fingerprint(self) -> str:
+        """A check sum of the training tokens."""
+        return f"{zlib.crc32(self.train.tokens.tobytes()):08x}"
+
+    def describe(self) -> str:
+        """Sentences, those left out, tokens, vocabulary and unknown words in one line."""
+        tokenizer, words = self.spec.tokenizer, self.held_out.tokens
+        words = words[words != tokenizer.end_of_text]
+        unknown = ""
+        if isinstance(tokenizer, Words):
+            unknown = f", {np.mean(words == tokenizer.unknown):.1%} of those held out unknown"
+        left_out = self.train.too_long + self.held_out.too_long
+        longer = f" ({left_out:,} of {self.length} tokens or more left out)" if left_out else ""
+        return (
+            f"{self.name}: {len(self.train):,} sentences to train on and {len(self.held_out):,} held out{longer}; "
+            f"{len(self.train.tokens):,} + {len(self.held_out.tokens):,} tokens of {tokenizer.vocab_size:,} "
+            f"({tokenizer.kind}){unknown}"
+        )

@@ -1,0 +1,201 @@
+"""A recurrent language model: LSTM or GRU layers that read a text token by token and carry a state along it.
+
+Mikolov et al. 2010, "Recurrent neural network based language model"; Zaremba et al. 2014, "Recurrent neural network
+regularization" (dropout between layers); Gal and Ghahramani 2016 (the same dropout at every step, of states too). A
+text is a row of tokens w_1 ... w_T:
+
+    log P(w_1 ... w_T) = sum_t log P(w_t | w_<t)
+    h_t = layers(embedding[w_t], h_(t-1))                  see `zoo.nn.recurrent`
+    P(w_(t+1) | w_<=t) = softmax(h_t @ head + bias)        head: its own, or embedding^T (Press and Wolf 2017)
+
+Back-propagation is truncated to `context` steps (Williams and Peng 1990), but not the state: with `--data.order stream`
+row r of a batch goes on where row r of the batch before ended, from the state that it ended with. A row that does not
+go on, and every held-out window, starts from zeros.
+
+Tokens are [b t], states [b width], logits [b t vocab]. A batch holds `tokens` [b t+1] and which rows go on,
+`continues` [b].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from zoo.core.artifacts import Artifacts
+from zoo.core.errors import require
+from zoo.core.family import Batch, Family, Metrics, Model, Rows, RowStatistics, Setup
+from zoo.core.learner import Learner
+from zoo.data.dataset import DataSet
+from zoo.data.specs import BlockSpec
+from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
+from zoo.nn.dense import Dense
+from zoo.nn.embedding import Embedding
+from zoo.nn.losses import counted, cross_entropy
+from zoo.nn.random import split
+from zoo.nn.recurrent import Carry, Cell, Recurrent, drop_steps
+from zoo.sampling.request import TokenRequest
+from zoo.sampling.text import sample_texts
+
+
+class RecurrentLM(nnx.Module):
+    """The network.
+
+    Args:
+        settings: the family, whose fields describe it.
+        vocab_size: symbols of the tokenizer.
+        end_of_text: the token that stands before and after every document.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, settings: "LSTMLM", vocab_size: int, end_of_text: int, rngs: nnx.Rngs):
+        s = settings
+        self.rate, self.variational, self.end_of_text = s.dropout, s.variational, end_of_text
+        self.embedding = Embedding(vocab_size, s.embedding, scale=s.embedding**-0.5, rngs=rngs)
+        self.recurrent = Recurrent(
+            s.cell, s.embedding, s.width, s.layers, rate=s.dropout, variational=s.variational, rngs=rngs
+        )
+        # A tied head needs vectors of the embedding's size.
+        size = s.embedding if s.tied else vocab_size
+        fits = s.tied and s.width == s.embedding
+        self.head = None if fits else Dense(s.width, size, bias=False, scale=s.width**-0.5, rngs=rngs)
+        self.tied = s.tied
+        self.bias = nnx.Param(jnp.zeros(vocab_size))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        carry: Carry,
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t vocab"], Carry]:
+        """Logits of the token after each, and the states after the last.
+
+        Args:
+            tokens: any number in a row.
+            carry: the states before the first; see `init_carry`.
+            key: of the dropout noise; None means evaluation.
+            rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
+        """
+        input_key, layer_key, output_key = split(key, 3)
+        x = drop_steps(self.embedding(tokens), self.rate, self.variational, input_key, rows)
+        x, carry = self.recurrent(x, carry, key=layer_key, rows=rows)
+        return self._logits(drop_steps(x, self.rate, self.variational, output_key, rows)), carry
+
+    def init_carry(self, batch: int) -> Carry:
+        """The states before a text: zeros."""
+        return self.recurrent.init_carry(batch)
+
+    def init_cache(self, batch: int, length: int) -> Carry:
+        """What `extend` starts from; states need no slots, however long the text."""
+        return self.init_carry(batch)
+
+    def extend(
+        self, tokens: Int[Array, "b t"], cache: Carry, position: Int[Array, ""] | int, start: Int[Array, " b"]
+    ) -> tuple[Float[Array, "b vocab"], Carry]:
+        """Reads t more tokens of every row and predicts the next; see `zoo.sampling.tokens`.
+
+        Args:
+            tokens: for the slots from `position` on.
+            cache: the states after the slots before.
+            position: the slot of the first of these tokens, the same for all rows.
+            start: the slot of each row's first real token; the slots before it leave the states as they are.
+        """
+        real = position + jnp.arange(tokens.shape[1])[None, :] >= start[:, None]
+        x, cache = self.recurrent(self.embedding(tokens), cache, mask=real)
+        return self._logits(x[:, -1:])[:, 0], cache
+
+    def _logits(self, x: Float[Array, "b t width"]) -> Float[Array, "b t vocab"]:
+        x = x if self.head is None else self.head(x)
+        return (self.embedding.logits(x) if self.tied else x) + self.bias[...][None, None, :]
+
+
+class State(NamedTuple):
+    """The state of a recurrent language model."""
+
+    lm: Learner
+    """The network in training."""
+    carry: Rows
+    """The states that each row of the last batch ended with."""
+
+
+@dataclass(frozen=True)
+class LSTMLM(Family):
+    """A recurrent language model."""
+
+    cell: Cell = "lstm"
+    """What a layer is made of."""
+    layers: int = 2
+    """Recurrent layers."""
+    width: int = 256
+    """Features of a state."""
+    embedding: int = 128
+    """Features of a token."""
+    context: int = 64
+    """Steps that the gradient goes back; the state goes back further, where rows go on (--data.order stream)."""
+    dropout: float = 0.0
+    """Probability of dropping an element of what goes into a layer or out of the last."""
+    variational: bool = False
+    """Whether dropout drops the same elements at every step, and of the states too."""
+    tied: bool = False
+    """Whether the head is the embedding, transposed; after a projection where width and embedding differ."""
+
+    accepts: ClassVar[type] = BlockSpec
+    Request: ClassVar[type] = TokenRequest
+    Scoring: ClassVar[type] = TextScoring
+    unit: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        sizes = ("layers", "width", "embedding", "context")
+        require(
+            self,
+            "family.",
+            *((name, "at least 1", getattr(self, name) >= 1) for name in sizes),
+            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
+        )
+
+    @property
+    def length(self) -> int:
+        return self.context
+
+    def init(self, spec: BlockSpec, setup: Setup, key: jax.Array) -> State:
+        tokenizer = spec.tokenizer
+        net = RecurrentLM(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key))
+        return State(Learner.create(net, setup), Rows(net.init_carry(setup.batch_size)))
+
+    def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+        carry = jax.tree.map(lambda x: jnp.where(batch["continues"][:, None], x, 0.0), state.carry.value)
+        lm, metrics = state.lm.descend(self.loss, batch | {"carry": carry}, key)
+        return State(lm, metrics.pop("carry")), metrics
+
+    def loss(self, net: RecurrentLM, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
+        """-sum_t log P(w_t | w_<t) over a batch in nats, how many tokens it is of, and the states after it."""
+        nats, count, carry = self._row_nats(net, batch, batch["carry"], key)
+        return nats.sum(), count.sum(), {"carry": Rows(carry)}
+
+    def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
+        net = state.lm.eval_net()
+        nats, count, _ = self._row_nats(net, batch, net.init_carry(len(batch["row"])), None)
+        return likelihood_statistics(nats, count, batch)
+
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TextScoring, key: jax.Array) -> Metrics:
+        return score_language_model(model, rows, scoring, key)
+
+    def sample(
+        self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+    ) -> Artifacts:
+        # A state holds a text of any length, so there is no context to fill.
+        net = model.state.lm.eval_net()
+        return sample_texts(net, model.spec.tokenizer, request, key, context=None, stream=stream)
+
+    def _row_nats(
+        self, net: RecurrentLM, batch: Batch, carry: Carry, key: Any
+    ) -> tuple[Float[Array, " b"], Float[Array, " b"], Carry]:
+        """-log P of each row's counted tokens in nats, how many they are, and the states after the row."""
+        logits, carry = net(batch["tokens"][:, :-1], carry, key=key, rows=batch["row"])
+        weight = counted(batch, net.end_of_text).astype(jnp.float32)
+        return (cross_entropy(logits, batch["tokens"][:, 1:]) * weight).sum(1), weight.sum(1), carry

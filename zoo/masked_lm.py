@@ -1,0 +1,331 @@
+"""Masked language models: BERT, and XLNet's permutation objective on the same encoder.
+
+Devlin et al. 2019, "BERT: Pre-training of deep bidirectional transformers". A row is [CLS] a [SEP] b [SEP]; every
+position sees every other. Of the tokens w, a share M is chosen anew for every (seed, step, row); 80 % of those become
+[MASK], 10 % another token, 10 % stay, and the network learns by the sum of two tasks, each row counting the same:
+
+    -1/|M| sum_(t in M) log P(w_t | w with M masked)          masked tokens          (section 3.1, task 1)
+    -log P(b follows a | w with M masked)                     next sentence          (section 3.1, task 2)
+
+    h_0 = norm(embedding[w] + position[t] + segment[a or b]),   h_l = block_l(h_(l-1)), normalised after each branch
+    P(w_t | ...) = softmax(norm(gelu(h_L[t] @ transform)) @ embedding^T + bias)
+    P(b follows a) = softmax(tanh(h_L[0] @ pooler) @ next)[0]
+
+Yang et al. 2019, "XLNet". With `objective = "permutation"` nothing is masked: the tokens M are predicted one after the
+other in a random order z, each from those that are not in M and those of M before it (eq. 3; they are the last of an
+order of all, section 2.3). A second stream g, which knows a position and not its token, asks the first, with the same
+weights:
+
+    h_l[z_t] = block_l(query h_(l-1)[z_t], keys and values h_(l-1)[z_<=t])           (section 2.2, content stream)
+    g_l[z_t] = block_l(query g_(l-1)[z_t], keys and values h_(l-1)[z_<t]),           (query stream)
+    g_0 = norm(embedding[MASK] + position[t] + segment)
+
+and g_L stands where h_L does above. XLNet's relative positions and memory are left out.
+
+Tokens are [b t], hidden states [b t width], chosen positions [b k], their logits [b k vocab].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from zoo.core.artifacts import Artifacts
+from zoo.core.errors import require
+from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
+from zoo.core.learner import Learner
+from zoo.data.dataset import DataSet
+from zoo.data.masking import Targets, choose_targets, corrupt, order_of, put
+from zoo.data.sentence_pairs import FRAME, SegmentPairs
+from zoo.data.specs import SegmentSpec
+from zoo.metrics.intervals import wilson_interval
+from zoo.metrics.text import perplexity
+from zoo.nn.attention import additive_mask
+from zoo.nn.dense import Dense
+from zoo.nn.embedding import Embedding
+from zoo.nn.losses import cross_entropy
+from zoo.nn.norm import LayerNorm
+from zoo.nn.random import dropout, split
+from zoo.nn.transformer import ACTIVATIONS, INIT_SCALE, Block
+from zoo.sampling.fill import FillRequest, fill_texts, write_lines
+
+HELD_OUT_MASKS = 2018
+"""Seed of the masks of held-out rows, the same in every evaluation of every run."""
+FOLLOWS, SEGMENTS = 0, 2
+"""BERT's classes of b: 0 follows a, 1 does not; and its segments, a and b."""
+
+
+# ------------------------------------------------------------------------------------------- the network
+
+
+class Encoder(nnx.Module):
+    """The network.
+
+    Args:
+        settings: the family, whose fields describe it.
+        spec: of the data, for its vocabulary and special tokens.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, settings: "MaskedLM", spec: SegmentSpec, rngs: nnx.Rngs):
+        s = settings
+        self.rate, self.permutes = s.dropout, s.objective == "permutation"
+        self.mask, self.special, self.vocab_size = spec.mask, spec.special, spec.vocab_size
+        table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs)
+        dense = partial(Dense, bias=True, scale=INIT_SCALE, rngs=rngs)
+        norm = partial(LayerNorm, s.width, epsilon=s.norm_epsilon, bias=True)
+        self.embedding, self.position, self.segment = table(spec.vocab_size), table(s.context), table(SEGMENTS)
+        self.norm = norm()
+        self.blocks = nnx.List(
+            Block(
+                s.width, s.heads, s.heads, s.hidden, layers=s.layers, norm="layernorm", activation=s.mlp,
+                epsilon=s.norm_epsilon, bias=True, rate=s.dropout, attention_rate=s.attention_dropout, rngs=rngs,
+                post_norm=True, causal=False,
+            )
+            for _ in range(s.layers)
+        )  # fmt: skip
+        self.transform, self.transform_norm = dense(s.width, s.width), norm()
+        self.activation = ACTIVATIONS[s.mlp]
+        self.output_bias = nnx.Param(jnp.zeros(spec.vocab_size))
+        self.pooler = dense(s.width, s.width) if s.next_sentence else None
+        self.next = dense(s.width, 2) if s.next_sentence else None
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        segment: Int[Array, "b t"],
+        length: Int[Array, " b"],
+        positions: Int[Array, "b k"],
+        rank: Int[Array, "b t"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t width"], Float[Array, "b k width"]]:
+        """Reads rows; padding is seen by nobody.
+
+        Args:
+            tokens: at most `context` in a row.
+            segment: which of the two each belongs to.
+            length: how many tokens of a row are no padding.
+            positions: those whose tokens are to be predicted.
+            rank: with permutation, when a token's turn comes in the order, 0 for those that come before all; a position
+                sees those that come no later than itself, and predicts its own token from those that come earlier.
+            key: of the dropout noise; None means evaluation.
+            rows: each row's index in the global batch.
+
+        Returns:
+            Hidden states, of which position 0 stands for the whole row, and those that `positions` are predicted from.
+        """
+        real = (jnp.arange(tokens.shape[1])[None, :] < length[:, None])[:, None, :]
+        if rank is not None:
+            return self._two_streams(tokens, segment, positions, rank, real, key, rows)
+        input_key, *block_keys = split(key, 1 + len(self.blocks))
+        x = self._embed(tokens, segment, jnp.arange(tokens.shape[1])[None], input_key, rows)
+        mask = additive_mask(real)
+        for block, block_key in zip(self.blocks, block_keys, strict=True):
+            x, _ = block(x, mask, key=block_key, rows=rows)
+        return x, _at(x, positions)
+
+    def predict(
+        self,
+        tokens: Int[Array, "b t"],
+        segment: Int[Array, "b t"],
+        length: Int[Array, " b"],
+        unknown: Bool[Array, "b t"],
+        positions: Int[Array, "b k"],
+    ) -> Float[Array, "b k vocab"]:
+        """Logits of the tokens at some positions, from all tokens that are not unknown."""
+        if self.permutes:
+            _, x = self(tokens, segment, length, positions, unknown.astype(jnp.int32))
+        else:
+            _, x = self(jnp.where(unknown, self.mask, tokens), segment, length, positions)
+        return self.token_logits(x)
+
+    def token_logits(self, x: Float[Array, "b k width"]) -> Float[Array, "b k vocab"]:
+        """Logits of the tokens, from hidden states."""
+        x = self.transform_norm(self.activation(self.transform(x)))
+        return self.embedding.logits(x) + self.output_bias[...][None, None, :]
+
+    def next_logits(self, x: Float[Array, "b t width"]) -> Float[Array, "b 1 2"]:
+        """Logits of b following a or not, from hidden states."""
+        assert self.pooler is not None
+        assert self.next is not None
+        return self.next(jnp.tanh(self.pooler(x[:, :1])))
+
+    def _embed(self, tokens: Any, segment: Any, positions: Any, key: Any, rows: Any) -> Float[Array, "b t width"]:
+        x = self.embedding(tokens) + self.position(positions) + self.segment(segment)
+        return dropout(self.norm(x), self.rate, key, rows)
+
+    def _two_streams(
+        self, tokens: Any, segment: Any, positions: Any, rank: Any, real: Any, key: Any, rows: Any
+    ) -> tuple[Float[Array, "b t width"], Float[Array, "b k width"]]:
+        """The content stream h and the query stream g at `positions`."""
+        (h_key, *h_keys), (g_key, *g_keys) = (split(each, 1 + len(self.blocks)) for each in split(key, 2))
+        h = self._embed(tokens, segment, jnp.arange(tokens.shape[1])[None], h_key, rows)
+        asked = jnp.full_like(positions, self.mask)
+        g = self._embed(asked, jnp.take_along_axis(segment, positions, 1), positions, g_key, rows)
+        no_later = additive_mask(real & (rank[:, None, :] <= rank[:, :, None]))
+        earlier = additive_mask(real & (rank[:, None, :] < jnp.take_along_axis(rank, positions, 1)[:, :, None]))
+        for block, h_block_key, g_block_key in zip(self.blocks, h_keys, g_keys, strict=True):
+            g, _ = block(g, earlier, source=h, key=g_block_key, rows=rows)
+            h, _ = block(h, no_later, key=h_block_key, rows=rows)
+        return h, g
+
+
+def _at(x: Float[Array, "b t width"], positions: Int[Array, "b k"]) -> Float[Array, "b k width"]:
+    return jnp.take_along_axis(x, positions[:, :, None], axis=1)
+
+
+# -------------------------------------------------------------------------------------------- the family
+
+
+class State(NamedTuple):
+    """The state of a masked language model: one network in training."""
+
+    mlm: Learner
+
+
+@dataclass(frozen=True)
+class MaskedLM(Family):
+    """A masked language model."""
+
+    layers: int = 4
+    """Blocks of attention and MLP."""
+    heads: int = 4
+    """Attention heads; they share the width."""
+    width: int = 256
+    """Features of a position."""
+    mlp_width: int = 0
+    """Features inside the MLP; 0: 4 x width."""
+    mlp: Literal["gelu", "gelu_tanh"] = "gelu"
+    """Activation of the MLP and before the prediction of tokens."""
+    context: int = 128
+    """Tokens that the model sees at once, [CLS] and [SEP] among them."""
+    objective: Literal["masked", "permutation"] = "masked"
+    """Predict tokens all at once from a masked row (BERT), or one after another in a random order (XLNet)."""
+    mask_share: float = 0.15
+    """Share of the tokens to predict."""
+    next_sentence: bool = True
+    """Whether the model also learns to tell if the second segment follows the first."""
+    dropout: float = 0.1
+    """Probability of dropping an element of the input and of each branch."""
+    attention_dropout: float = 0.0
+    """Probability of dropping an attention weight."""
+    norm_epsilon: float = 1e-12
+    """Added to the variance in normalisation."""
+
+    accepts: ClassVar[type] = SegmentSpec
+    Request: ClassVar[type] = FillRequest
+    unit: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "family.",
+            ("layers", "at least 1", self.layers >= 1),
+            ("heads", "at least 1", self.heads >= 1),
+            ("width", "at least 1", self.width >= 1),
+            ("width", f"a multiple of family.heads, {self.heads}", self.heads < 1 or self.width % self.heads == 0),
+            ("mlp_width", "at least 0", self.mlp_width >= 0),
+            ("context", f"at least {FRAME + 2}, for [CLS] a [SEP] b [SEP]", self.context >= FRAME + 2),
+            ("mask_share", "above 0 and at most 1", 0 < self.mask_share <= 1),
+            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
+            ("attention_dropout", "from 0 to below 1", 0 <= self.attention_dropout < 1),
+            ("norm_epsilon", "above 0", self.norm_epsilon > 0),
+        )
+
+    @property
+    def length(self) -> int:
+        return self.context
+
+    @property
+    def hidden(self) -> int:
+        """Features inside the MLP."""
+        return self.mlp_width or 4 * self.width
+
+    def init(self, spec: SegmentSpec, setup: Setup, key: jax.Array) -> State:
+        return State(Learner.create(Encoder(self, spec, nnx.Rngs(key)), setup))
+
+    def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+        mlm, metrics = state.mlm.descend(self.loss, batch, key)
+        return State(mlm), metrics
+
+    def loss(self, net: Encoder, batch: Batch, key: Key[Array, ""]) -> tuple[jax.Array, jax.Array, Metrics]:
+        """Both tasks' nats over a batch, each row's tokens averaged, and how many rows it is of."""
+        target_key, noise_key, dropout_key = jax.random.split(key, 3)
+        rows = batch["row"]
+        targets = choose_targets(batch["tokens"], net.special, self.mask_share, target_key, rows)
+        if self.objective == "masked":
+            tokens = corrupt(batch["tokens"], targets, net.mask, net.vocab_size, noise_key, rows)
+            batch = batch | {"tokens": tokens}
+        figures = self._figures(net, batch, targets, dropout_key)
+        total, weight = figures.pop("loss")
+        return total.sum(), weight.sum(), {name: (a.sum(), b.sum()) for name, (a, b) in figures.items()}
+
+    def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
+        net = state.mlm.eval_net()
+        targets = held_out_targets(self, batch["tokens"], net.special, batch["row"])
+        if self.objective == "masked":
+            masked = put(batch["tokens"], targets, jnp.full_like(targets.labels, net.mask))
+            batch = batch | {"tokens": masked}
+        return self._figures(net, batch, targets, None)
+
+    def _figures(self, net: Encoder, batch: Batch, targets: Targets, key: Any) -> RowStatistics:
+        """Nats and hits of both tasks, row by row; the batch's tokens are what the network may see."""
+        tokens = batch["tokens"]
+        rank = order_of(targets, tokens.shape[1]) if self.objective == "permutation" else None
+        x, asked = net(tokens, batch["segment"], batch["length"], targets.positions, rank, key=key, rows=batch["row"])
+        logits = net.token_logits(asked)
+        counted = targets.counted.astype(jnp.float32)
+        count, nats = counted.sum(1), (cross_entropy(logits, targets.labels) * counted).sum(1)
+        likelier = (logits > jnp.take_along_axis(logits, targets.labels[:, :, None], 2)).sum(2)
+        figures = {"masked_nats": (nats, count)}
+        figures |= {f"masked_top{n}": (((likelier < n) * counted).sum(1), count) for n in (1, 5)}
+        one, loss = jnp.ones(len(tokens)), nats / jnp.maximum(count, 1.0)
+        if self.next_sentence:
+            logits, label = net.next_logits(x), jnp.where(batch["follows"] == 1, FOLLOWS, 1 - FOLLOWS)
+            next_nats = cross_entropy(logits, label[:, None])[:, 0]
+            right = (logits[:, 0].argmax(1) == label).astype(jnp.float32)
+            figures |= {"next_sentence_nats": (next_nats, one), "next_sentence_accuracy": (right, one)}
+            loss = loss + next_nats
+        return {"loss": (loss, one)} | figures
+
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scoring, key: jax.Array) -> Metrics:
+        """Beside the means: perplexity of masked tokens, the unigram model's hits on them, and Wilson's interval."""
+        assert isinstance(data, SegmentPairs)
+        ranked, special = np.argsort(-data.frequencies, kind="stable"), data.spec.special
+        hits, counts, pairs = {1: 0, 5: 0}, 0, 0
+        for batch in map(data.held_out_at, range(data.held_out_batches)):
+            targets = jax.device_get(_held_out_targets(self, batch["tokens"], special, batch["row"]))
+            labels = targets.labels[targets.counted & batch["valid"][:, None]]
+            hits = {n: count + int(np.isin(labels, ranked[:n]).sum()) for n, count in hits.items()}
+            counts, pairs = counts + len(labels), pairs + int(batch["valid"].sum())
+        figures: Metrics = {"masked_perplexity": perplexity(rows["masked_nats"]), "masked_tokens": counts}
+        figures |= {f"unigram_top{n}": count / max(counts, 1) for n, count in hits.items()}
+        if self.next_sentence:
+            low, high = wilson_interval(rows["next_sentence_accuracy"], pairs)
+            figures |= {"next_sentence_low": low, "next_sentence_high": high, "next_sentence_pairs": pairs}
+        return figures
+
+    def sample(
+        self, model: Model, request: FillRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+    ) -> Artifacts:
+        if request.fill:
+            return fill_texts(model.state.mlm, model.spec, request, self.context)
+        return write_lines(model.state.mlm, model.spec, request, key, self.context)
+
+
+def held_out_targets(
+    family: MaskedLM, tokens: Int[Array, "b t"], special: tuple[int, ...], rows: Int[Array, " b"]
+) -> Targets:
+    """What held-out rows are to predict, the same in every evaluation."""
+    return choose_targets(tokens, special, family.mask_share, jax.random.key(HELD_OUT_MASKS), rows)
+
+
+_held_out_targets = jax.jit(held_out_targets, static_argnames=("family", "special"))

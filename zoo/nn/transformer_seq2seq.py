@@ -1,0 +1,159 @@
+"""Transformer encoder and decoder (Vaswani et al. 2017), normalised before each branch.
+
+The encoder's blocks let every position of a source see every other; the decoder's let a position of a target see those
+before it and, in between, all of the source as the encoder's last block left it. Positions are learned vectors.
+
+    P(y_t | y_<t, x) = softmax(embedding norm(h_t))        h_t of the last block, for the position of y_(t-1)
+
+Letters in shapes: b rows, s source and t target positions, w features of a position, v target symbols.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from zoo.nn.attention import KeyValue, additive_mask, attention_weights
+from zoo.nn.embedding import Embedding
+from zoo.nn.norm import LayerNorm
+from zoo.nn.random import dropout, split
+from zoo.nn.transformer import INIT_SCALE, Block
+
+EPSILON = 1e-5
+"""Added to the variance in normalisation."""
+
+
+class Memory(NamedTuple):
+    """A source that was read; every array leads with the row."""
+
+    layers: tuple[KeyValue, ...]
+    """Keys and values for each of the decoder's blocks."""
+    mask: jax.Array
+    """Added to scores: 0, or very negative for padding, [b 1 s]."""
+
+
+class TransformerSeq2Seq(nnx.Module):
+    """The network.
+
+    Args:
+        layers: blocks of the encoder, and of the decoder.
+        heads: attention heads of a block.
+        width: features of a position.
+        context: the most positions of a source or a target.
+        rate: dropout of what goes into the first block and of each branch.
+        source_size: symbols of a source.
+        target_size: symbols of a target.
+        rngs: source of the initial values.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        heads: int,
+        width: int,
+        context: int,
+        *,
+        rate: float,
+        source_size: int,
+        target_size: int,
+        rngs: nnx.Rngs,
+    ):
+        self.rate = rate
+        table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs)
+        # Weights of attention are never dropped: the CPU's quick attention, which keeps none, could not.
+        block = partial(
+            Block,
+            width,
+            heads,
+            heads,
+            4 * width,
+            layers=layers,
+            norm="layernorm",
+            activation="gelu",
+            epsilon=EPSILON,
+            bias=True,
+            rate=rate,
+            attention_rate=0.0,
+            rngs=rngs,
+        )
+        self.source, self.target = table(source_size), table(target_size)
+        self.source_position, self.target_position = table(context), table(context)
+        self.encoder = nnx.List(block(causal=False) for _ in range(layers))
+        self.encoder_norm = LayerNorm(width, epsilon=EPSILON, bias=True)
+        self.decoder = nnx.List(block(reads=True) for _ in range(layers))
+        self.decoder_norm = LayerNorm(width, epsilon=EPSILON, bias=True)
+
+    def encode(
+        self,
+        source: Int[Array, "b s"],
+        real: Bool[Array, "b s"],
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> Memory:
+        """Reads sources, of which some positions are real and the others padding."""
+        x = self.source(source) + self.source_position(jnp.arange(source.shape[1])[None])
+        mask = additive_mask(real)[:, None]
+        input_key, *block_keys = split(key, 1 + len(self.encoder))
+        x = dropout(x, self.rate, input_key, rows)
+        for block, block_key in zip(self.encoder, block_keys, strict=True):
+            x, _ = block(x, mask, key=block_key, rows=rows)
+        x = self.encoder_norm(x)
+        return Memory(tuple(block.memory_attention.keys_values(x) for block in self.decoder), mask)
+
+    def decode(
+        self,
+        target: Int[Array, "b t"],
+        memory: Memory,
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b t v"]:
+        """Logits of the symbol after each, of targets from their beginning on."""
+        x, mask = self._embed(target, 0, target.shape[1])
+        input_key, *block_keys = split(key, 1 + len(self.decoder))
+        x = dropout(x, self.rate, input_key, rows)
+        for block, layer, block_key in zip(self.decoder, memory.layers, block_keys, strict=True):
+            x, _ = block(x, mask, memory=layer, memory_mask=memory.mask, key=block_key, rows=rows)
+        return self.target.logits(self.decoder_norm(x))
+
+    def init_cache(self, memory: Memory, length: int) -> tuple[KeyValue, ...]:
+        """What `extend` starts from, with slots for so many symbols."""
+        return tuple(block.attention.init_cache(len(memory.mask), length) for block in self.decoder)
+
+    def extend(
+        self,
+        target: Int[Array, "b t"],
+        cache: tuple[KeyValue, ...],
+        position: Int[Array, ""] | int,
+        memory: Memory,
+    ) -> tuple[Float[Array, "b v"], tuple[KeyValue, ...]]:
+        """Reads t more symbols of every target, number `position` and on, and predicts the next."""
+        x, mask = self._embed(target, position, cache[0].keys.shape[2])
+        after: list[Any] = []
+        for block, layer, slots in zip(self.decoder, memory.layers, cache, strict=True):
+            x, grown = block(x, mask, cache=slots, slot=position, memory=layer, memory_mask=memory.mask)
+            after.append(grown)
+        return self.target.logits(self.decoder_norm(x[:, -1:]))[:, 0], tuple(after)
+
+    def alignment(self, target: Int[Array, "b t"], memory: Memory) -> Float[Array, "b t s"]:
+        """How much each source position counts for the symbol after each: the mean over all blocks and heads."""
+        x, mask = self._embed(target, 0, target.shape[1])
+        weights = []
+        for block, layer in zip(self.decoder, memory.layers, strict=True):
+            y = x + block.attention(block.attention_norm(x), mask)[0]
+            queries = block.memory_attention.queries(block.memory_norm(y))
+            weights.append(attention_weights(queries, layer.keys, memory.mask).mean(1))
+            x, _ = block(x, mask, memory=layer, memory_mask=memory.mask)
+        return jnp.stack(weights).mean(0)
+
+    def _embed(
+        self, target: Int[Array, "b t"], position: Int[Array, ""] | int, slots: int
+    ) -> tuple[Float[Array, "b t w"], Float[Array, "1 t slots"]]:
+        """Vectors of symbols number `position` and on, and the mask of what each sees of all slots."""
+        places = position + jnp.arange(target.shape[1])
+        visible = jnp.arange(slots)[None, :] <= places[:, None]
+        return self.target(target) + self.target_position(places[None]), additive_mask(visible)[None]

@@ -1,0 +1,262 @@
+"""Sequence to sequence: an encoder reads a source x, and a decoder writes a target y, symbol by symbol.
+
+    log P(y | x) = sum_t log P(y_t | y_<t, x)
+
+Sutskever et al. 2014, "Sequence to sequence learning with neural networks". Two networks can stand behind P: recurrent
+layers with or without attention (`zoo.nn.recurrent_seq2seq`: Bahdanau et al. 2015; Luong et al. 2015), and
+Transformers (`zoo.nn.transformer_seq2seq`: Vaswani et al. 2017). Both learn by maximum likelihood from pairs, each y_t
+predicted from the right y_<t; with label smoothing e (Szegedy et al. 2016) the loss of a symbol is, over the v symbols
+of targets,
+
+    (1 - e) (-log P(y_t | y_<t, x)) + e / v sum_w (-log P(w | y_<t, x))
+
+The likeliest targets are found by beam search (`zoo.sampling.translation`). Sources are [b s], targets [b t+1]: inputs
+are all symbols but the last, of which the first is end-of-text; what is predicted are all but the first.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Int
+
+from zoo.core.artifacts import Artifact, Artifacts, Text
+from zoo.core.errors import UserError, require
+from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
+from zoo.core.learner import Learner
+from zoo.data.dataset import DataSet
+from zoo.data.pairs import PairSet, Part
+from zoo.data.specs import PairSpec
+from zoo.metrics.text import WordTokenizer, bleu, error_rate, exact_match, perplexity, rouge
+from zoo.nn.lengths import Sums, at_length
+from zoo.nn.losses import cross_entropy
+from zoo.nn.random import split
+from zoo.nn.recurrent import Cell
+from zoo.nn.recurrent_seq2seq import RecurrentSeq2Seq, Score
+from zoo.nn.transformer_seq2seq import TransformerSeq2Seq
+from zoo.sampling.translation import TranslationRequest, draw_alignment, encode_source, translate
+
+Network = RecurrentSeq2Seq | TransformerSeq2Seq
+
+
+class State(NamedTuple):
+    """The state of a sequence-to-sequence model: one network in training."""
+
+    net: Learner
+
+
+@dataclass(frozen=True)
+class Scores(Scoring):
+    """How targets are found for held-out sources, and compared with the right ones."""
+
+    split: Part = "dev"
+    """Which held-out sources: dev, which may be looked at while training, or test."""
+    sources: int = 0
+    """How many of them; 0: all."""
+    num_beams: int = 5
+    """How many unfinished targets the search keeps; 1: it always takes the likeliest symbol."""
+    length_penalty: float = 0.0
+    """Targets are ranked by log-probability / length^penalty; above 0 favours long ones."""
+    strip: str = ""
+    """A regular expression: what it matches is taken out of targets before they are compared, such as '[0-9]' for the
+    stress of phones. Figures without that are given beside, as `unstripped`."""
+    words: WordTokenizer = "13a"
+    """What BLEU and ROUGE take a word to be; see `zoo.metrics.text`."""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "",
+            ("sources", "at least 0", self.sources >= 0),
+            ("num_beams", "at least 1", self.num_beams >= 1),
+        )
+        try:
+            re.compile(self.strip)
+        except re.error as error:
+            raise UserError(f"strip is {self.strip!r}, which is no regular expression: {error}") from None
+
+
+@dataclass(frozen=True)
+class Seq2Seq(Family):
+    """A sequence-to-sequence model."""
+
+    network: Literal["recurrent", "transformer"] = "recurrent"
+    """What encoder and decoder are made of."""
+    layers: int = 2
+    """Layers or blocks of the encoder, and as many of the decoder."""
+    width: int = 256
+    """Features of a state or position; the directions of a recurrent encoder have half of them each."""
+    context: int = 32
+    """The most symbols of a source or a target, end-of-text among them."""
+    dropout: float = 0.1
+    """Probability of dropping an element of the input, of what goes from layer to layer or of a branch, and of what a
+    recurrent network's output is made of."""
+    label_smoothing: float = 0.0
+    """Share e of a symbol's probability that is given to all symbols alike in training."""
+    cell: Cell = "lstm"
+    """recurrent: what a layer is made of."""
+    embedding: int = 128
+    """recurrent: features of a symbol."""
+    attention: Score = "luong"
+    """recurrent: how the decoder looks at the source; see `zoo.nn.recurrent_seq2seq`. Bahdanau's takes its steps one by
+    one, which costs time."""
+    heads: int = 4
+    """transformer: attention heads; they share the width."""
+
+    accepts: ClassVar[type] = PairSpec
+    Request: ClassVar[type] = TranslationRequest
+    Scoring: ClassVar[type] = Scores
+    unit: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        sizes = ("layers", "width", "embedding", "heads")
+        transformer = self.network == "transformer"
+        require(
+            self,
+            "family.",
+            *((name, "at least 1", getattr(self, name) >= 1) for name in sizes),
+            ("context", "at least 2, for a symbol and the end", self.context >= 2),
+            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
+            ("label_smoothing", "from 0 to below 1", 0 <= self.label_smoothing < 1),
+            ("width", "even, for two directions", transformer or self.width % 2 == 0),
+            ("width", f"a multiple of family.heads, {self.heads}", not transformer or self.width % self.heads == 0),
+        )
+
+    @property
+    def length(self) -> int:
+        return self.context
+
+    def init(self, spec: PairSpec, setup: Setup, key: jax.Array) -> State:
+        common: dict[str, Any] = {
+            "rate": self.dropout,
+            "source_size": spec.source.vocab_size,
+            "target_size": spec.target.vocab_size,
+            "rngs": nnx.Rngs(key),
+        }
+        if self.network == "transformer":
+            net: Network = TransformerSeq2Seq(self.layers, self.heads, self.width, self.context, **common)
+        else:
+            shape = (self.cell, self.layers, self.width, self.embedding, self.attention)
+            net = RecurrentSeq2Seq(*shape, **common)
+        return State(Learner.create(net, setup))
+
+    def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+        net, metrics = state.net.descend(self.loss, batch, key)
+        return State(net), metrics
+
+    def loss(self, net: Network, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
+        """The smoothed loss of a batch's targets in nats, how many symbols they have, and -log P(y | x) beside it."""
+        total, (nats, count) = self._losses(net, batch, key)
+        return total, count.sum(), {"nats_per_token": (nats.sum(), count.sum())}
+
+    def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
+        _, (nats, count) = self._losses(state.net.eval_net(), batch, None)
+        return {"loss": (nats, count), "nats_per_target": (nats, jnp.ones_like(nats))}
+
+    def _losses(self, net: Network, batch: Batch, key: Any) -> Sums:
+        """The smoothed loss of a batch; -log P(y | x) of each row, and how many symbols it has: two arrays [b]."""
+        graphdef, params = nnx.split(net)
+        needed = jnp.maximum(batch["source_length"], batch["target_length"] - 1).max()
+        sums = partial(self._losses_at, graphdef)
+        return at_length(sums, self._lengths, needed, params, batch, key)
+
+    @property
+    def _lengths(self) -> tuple[int, ...]:
+        """The lengths that batches are cut to: those of similar length are mostly far shorter than the longest."""
+        shares = (0.4, 0.6, 1.0) if self.context >= 16 else (1.0,)  # each is compiled, and must be worth it
+        return tuple(round(share * self.context) for share in shares)
+
+    def _losses_at(self, graphdef: Any, length: int, params: Any, batch: Batch, key: Any) -> Sums:
+        """`_losses` with sources and targets cut to a length."""
+        net, rows = nnx.merge(graphdef, params), batch["row"]
+        source_key, target_key = split(key, 2)
+        source, target = batch["source"][:, :length], batch["target"][:, : length + 1]
+        memory = net.encode(source, within(batch["source_length"], length), key=source_key, rows=rows)
+        logits = net.decode(target[:, :-1], memory, key=target_key, rows=rows)
+        weight = within(batch["target_length"] - 1, length).astype(jnp.float32)
+        nats = cross_entropy(logits, target[:, 1:])
+        smoothed = cross_entropy(logits, target[:, 1:], self.label_smoothing) if self.label_smoothing else nats
+        return (smoothed * weight).sum(), ((nats * weight).sum(1), weight.sum(1))
+
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
+        assert isinstance(data, PairSet)
+        references = list(data.references(scoring.split).items())
+        references = references[: scoring.sources or len(references)]
+        fitting = [source for source, _ in references if len(model.spec.source.encode(source)) < self.context]
+        found = translate(
+            model.state.net.eval_net(),
+            model.spec,
+            [encode_source(model.spec, source, self.context) for source in fitting],
+            length=self.context,
+            num_beams=scoring.num_beams,
+            length_penalty=scoring.length_penalty,
+        )
+        best = {source: beams[0].text for source, beams in zip(fitting, found, strict=True)}
+        # A source that is too long to be read counts as if nothing had been written for it.
+        texts, right = [best.get(source, "") for source, _ in references], [targets for _, targets in references]
+        figures = {"perplexity": perplexity(rows["loss"])}
+        if scoring.strip:
+            figures |= {f"{name}_unstripped": value for name, value in error_rates(texts, right).items()}
+            texts = [strip(scoring.strip, text) for text in texts]
+            right = [[strip(scoring.strip, target) for target in targets] for targets in right]
+        figures |= error_rates(texts, right)
+        figures |= bleu(texts, right, scoring.words) | rouge(texts, right, scoring.words)
+        how = {"split": scoring.split, "sources": len(texts), "num_beams": scoring.num_beams, "strip": scoring.strip}
+        return figures | {f"scored_{name}": value for name, value in how.items()}
+
+    def sample(
+        self,
+        model: Model,
+        request: TranslationRequest,
+        key: jax.Array,
+        stream: Callable[[str], None] | None = None,
+    ) -> Artifacts:
+        net, spec, drawn = model.state.net.eval_net(), model.spec, request.source is None
+        source = request.source
+        if source is None:
+            source = spec.examples[int(jax.random.randint(key, (), 0, len(spec.examples)))]
+        if request.attention and self.network == "recurrent" and self.attention == "none":
+            raise UserError(f"attention is {request.attention!r}, but this model has none to draw")
+        tokens = encode_source(spec, source, self.context)
+        (found,) = translate(
+            net,
+            spec,
+            [tokens],
+            length=self.context,
+            num_beams=request.num_beams,
+            length_penalty=request.length_penalty,
+        )
+        best = found[: request.n]
+        made: list[Artifact] = [
+            Text(f"{source}: {target.text}" if drawn else target.text, {"score": target.score}) for target in best
+        ]
+        if request.attention:
+            picture = draw_alignment(net, spec, tokens, best[0].tokens, self.context)
+            made.append(replace(picture, file=request.attention))
+        return made
+
+
+def within(count: Int[Array, " b"], length: int) -> Bool[Array, "b t"]:
+    """Which of a row's positions are among its first `count`."""
+    return jnp.arange(length)[None, :] < count[:, None]
+
+
+def strip(pattern: str, text: str) -> str:
+    """A text without what matches a pattern."""
+    return re.sub(pattern, "", text)
+
+
+def error_rates(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Metrics:
+    """How often texts are wrong as a whole, and by how many edits of tokens; tokens are what stands between spaces."""
+    matched = exact_match(texts, references)
+    tokens = [text.split() for text in texts]
+    return {
+        "exact_match": matched,
+        "error_rate": 1.0 - matched,
+        "token_error_rate": error_rate(tokens, [[target.split() for target in targets] for targets in references]),
+    }

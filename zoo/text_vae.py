@@ -1,0 +1,323 @@
+"""Text VAE: sentences from a latent space, by the evidence lower bound and against posterior collapse.
+
+Bowman et al. 2016, "Generating sentences from a continuous space". A sentence w is written by a language model that is
+given a code z, of `latent` numbers that are standard normal a priori; an encoder stands in for the posterior. What
+training climbs is
+
+    J = E_q log p(w|z) - beta KL(q(z|w) || N(0, 1))
+
+with the closed KL and z = mean + sigma eps of `zoo.nn.posterior`, and the networks of `zoo.nn.conditioned_lm`. A
+decoder that sees all earlier words can do without z; then q(z|w) falls back to the prior, the KL to 0: the posterior
+has collapsed. What there is against it, each a setting of its own:
+
+    kl_warmup_steps   beta rises from 0                                         Bowman et al. 2016
+    kl_cycle_steps    and begins anew, again and again                          Fu et al. 2019
+    free_bits         nats of each unit's KL that cost nothing                  Kingma et al. 2016
+    word_dropout      hides words from the decoder                              Bowman et al. 2016
+    aggressive        the encoder is trained alone until it has caught up       He et al. 2019; see `zoo.nn.lagging`
+
+Figures of held-out sentences are of the bound itself, beta = 1, with one z a sentence. With `latent` 0 the family is
+the same decoder as a plain language model, whose `loss` is what a VAE's is to be held against.
+
+A batch holds `tokens` [b t+1], a sentence between two end-of-text tokens in each row, and their `length` [b].
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from zoo.core import parallel
+from zoo.core.artifacts import Artifacts
+from zoo.core.errors import UserError, require
+from zoo.core.family import Batch, Family, Metrics, Model, Rows, RowStatistics, Scoring, Setup
+from zoo.core.learner import Learner
+from zoo.data.dataset import DataSet
+from zoo.data.specs import LineSpec
+from zoo.metrics.latent import (
+    active_units,
+    batch_information,
+    held_out_rows,
+    importance_weighted,
+    mutual_information,
+)
+from zoo.metrics.text import perplexity
+from zoo.nn.conditioned_lm import BodyKind, TextDecoder, TextEncoder
+from zoo.nn.lagging import Lagging
+from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
+from zoo.nn.posterior import charge, draw_code, kl_divergence, kl_weight
+from zoo.nn.random import split
+from zoo.nn.recurrent import Cell
+from zoo.sampling.sentences import SentenceRequest, write_sentences
+
+AT_ONCE = 256
+"""Sentences that are decoded side by side, at most, for the importance-weighted bound."""
+COLLAPSED = math.log(2)
+"""Nats of mutual information: with less, a code does not even say which half of the sentences it is of."""
+
+
+class VAE(nnx.Module):
+    """The two networks; a plain language model has no encoder."""
+
+    def __init__(self, settings: "TextVAE", vocab_size: int, rngs: nnx.Rngs):
+        s = settings
+        self.latent = s.latent
+        encoder = partial(TextEncoder, s.encoder, vocab_size, s.width, s.latent, rate=s.dropout, rngs=rngs)
+        self.encoder = encoder() if s.latent else None
+        self.decoder = TextDecoder(
+            s.decoder,
+            s.heads,
+            vocab_size,
+            s.width,
+            s.layers,
+            s.latent,
+            s.context,
+            rate=s.dropout,
+            word_dropout=s.word_dropout,
+            rngs=rngs,
+        )
+
+    def encode(
+        self, batch: Batch, *, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
+        """Mean and log sigma^2 of q(z|w)."""
+        if self.encoder is None:
+            nothing = jnp.zeros((len(batch["tokens"]), 0))
+            return nothing, nothing
+        return self.encoder(batch["tokens"][:, 1:], counted(batch), key=key, rows=batch["row"])
+
+
+def counted(batch: Batch) -> Bool[Array, "b t"]:
+    """Which targets are a sentence's: its words and the end-of-text after them."""
+    return jnp.arange(1, batch["tokens"].shape[1])[None, :] < batch["length"][:, None]
+
+
+class State(NamedTuple):
+    """The state of a text VAE."""
+
+    vae: Learner
+    """Encoder and decoder in training."""
+    lagging: Lagging | None
+    """Which of them the next step trains; None: always both."""
+
+
+@dataclass(frozen=True)
+class Scores(Scoring):
+    """What is computed beside the bound, active units and mutual information."""
+
+    iw_samples: int = 0
+    """Codes a sentence for the importance-weighted bound (k of Burda et al. 2016, eq. 8); 0: without it."""
+
+    def __post_init__(self) -> None:
+        require(self, "", ("iw_samples", "at least 0", self.iw_samples >= 0))
+
+
+@dataclass(frozen=True)
+class TextVAE(Family):
+    """A variational autoencoder of sentences."""
+
+    encoder: Cell = "lstm"
+    """What reads a sentence to be encoded: one recurrent layer of this cell."""
+    decoder: BodyKind = "lstm"
+    """What writes a sentence from a code."""
+    layers: int = 1
+    """Layers of the decoder."""
+    heads: int = 4
+    """Attention heads of a transformer decoder; they share the width."""
+    width: int = 256
+    """Features of a word and of a state."""
+    context: int = 24
+    """Words of the longest sentence, and one for its end."""
+    latent: int = 10
+    """Units of a code; 0: a plain language model."""
+    dropout: float = 0.0
+    """Probability of dropping an element of the words' vectors, between layers, and before the head."""
+    word_dropout: float = 0.0
+    """Share of the words that are hidden from the decoder in training."""
+    beta: float = 1.0
+    """Weight of the KL term in training (Higgins et al. 2017)."""
+    kl_warmup_steps: int = 0
+    """Steps over which the KL term's weight rises from 0 to beta."""
+    kl_cycle_steps: int = 0
+    """Steps after which it begins to rise anew; 0: never."""
+    free_bits: float = 0.0
+    """Nats of each latent unit's KL, averaged over the batch, that training leaves free."""
+    aggressive: bool = False
+    """Whether to train the encoder alone until it has caught up with the decoder, in the first phase of training."""
+    aggressive_window: int = 1000
+    """Steps whose mutual information is compared with that of as many before: the phase lasts while it climbs."""
+
+    accepts: ClassVar[type] = LineSpec
+    Request: ClassVar[type] = SentenceRequest
+    Scoring: ClassVar[type] = Scores
+    unit: ClassVar[str] = "positions"
+
+    def __post_init__(self) -> None:
+        warm, cycle = self.kl_warmup_steps, self.kl_cycle_steps
+        require(
+            self,
+            "family.",
+            *((name, "at least 1", getattr(self, name) >= 1)
+              for name in ("layers", "heads", "width", "aggressive_window")),
+            ("context", "at least 2, for a word and the sentence's end", self.context >= 2),
+            *((name, "at least 0", getattr(self, name) >= 0)
+              for name in ("latent", "beta", "kl_warmup_steps", "free_bits")),
+            *((name, "from 0 to below 1", 0 <= getattr(self, name) < 1) for name in ("dropout", "word_dropout")),
+            ("kl_cycle_steps", f"0 or at least family.kl_warmup_steps, {warm}", cycle == 0 or cycle >= warm >= 0),
+            ("kl_cycle_steps", "0 where family.kl_warmup_steps is, since nothing rises", warm > 0 or cycle == 0),
+        )  # fmt: skip
+        if self.decoder == "transformer" and self.width % self.heads:
+            raise UserError(f"family.width is {self.width}; it must be a multiple of family.heads, {self.heads}")
+        if self.aggressive and not self.latent:
+            raise UserError("family.aggressive trains an encoder, and with family.latent 0 there is none")
+
+    @property
+    def length(self) -> int:
+        return self.context
+
+    def init(self, spec: LineSpec, setup: Setup, key: jax.Array) -> State:
+        vae = VAE(self, spec.tokenizer.vocab_size, nnx.Rngs(key))
+        return State(Learner.create(vae, setup), Lagging.begin() if self.aggressive else None)
+
+    def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+        weight = jnp.asarray(self.beta * kl_weight(step, self.kl_warmup_steps, self.kl_cycle_steps), jnp.float32)
+        loss, lagging = partial(self.loss, weight=weight), state.lagging
+        if lagging is None:
+            vae, metrics = state.vae.descend(loss, batch, key)
+            return State(vae, None), metrics | {"kl_weight": weight}
+
+        vae, metrics = jax.lax.cond(
+            lagging.alone,
+            lambda vae: vae.descend(loss, batch, key, only=("encoder",)),
+            lambda vae: vae.descend(loss, batch, key),
+            state.vae,
+        )
+        information = batch_information(*parallel.all_rows(metrics.pop("posterior").value))
+        told = {"kl_weight": weight, "mutual_information_nats": information, "encoder_alone": lagging.alone * 1.0}
+        return State(vae, lagging.after(metrics["loss"], information, self.aggressive_window)), metrics | told
+
+    def loss(
+        self, net: VAE, batch: Batch, key: Any, weight: Float[Array, ""] | float = 1.0
+    ) -> tuple[jax.Array, jax.Array, Metrics]:
+        """-E_q log p(w|z) + weight KL over a batch in nats, with free bits, and how many sentences it is of."""
+        encoder_key, code_key, decoder_key = split(key, 3)
+        mean, log_variance = net.encode(batch, key=encoder_key)
+        z = draw_code(mean, log_variance, code_key, batch["row"])
+        y = net.decoder(batch["tokens"][:, :-1], z, key=decoder_key, rows=batch["row"])
+        reconstruction = linear_cross_entropy(
+            y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], counted(batch)
+        )
+        kl = kl_divergence(mean, log_variance)
+        count = jnp.asarray(float(len(kl)))
+        metrics: Metrics = {"reconstruction_nats": (reconstruction, count), "kl_nats": (kl.sum(), count)}
+        if self.aggressive:
+            metrics["posterior"] = Rows((z, mean, log_variance))
+        return reconstruction + weight * charge(kl, self.free_bits).sum(), count, metrics
+
+    def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
+        net = state.vae.eval_net()
+        mean, log_variance = net.encode(batch)
+        nats = _row_nats(net, batch, draw_code(mean, log_variance, key, batch["row"]))
+        kl, one = kl_divergence(mean, log_variance).sum(1), jnp.ones(len(nats))
+        words = counted(batch).sum(1).astype(jnp.float32)
+        terms = {"elbo": -nats - kl, "reconstruction": nats, "kl": kl}
+        per_sentence = {f"{name}_nats": (value, one) for name, value in terms.items()}
+        per_token = {f"{name}_nats_per_token": (value, words) for name, value in terms.items()}
+        return {"loss": (nats + kl, one)} | per_sentence | per_token
+
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
+        figures: Metrics = {"perplexity_bound": perplexity(-rows["elbo_nats_per_token"])}
+        if not self.latent:
+            return figures
+        vae, k = model.state.vae, scoring.iw_samples
+        if k:
+            nll = held_out_rows(data, lambda batch: _iw_nll(self, vae, batch, key, k)).mean(dtype=np.float64)
+            words = rows["elbo_nats"] / rows["elbo_nats_per_token"]
+            figures |= {"iw_nll_nats": float(nll), "iw_perplexity": perplexity(nll / words), "iw_samples": k}
+        z, mean, log_variance = held_out_rows(data, lambda batch: _codes(vae, batch, key))
+        active, information = active_units(mean), mutual_information(z, mean, log_variance)
+        figures |= {"active_units": active, "mutual_information_nats": information}
+        return figures | {"posterior": self.verdict(rows["kl_nats"], information, active)}
+
+    def verdict(self, kl: float, information: float, active: int) -> str:
+        """In words: whether the posterior has collapsed, by what, and what to change.
+
+        Args:
+            kl: held-out KL in nats a sentence.
+            information: held-out mutual information in nats.
+            active: active units.
+        """
+        facts = f"KL {kl:.2f} and mutual information {information:.2f} nats, {active} of {self.latent} units active"
+        if active and information >= COLLAPSED:
+            return f"in use: {facts}"
+        remedies = [
+            f"--family.{flag}"
+            for flag, unused in (
+                ("free-bits 0.2", not self.free_bits),
+                ("kl-warmup-steps 10000", not self.kl_warmup_steps),
+                ("aggressive", not self.aggressive),
+                ("word-dropout 0.3", not self.word_dropout),
+                (f"beta {self.beta / 2:g}", True),
+            )
+            if unused
+        ]
+        return (
+            f"collapsed: the decoder writes as if there were no code ({facts}); start over with "
+            + (", ".join(remedies[:-1]) + " or " if remedies[1:] else "")
+            + remedies[-1]
+        )
+
+    def sample(
+        self, model: Model, request: SentenceRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+    ) -> Artifacts:
+        if not self.latent and (request.between or request.around or request.reconstruct):
+            raise UserError("the run's family.latent is 0: a plain language model has no codes of sentences")
+        vae, tokenizer = model.state.vae, model.spec.tokenizer
+        sizes = {"latent": self.latent, "context": self.context}
+        return write_sentences(vae.eval_net().decoder, partial(_encode, vae), tokenizer, request, key, **sizes)
+
+    def iw_log_likelihood(
+        self, net: VAE, batch: Batch, key: Key[Array, ""], k: Int[Array, ""] | int
+    ) -> Float[Array, " b"]:
+        """The importance-weighted bound of each sentence from k codes, in nats; see `importance_weighted`."""
+        mean, log_variance = net.encode(batch)
+        at_once = max(1, AT_ONCE // len(mean))
+        sentences = {name: repeat(batch[name], "b ... -> (s b) ...", s=at_once) for name in ("tokens", "length")}
+
+        def log_likelihood(z: Float[Array, "s b latent"]) -> Float[Array, "s b"]:
+            nats = _row_nats(net, sentences, rearrange(z, "s b latent -> (s b) latent"))
+            return rearrange(-nats, "(s b) -> s b", s=at_once)
+
+        return importance_weighted(log_likelihood, mean, log_variance, key, batch["row"], k, at_once)
+
+
+def _row_nats(net: VAE, batch: Batch, z: Float[Array, "b latent"]) -> Float[Array, " b"]:
+    """-log p(w|z) of each sentence in nats."""
+    y = net.decoder(batch["tokens"][:, :-1], z)
+    return row_cross_entropy(y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], counted(batch))
+
+
+@jax.jit
+def _encode(vae: Learner, tokens: Any, length: Any) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
+    """Mean and log sigma^2 of q(z|w) for rows of tokens."""
+    return vae.eval_net().encode({"tokens": tokens, "length": length, "row": jnp.arange(len(length))})
+
+
+@jax.jit
+def _codes(vae: Learner, batch: Batch, key: Any) -> tuple[Float[Array, "b latent"], ...]:
+    """A code of each sentence, and the mean and log sigma^2 of the posterior that it was drawn from."""
+    mean, log_variance = vae.eval_net().encode(batch)
+    return draw_code(mean, log_variance, key, batch["row"]), mean, log_variance
+
+
+@partial(jax.jit, static_argnames="family")
+def _iw_nll(family: TextVAE, vae: Learner, batch: Batch, key: Any, k: Any) -> Float[Array, " b"]:
+    return -family.iw_log_likelihood(vae.eval_net(), batch, key, k)
