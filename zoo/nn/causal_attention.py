@@ -7,8 +7,9 @@ o = e v / l; given its gradient g (Dao et al. 2022, "FlashAttention", appendix B
     delta = sum_d(g o)        ds = e (g v^T - delta) / l
     dq = ds k / sqrt(d)       dk = ds^T q / sqrt(d)       dv = e^T g / l
 
-Products that would transpose the large [t s] matrices are written with small operands transposed instead, since XLA's
-CPU compiler has a quick path for plain batched products only.
+Causal attention, which has long rows, keeps e for the gradient; attention between the places of an image works e out
+again, which takes less memory. Products that would transpose the large [t s] matrices are written with small operands
+transposed instead, since XLA's CPU compiler has a quick path for plain batched products only.
 """
 
 from functools import partial
@@ -50,17 +51,24 @@ def _attention(causal, q, k, v, mask):
     return _forward(causal, q, k, v, mask)[0]
 
 
+def _products(left: Float[Array, "b h t d"], right: Float[Array, "b h s d"]) -> Float[Array, "b h t s"]:
+    return jnp.einsum("bhtd,bhsd->bhts", left, right, preferred_element_type=jnp.float32)
+
+
+def _exponentials(q, k, mask):
+    scores = _products(q, k) + mask[:, None]
+    return jnp.exp(scores - scores.max(-1, keepdims=True))
+
+
 def _forward(causal, q, k, v, mask):
     q = q * q.shape[-1] ** -0.5
     parts, weights, sums = [], [], []
     for first, last in _chunks(q.shape[2], causal):
-        scores = jnp.einsum("bhtd,bhsd->bhts", q[:, :, first:last], k[:, :, :last], preferred_element_type=jnp.float32)
-        scores = scores + mask[:, None, first:last, :last]
-        e = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        e = _exponentials(q[:, :, first:last], k[:, :, :last], mask[:, first:last, :last])
         total = e.sum(-1, keepdims=True)
         e = e.astype(v.dtype)
         parts.append((e @ v[:, :, :last] / total).astype(v.dtype))
-        weights.append(e)
+        weights.append(e if causal else None)
         sums.append(total)
     o = jnp.concatenate(parts, axis=2)
     return o, (q, k, v, o, mask, weights, jnp.concatenate(sums, axis=2))
@@ -75,8 +83,10 @@ def _backward(causal, saved, g):
     g_t, q_t = _transposed(g), _transposed(q)
     dq, dk, dv = [], jnp.zeros_like(q_t), jnp.zeros_like(q_t)
     for (first, last), e in zip(_chunks(q.shape[2], causal), weights, strict=True):
+        if e is None:
+            e = settle(_exponentials(q, k, mask).astype(v.dtype))
         dv = dv.at[..., :last].add(settle(g_t[..., first:last] @ e))
-        grown = jnp.einsum("bhtd,bhsd->bhts", g[:, :, first:last], v[:, :, :last], preferred_element_type=jnp.float32)
+        grown = _products(g[:, :, first:last], v[:, :, :last])
         ds = settle((e * (grown - delta[:, :, first:last])).astype(v.dtype))
         dk = dk.at[..., :last].add(settle(q_t[..., first:last] @ ds))
         dq.append(ds @ k[:, :, :last])
