@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+WORKERS ?= 2
 
-.PHONY: demo install test lint parity notebooks clean
+.PHONY: demo install test lint parity clean
 
 demo: install
 	$(BIN)/python train.py configs/transformer_lm.py --rundir runs/demo --steps 2000 --sample-every 400 --eval-every 400
@@ -16,7 +17,7 @@ demo: install
 install: $(VENV)/.installed
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -14,11 +14,20 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+# A folder for each worker, since JAX writes an entry in place: another process could read half of it.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / f"jax{WORKER}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 install_import_hook("zoo", "beartype.beartype")
+
+
+def pytest_collection_modifyitems(items):
+    """Keeps a file's tests in one worker, since they share what is compiled; the contract suite's by config."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -22,11 +22,12 @@ from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
 from zoo.core.trained import inference_state
 from zoo.data.specs import ImageSpec
-from zoo.dcgan import DCGAN, discriminator_loss, generator_loss, gradient_penalty, truncated, value
+from zoo.dcgan import DCGAN, discriminator_loss, generator_loss, gradient_penalty, value
 from zoo.interop.dcgan import export_run, import_run, read_generator
 from zoo.interop.torch_file import read_tensors
 from zoo.nn.pixels import from_pixels
 from zoo.nn.random import normal
+from zoo.sampling.latent import truncated
 
 REFERENCES = Path(__file__).parent / "references" / "dcgan"
 SPEC = ImageSpec(32, 32, 1, ("zero", "one", "two"))

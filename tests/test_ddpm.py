@@ -356,7 +356,7 @@ def test_strip_ends_with_the_sample(model):
         ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5, which is a setting of the sampler ddim"),
         ({"mask": "mask.png"}, "give the picture by --image"),
         ({"image": ("nowhere.png",)}, "there is no file nowhere.png"),
-        ({"image": ("6",)}, "image is 6, but fewer pictures are held out"),
+        ({"image": ("6",)}, "held-out picture 6 is asked for, but there are 6"),
         ({"image": ("0",), "interpolate": 3}, "interpolate goes between two pictures, and image names 1"),
         ({"image": ("0", "1"), "interpolate": 3, "sampler": "ddpm"}, "the sampler ddpm does not come back"),
         ({"image": ("0", "1"), "interpolate": 3, "sampler": "heun", "guidance": 2.0}, "guidance is 2; between given"),

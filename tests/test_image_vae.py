@@ -17,8 +17,10 @@ from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.dataset import DataSet
 from zoo.data.specs import ImageSpec
-from zoo.image_vae import ImageVAE, Pictures, Scores, binarise, kl_divergence
+from zoo.image_vae import ImageVAE, Pictures, Scores
 from zoo.nn.autoencoder import pyramid
+from zoo.nn.pixels import binarise
+from zoo.nn.variational import kl_divergence
 from zoo.sampling.latent import interpolate, lerp, slerp, traverse
 
 SIZE = 8
@@ -259,18 +261,18 @@ def decode_two(z):
 def test_paths_end_at_the_given_codes():
     a, b = jax.random.normal(jax.random.key(0), (2, 4, 5))
     for path in (slerp, lerp):
-        codes = path(a, b, jnp.linspace(0, 1, 6))
+        codes = path(a, b, jnp.linspace(0, 1, 6)[None])
         np.testing.assert_allclose(codes[:, 0], a, atol=1e-6)
         np.testing.assert_allclose(codes[:, -1], b, atol=1e-6)
     unit = a / jnp.linalg.norm(a, axis=1, keepdims=True), b / jnp.linalg.norm(b, axis=1, keepdims=True)
-    lengths = jnp.linalg.norm(slerp(*unit, jnp.linspace(0, 1, 6)), axis=-1)
+    lengths = jnp.linalg.norm(slerp(*unit, jnp.linspace(0, 1, 6)[None]), axis=-1)
     np.testing.assert_allclose(lengths, 1, atol=1e-5)
-    places = slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([1 / 3]))
+    places = slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([[1 / 3]]))
     np.testing.assert_allclose(places[0, 0], [math.cos(math.pi / 6), math.sin(math.pi / 6)], atol=1e-6)
-    parallel = slerp(a, 2 * a, jnp.array([0.5]))
+    parallel = slerp(a, 2 * a, jnp.array([[0.5]]))
     np.testing.assert_allclose(parallel[:, 0], 1.5 * a, atol=1e-4)
-    assert np.isfinite(slerp(a, -a, jnp.array([0.25]))).all()
-    assert np.isfinite(slerp(a, 0 * a, jnp.array([0.25]))).all()
+    assert np.isfinite(slerp(a, -a, jnp.array([[0.25]]))).all()
+    assert np.isfinite(slerp(a, 0 * a, jnp.array([[0.25]]))).all()
 
 
 def test_interpolation_and_traversal_decode_the_right_codes():
@@ -319,7 +321,7 @@ def test_reconstructions_are_of_held_out_images(model):
     certain = np.isin(held_out, (0, 255))
     np.testing.assert_array_equal(shown[certain], held_out[certain])
     assert np.abs(made - shown).mean() < 0.8 * np.abs(made - np.roll(shown, 1, axis=0)).mean()
-    with pytest.raises(UserError, match="at most 20"):
+    with pytest.raises(UserError, match="picture 20 is asked for, but there are 20"):
         TINY.sample(model, Pictures(reconstruct=21), jax.random.key(0))
 
 
@@ -331,6 +333,8 @@ def test_files_are_reconstructed_and_interpolated(model, tmp_path):
     (sheet,) = TINY.sample(model, Pictures(images=tuple(paths)), jax.random.key(0))
     (ours,) = TINY.sample(model, Pictures(reconstruct=3), jax.random.key(0))
     np.testing.assert_array_equal(sheet.pixels, ours.pixels)
+    (numbered,) = TINY.sample(model, Pictures(images=("0", paths[1], "2")), jax.random.key(0))
+    np.testing.assert_array_equal(numbered.pixels, ours.pixels)
     (rows,) = TINY.sample(model, Pictures(images=tuple(paths), interpolate=5), jax.random.key(0))
     assert rows.pixels.shape[0] == 2 * (SIZE + 2) + 2
 

@@ -18,7 +18,7 @@ from zoo.metrics.latent import (
     log_densities,
     mutual_information,
 )
-from zoo.nn.posterior import charge, draw_code, kl_divergence, kl_weight
+from zoo.nn.variational import draw_code, free_bits, kl_divergence, warm_up
 
 ROWS, UNITS, FEATURES, NOISE = 48, 3, 7, 0.6
 
@@ -62,7 +62,7 @@ def model():
 def weighted(model, mean, log_variance, k, at_once=4, seed=0):
     rows = jnp.arange(ROWS)
     key = jax.random.key(seed)
-    return importance_weighted(model.log_likelihood, mean, log_variance, key, rows, k, at_once)
+    return importance_weighted(model.log_likelihood, mean, log_variance, key, rows, k, most=at_once * ROWS)
 
 
 def test_the_bound_is_the_evidence_where_q_is_the_posterior(model):
@@ -134,17 +134,17 @@ def test_a_unit_is_active_where_its_mean_varies():
 def test_free_bits_charge_the_larger_of_both_and_stop_the_gradient():
     mean = jnp.array([[0.1, 1.0], [-0.1, 3.0]])
     kl = kl_divergence(mean, jnp.zeros((2, 2)))
-    np.testing.assert_allclose(charge(kl, 0.5).mean(), 0.5 + kl[:, 1].mean(), rtol=1e-5)
-    gradient = jax.grad(lambda mean: charge(kl_divergence(mean, jnp.zeros((2, 2))), 0.5).sum())(mean)
+    np.testing.assert_allclose(free_bits(kl, 0.5).sum(1).mean(), 0.5 + kl[:, 1].mean(), rtol=1e-5)
+    gradient = jax.grad(lambda mean: free_bits(kl_divergence(mean, jnp.zeros((2, 2))), 0.5).sum())(mean)
     np.testing.assert_array_equal(gradient[:, 0], 0)
     np.testing.assert_allclose(gradient[:, 1], mean[:, 1])
 
 
-def test_kl_weight_rises_once_or_again_and_again():
-    assert [float(kl_weight(step, 4)) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
-    cyclical = [float(kl_weight(jnp.int32(step), 4, 6)) for step in range(14)]
+def test_kl_warm_up_rises_once_or_again_and_again():
+    assert [float(warm_up(step, 4)) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
+    cyclical = [float(warm_up(jnp.int32(step), 4, 6)) for step in range(14)]
     assert cyclical == [0.25, 0.5, 0.75, 1, 1, 1] * 2 + [0.25, 0.5]
-    assert kl_weight(0, 0) == 1
+    assert warm_up(0, 0) == 1
 
 
 def test_held_out_rows_leave_out_what_fills_up_the_last_batch():

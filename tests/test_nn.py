@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from gradients import assert_same_with_gradients, normal
 
 from zoo.nn.attention import Attention, additive_mask, attention_weights, mix, rotary_angles, rotate
 from zoo.nn.causal_attention import causal_attention, full_attention
@@ -16,20 +17,6 @@ from zoo.nn.losses import cross_entropy
 from zoo.nn.norm import LayerNorm, RMSNorm
 from zoo.nn.random import dropout
 from zoo.nn.transformer import ACTIVATIONS, gelu
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def assert_same_with_gradients(fast, plain, *inputs):
-    """Values, and gradients by every input of a random projection, agree to float32 rounding."""
-    value, pull = jax.vjp(fast, *inputs)
-    expected, expected_pull = jax.vjp(plain, *inputs)
-    np.testing.assert_allclose(value, expected, atol=2e-6, rtol=2e-5)
-    towards = normal(99, *expected.shape)
-    for got, want in zip(pull(towards), expected_pull(towards), strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max() + 1), rtol=1e-5)
 
 
 def plain_layer_norm(x, scale):

@@ -17,17 +17,13 @@ each player descends, by `objective`:
 A step moves the discriminator once, then the generator once, judged by the discriminator that has just moved. Images
 are [b h w c] from -1 to 1, noise is [b latent], logits are [b].
 
-The networks, for 64 pixels: z is mapped to 4x4 pixels of 8 `width` channels, and four transposed 4x4 convolutions of
-stride 2 halve the channels and double the size, with batch normalisation and ReLU between them and tanh at the end; the
-discriminator is its mirror, of 4x4 convolutions of stride 2 with LeakyReLU(0.2). For 32 pixels both have a stage less.
-Each player's batch normalisation has its own memory: the other's step computes with the moments of its batch, as
-training does, but leaves no trace in it.
+The networks are those of `zoo.nn.gan`. Each player's batch normalisation has its own memory: the other's step computes
+with the moments of its batch, as training does, but leaves no trace in it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -35,11 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jax.nn import leaky_relu, log_sigmoid, relu, sigmoid
+from jax.nn import log_sigmoid, relu, sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from zoo.core import artifacts
-from zoo.core.artifacts import Artifacts, Image
+from zoo.core.artifacts import Artifacts, Image, sheet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
@@ -47,21 +42,16 @@ from zoo.data.augment import diff_augment
 from zoo.data.dataset import DataSet
 from zoo.data.specs import ImageSpec
 from zoo.metrics.images import ImageScoring, score_samples
-from zoo.nn.batch_norm import BatchNorm
-from zoo.nn.conv import Conv, ConvTranspose, ToImage, conv2d
-from zoo.nn.dense import matmul
+from zoo.nn.gan import Discriminator, Generator, Normalisation
 from zoo.nn.pixels import from_pixels, to_pixels
 from zoo.nn.random import normal
-from zoo.nn.spectral_norm import SpectralNorm
 from zoo.sampling.batches import in_batches
-from zoo.sampling.latent import slerp
+from zoo.sampling.latent import slerp, truncated
 
-INIT_SCALE = 0.02
 SIZES = (32, 64)
 SAMPLES_AT_ONCE = 256
 
 Objective = Literal["minimax", "nonsaturating", "hinge"]
-Normalisation = Literal["batch", "spectral", "none"]
 
 
 # ------------------------------------------------------------------------------------------- the game
@@ -70,6 +60,11 @@ Normalisation = Literal["batch", "spectral", "none"]
 def value(real: Float[Array, " b"], fake: Float[Array, " b"]) -> Float[Array, " b"]:
     """log D(x) + log(1 - D(G(z))) in nats, from the logits of real images and of fakes (Goodfellow 2014, eq. 1)."""
     return log_sigmoid(real) + log_sigmoid(-fake)
+
+
+def verdict(real: Float[Array, " b"], fake: Float[Array, " b"]) -> dict[str, Float[Array, " b"]]:
+    """What is told of the game, from the logits of real images and of fakes: V, D(x) and D(G(z)) of each."""
+    return {"value": value(real, fake), "d_real": sigmoid(real), "d_fake": sigmoid(fake)}
 
 
 def discriminator_loss(
@@ -109,142 +104,6 @@ def gradient_penalty(logits: Callable[[jax.Array], jax.Array], x: Float[Array, "
     """
     slope = jax.grad(lambda x: logits(x).sum())(x)
     return jnp.square(slope).sum((1, 2, 3))
-
-
-# -------------------------------------------------------------------------------------------- the players
-
-
-def class_vectors(table: Float[Array, "classes d"], label: Int[Array, " b"]) -> Float[Array, "b d"]:
-    """A class's row of a table for each label; zeros where the label is -1."""
-    return matmul(jax.nn.one_hot(label, table.shape[0], dtype=table.dtype), table)
-
-
-class Generator(nnx.Module):
-    """G: noise to images.
-
-    Conditional: a vector of the class, as long as z, is joined to z (Mirza & Osindero 2014, "Conditional generative
-    adversarial nets").
-
-    Args:
-        settings: the family, whose fields describe the network.
-        spec: the images.
-        rngs: source of the initial values.
-    """
-
-    def __init__(self, settings: "DCGAN", spec: ImageSpec, rngs: nnx.Rngs):
-        widths = stage_widths(settings.width, spec.height)[::-1]
-        latent, classes = settings.latent, len(spec.classes)
-        self.embedding = (
-            nnx.Param(jax.random.normal(rngs.params(), (classes, latent))) if settings.conditional else None
-        )
-        inputs = 2 * latent if settings.conditional else latent
-        self.project = ToImage(inputs, widths[0], 4, bias=False, scale=INIT_SCALE, rngs=rngs)
-        self.norms = nnx.List(BatchNorm(width, gain_scale=INIT_SCALE, rngs=rngs) for width in widths)
-        self.ups = nnx.List(
-            ConvTranspose(i, o, bias=False, scale=INIT_SCALE, rngs=rngs) for i, o in pairwise([*widths, spec.channels])
-        )
-
-    def __call__(self, z: Float[Array, "b latent"], label: Int[Array, " b"], *, train: bool) -> Float[Array, "b h w c"]:
-        """Images from -1 to 1.
-
-        Args:
-            z: noise, standard normal.
-            label: classes; without conditioning they do nothing.
-            train: whether to normalise by the batch's moments, which then enter the memory, or by the memory's.
-        """
-        z = z.astype(self.project.kernel[...].dtype)
-        if self.embedding is not None:
-            z = jnp.concatenate([z, class_vectors(self.embedding[...], label)], axis=1)
-        h = self.project(z)
-        for norm, up in zip(self.norms, self.ups, strict=True):
-            h = up(relu(norm(h, train=train)))
-        return jnp.tanh(h.astype(jnp.float32))
-
-
-class DiscriminatorConv(nnx.Module):
-    """A 4x4 convolution whose kernel may be spectrally normalised, or its output batch-normalised.
-
-    As in the original there is no bias beside batch normalisation anywhere in the network.
-    """
-
-    def __init__(
-        self,
-        features_in: int,
-        features_out: int,
-        norm: Normalisation,
-        *,
-        stride: int,
-        padding: int,
-        normalised: bool = True,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = Conv(
-            features_in, features_out, 4, stride=stride, padding=padding, bias=norm != "batch", scale=INIT_SCALE,
-            rngs=rngs,
-        )  # fmt: skip
-        self.spectral = SpectralNorm(self.conv.kernel[...], rngs=rngs) if norm == "spectral" else None
-        batch = norm == "batch" and normalised
-        self.norm = BatchNorm(features_out, gain_scale=INIT_SCALE, rngs=rngs) if batch else None
-
-    def __call__(self, x: Float[Array, "b h w i"], *, train: bool) -> Float[Array, "b h2 w2 o"]:
-        """Maps an image to an image."""
-        kernel = self.conv.kernel[...]
-        if self.spectral is not None:
-            kernel = self.spectral(kernel, train=train)
-        y = conv2d(x, kernel, self.conv.stride, self.conv.padding)
-        if self.conv.bias is not None:
-            y = y + self.conv.bias[...][None, None, None, :]
-        return y if self.norm is None else self.norm(y, train=train)
-
-
-class Discriminator(nnx.Module):
-    """D: images to the logit of their being real.
-
-    Conditional: to the logit is added the product of a vector of the class with the last features, summed over pixels
-    (Miyato & Koyama 2018, "cGANs with projection discriminator").
-
-    Args:
-        settings: the family, whose fields describe the network.
-        spec: the images.
-        rngs: source of the initial values.
-    """
-
-    def __init__(self, settings: "DCGAN", spec: ImageSpec, rngs: nnx.Rngs):
-        widths = stage_widths(settings.width, spec.height)
-        make = partial(DiscriminatorConv, norm=settings.disc_norm, rngs=rngs)
-        self.downs = nnx.List(
-            make(i, o, stride=2, padding=1, normalised=stage > 0)  # no batch normalisation right after the pixels
-            for stage, (i, o) in enumerate(pairwise([spec.channels, *widths]))
-        )
-        self.head = make(widths[-1], 1, stride=1, padding=0, normalised=False)
-        table = INIT_SCALE * jax.random.normal(rngs.params(), (len(spec.classes), widths[-1]))
-        spectral = settings.conditional and settings.disc_norm == "spectral"
-        self.embedding = nnx.Param(table) if settings.conditional else None
-        self.embedding_norm = SpectralNorm(table, rngs=rngs) if spectral else None
-
-    def __call__(self, x: Float[Array, "b h w c"], label: Int[Array, " b"], *, train: bool) -> Float[Array, " b"]:
-        """logit D(x | label).
-
-        Args:
-            x: images from -1 to 1, all real or all generated: batch normalisation takes them together.
-            label: classes; without conditioning they do nothing.
-            train: whether to normalise by the batch's moments and to move the memory.
-        """
-        h = x.astype(self.head.conv.kernel[...].dtype)
-        for down in self.downs:
-            h = leaky_relu(down(h, train=train), 0.2)
-        logit = self.head(h, train=train)[:, 0, 0, 0].astype(jnp.float32)
-        if self.embedding is not None:
-            table = self.embedding[...]
-            if self.embedding_norm is not None:
-                table = self.embedding_norm(table, train=train)
-            logit = logit + (class_vectors(table, label) * h.sum((1, 2))).sum(1).astype(jnp.float32)
-        return logit
-
-
-def stage_widths(width: int, size: int) -> list[int]:
-    """Channels of the discriminator's stages, from the image inwards; the generator's are the same backwards."""
-    return [width << stage for stage in range((size // 4).bit_length() - 1)]
 
 
 # -------------------------------------------------------------------------------------------- the family
@@ -328,10 +187,11 @@ class DCGAN(Family):
         gen_key, disc_key = jax.random.split(key)
         rate = setup.optimizer.learning_rate * self.disc_learning_rate_ratio
         disc_setup = replace(setup, optimizer=replace(setup.optimizer, learning_rate=rate, ema_decay=0.0))
-        return State(
-            gen=Learner.create(Generator(self, spec, nnx.Rngs(gen_key)), setup),
-            disc=Learner.create(Discriminator(self, spec, nnx.Rngs(disc_key)), disc_setup),
-        )
+        classes = len(spec.classes) if self.conditional else 0
+        both = {"size": spec.height, "channels": spec.channels, "width": self.width, "classes": classes}
+        gen = Generator(**both, latent=self.latent, rngs=nnx.Rngs(gen_key))
+        disc = Discriminator(**both, norm=self.disc_norm, rngs=nnx.Rngs(disc_key))
+        return State(Learner.create(gen, setup), Learner.create(disc, disc_setup))
 
     def check(self, spec: ImageSpec) -> None:
         """Refuses images that the networks are not made for.
@@ -351,14 +211,9 @@ class DCGAN(Family):
         # One key for both: they draw the same z, so that the compiler finds G(z) computed already.
         disc, of_disc = state.disc.descend(partial(self.disc_loss, gen=state.gen), batch, key)
         gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, key)
-        metrics = {
-            "loss": of_disc.pop("loss"),
-            "gen_loss": of_gen.pop("loss"),
-            "disc_grad_norm": of_disc.pop("grad_norm"),
-            "gen_grad_norm": of_gen.pop("grad_norm"),
-            "disc_learning_rate": of_disc.pop("learning_rate"),
-            "gen_learning_rate": of_gen.pop("learning_rate"),
-        }
+        metrics = {"loss": of_disc.pop("loss"), "gen_loss": of_gen.pop("loss")}
+        for name in ("grad_norm", "learning_rate"):
+            metrics |= {f"disc_{name}": of_disc.pop(name), f"gen_{name}": of_gen.pop(name)}
         return State(gen, disc), metrics | of_disc | of_gen
 
     def disc_loss(
@@ -377,11 +232,7 @@ class DCGAN(Family):
         real = net(x, label, train=True)
         fake = net(self.seen(fakes, fake_key, rows), label, train=True)
         loss = discriminator_loss(self.objective, real, fake, self.label_smoothing) + 0.5 * self.r1 * penalty
-        metrics |= {
-            "value": (value(real, fake).sum(), count),
-            "d_real": (sigmoid(real).sum(), count),
-            "d_fake": (sigmoid(fake).sum(), count),
-        }
+        metrics |= {name: (figure.sum(), count) for name, figure in verdict(real, fake).items()}
         return loss.sum(), count, metrics
 
     def gen_loss(
@@ -406,14 +257,11 @@ class DCGAN(Family):
         fakes = gen(normal(key, rows, (self.latent,)), label, train=False)
         real = disc(from_pixels(batch["image"]), label, train=False)
         fake = disc(fakes, label, train=False)
-        ones = jnp.ones(len(rows))
-        return {
-            "loss": (discriminator_loss(self.objective, real, fake, self.label_smoothing), ones),
-            "gen_loss": (generator_loss(self.objective, fake), ones),
-            "value": (value(real, fake), ones),
-            "d_real": (sigmoid(real), ones),
-            "d_fake": (sigmoid(fake), ones),
+        figures = {
+            "loss": discriminator_loss(self.objective, real, fake, self.label_smoothing),
+            "gen_loss": generator_loss(self.objective, fake),
         }
+        return {name: (figure, jnp.ones(len(rows))) for name, figure in (figures | verdict(real, fake)).items()}
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Any, key: jax.Array) -> Metrics:
         if not scoring.samples:
@@ -430,7 +278,7 @@ class DCGAN(Family):
         walks = self.pixels(model, request, key)
         if not request.interpolate:
             return [Image(walk[0]) for walk in walks]
-        return [Image(artifacts.grid(walk, columns=len(walk)).pixels, "interpolation") for walk in walks]
+        return [sheet(walk[None], "interpolation") for walk in walks]
 
     def pixels(self, model: Model, request: GANRequest, key: jax.Array) -> UInt8[np.ndarray, "n k h w c"]:
         """Samples 0 .. n - 1, each a walk of k images; k = 1 without `interpolate`."""
@@ -469,12 +317,6 @@ def generate(
 ) -> UInt8[Array, "b k h w c"]:
     """G along the walk of each row through z, from its own noise to another."""
     start, end = (truncated(normal(k, rows, (latent,)), truncation) for k in jax.random.split(key))
-    z = start[:, None] if length == 1 else slerp(start, end, jnp.linspace(0.0, 1.0, length))
+    z = start[:, None] if length == 1 else slerp(start, end, jnp.linspace(0.0, 1.0, length)[None])
     x = gen.eval_net()(rearrange(z, "b k d -> (b k) d"), jnp.repeat(label, length), train=False)
     return rearrange(to_pixels(x), "(b k) h w c -> b k h w c", k=length)
-
-
-def truncated(z: Float[Array, "b d"], limit: Float[Array, ""]) -> Float[Array, "b d"]:
-    """Standard normal noise mapped, quantile by quantile, to that of a normal distribution cut off at +-limit."""
-    inner = 2**0.5 * jax.lax.erf_inv(jax.lax.erf(limit / 2**0.5) * jax.lax.erf(z / 2**0.5))
-    return jnp.where(jnp.isinf(limit), z, jnp.clip(inner, -limit, limit))

@@ -36,85 +36,31 @@ from flax import nnx
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from zoo.core.artifacts import Artifacts, Image, grid
+from zoo.core.artifacts import Artifacts, Image, sheet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
-from zoo.data.image_files import read_image
 from zoo.data.specs import ImageSpec
 from zoo.metrics.images import ImageScoring, score_samples
 from zoo.metrics.latent import active_units, held_out_rows, importance_weighted
-from zoo.nn.autoencoder import MLP, OUTPUT_GAIN, ConvDecoder, ConvEncoder
+from zoo.nn.autoencoder import Autoencoder
 from zoo.nn.likelihoods import bernoulli, discretised_logistic, gaussian
-from zoo.nn.pixels import from_pixels, to_pixels
-from zoo.nn.posterior import charge, draw_code, kl_divergence, kl_weight
-from zoo.nn.random import normal, row_keys, uniform
-from zoo.sampling.batches import in_batches
-from zoo.sampling.latent import interpolate, lerp, slerp, traverse
+from zoo.nn.pixels import binarise, from_pixels, to_pixels
+from zoo.nn.random import normal, uniform
+from zoo.nn.variational import draw_code, free_bits, kl_divergence, warm_up
+from zoo.sampling.batches import over_rows
+from zoo.sampling.given import given_pictures
+from zoo.sampling.latent import interpolate, lerp, most_active, slerp, traverse
 
 HELD_OUT_NOISE = 2014
 """Seed of the noise that makes the held-out pixels, the same in every evaluation of every run."""
 AT_ONCE = 1024
-"""Images that are decoded side by side, at most, where nothing is learned."""
+"""Images that are decoded side by side, at most."""
 COLUMNS = 16
 """Pairs of image and reconstruction in a picture."""
 TRAVERSED = 13
 """Values that a unit takes in a traversal, from -3 to 3."""
-
-
-def binarise(image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:
-    """Pixels that are 1 with probability k / 255 and 0 otherwise, exact to 2^-17; 0 and 255 never change.
-
-    Sixteen bits a pixel, half of what a uniform float takes: P(bits < t) = t / 65536, with t nearest to 65536 k / 255.
-    """
-    bits = jax.vmap(lambda row_key: jax.random.bits(row_key, image.shape[1:], jnp.uint16))(row_keys(key, rows))
-    level = image.astype(jnp.int32)
-    return (bits.astype(jnp.int32) < 257 * level + (level >= 128)).astype(jnp.float32)
-
-
-# ------------------------------------------------------------------------------------------ the networks
-
-
-class VAE(nnx.Module):
-    """The two networks. What they compute in is the dtype of their weights; what goes in and comes out is float32.
-
-    Args:
-        settings: the family, whose fields describe them.
-        spec: the images.
-        rngs: source of the initial values.
-    """
-
-    def __init__(self, settings: "ImageVAE", spec: ImageSpec, rngs: nnx.Rngs):
-        s, self.shape = settings, (spec.height, spec.width, spec.channels)
-        self.flat = s.network == "mlp"
-        if self.flat:
-            pixels, inner = math.prod(self.shape), [s.width] * s.layers
-            self.encoder: Any = MLP([pixels, *inner, 2 * s.latent], rngs=rngs)
-            self.decoder: Any = MLP([s.latent, *inner, pixels * s.outputs], gain=OUTPUT_GAIN, rngs=rngs)
-        else:
-            made = (*self.shape[:2], spec.channels * s.outputs)
-            self.encoder = ConvEncoder(self.shape, s.width, s.layers, s.hidden, 2 * s.latent, rngs=rngs)
-            self.decoder = ConvDecoder(s.latent, s.hidden, s.width, s.layers, made, rngs=rngs)
-
-    def encode(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
-        """Mean and log sigma^2 of q(z|x)."""
-        x = rearrange(x, "b h w c -> b (h w c)") if self.flat else x
-        mean, log_variance = jnp.split(self.encoder(x.astype(self.dtype)).astype(jnp.float32), 2, axis=-1)
-        return mean, log_variance
-
-    def decode(self, z: Float[Array, "b latent"]) -> Float[Array, "b h w c k"]:
-        """The k parameters of p(x|z) for every channel of every pixel."""
-        h, w, c = self.shape
-        return self.decoder(z.astype(self.dtype)).astype(jnp.float32).reshape(z.shape[0], h, w, c, -1)
-
-    @property
-    def dtype(self) -> Any:
-        """What the networks compute in: the dtype of their weights."""
-        return jax.tree.leaves(nnx.state(self, nnx.Param))[0].dtype
-
-
-# -------------------------------------------------------------------------------------------- the family
 
 
 class State(NamedTuple):
@@ -136,7 +82,8 @@ class Pictures(Request):
     reconstruct: int = 0
     """Not draws, but this many held-out images, each above its reconstruction."""
     images: tuple[str, ...] = ()
-    """Image files to reconstruct, to traverse from, or to interpolate between, each and the next."""
+    """Images to reconstruct, to traverse from, or to interpolate between, each and the next: files, or numbers of
+    held-out ones."""
 
     def __post_init__(self) -> None:
         require(
@@ -152,9 +99,7 @@ class Pictures(Request):
         if len(modes) > 1:
             raise UserError(f"{modes[0]} and {modes[1]} are two kinds of picture: give one of them")
         if self.images and self.reconstruct:
-            raise UserError(
-                f"reconstruct is {self.reconstruct}, for held-out images, and images names files: give one of them"
-            )
+            raise UserError("reconstruct is of the first held-out images, and images names others: give one of them")
 
 
 @dataclass(frozen=True)
@@ -231,15 +176,19 @@ class ImageVAE(Family):
                 f"family.likelihood is bernoulli, for pixels that are black or white, and images have {spec.channels} "
                 "channels: give --family.likelihood logistic --family.no-binarise"
             )
-        return State(Learner.create(VAE(self, spec, nnx.Rngs(key)), setup))
+        net = Autoencoder(
+            self.network, (spec.height, spec.width, spec.channels), latent=self.latent, outputs=self.outputs,
+            width=self.width, layers=self.layers, hidden=self.hidden, rngs=nnx.Rngs(key),
+        )  # fmt: skip
+        return State(Learner.create(net, setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        weight = self.beta * kl_weight(step, self.kl_warmup_steps)
+        weight = self.beta * warm_up(step, self.kl_warmup_steps)
         vae, metrics = state.vae.descend(partial(self.loss, weight=weight), batch, key)
         return State(vae), metrics
 
     def loss(
-        self, net: VAE, batch: Batch, key: Any, weight: Float[Array, ""] | float = 1.0
+        self, net: Autoencoder, batch: Batch, key: Any, weight: Float[Array, ""] | float = 1.0
     ) -> tuple[jax.Array, jax.Array, Metrics]:
         """-E_q log p(x|z) + weight KL over a batch in nats, with free bits, and how many images it is of."""
         pixel_key, code_key = jax.random.split(key)
@@ -247,10 +196,10 @@ class ImageVAE(Family):
         log_likelihood, kl = self.terms(net, x, code_key, batch["row"])
         count = jnp.asarray(float(len(kl)))
         pairs = {"reconstruction_nats": (-log_likelihood.sum(), count), "kl_nats": (kl.sum(), count)}
-        return (weight * charge(kl, self.free_bits) - log_likelihood).sum(), count, pairs
+        return (weight * free_bits(kl, self.free_bits).sum(1) - log_likelihood).sum(), count, pairs
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        x = self.observe(batch["image"], jax.random.key(HELD_OUT_NOISE), batch["row"])
+        x = self.observe_held_out(batch)
         log_likelihood, kl = self.terms(state.vae.eval_net(), x, key, batch["row"])
         kl, one = kl.sum(1), jnp.ones(len(kl))
         loss = kl - log_likelihood
@@ -276,6 +225,10 @@ class ImageVAE(Family):
             return (image + uniform(key, rows, image.shape[1:])) / 128.0 - 1.0
         return from_pixels(image)
 
+    def observe_held_out(self, batch: Batch) -> Float[Array, "b h w c"]:
+        """`observe` with the noise that every evaluation has."""
+        return self.observe(batch["image"], jax.random.key(HELD_OUT_NOISE), batch["row"])
+
     def log_likelihood(self, x: Float[Array, "b h w c"], parameters: Float[Array, "b h w c k"]) -> Float[Array, " b"]:
         """log p(x|z) of whole images in nats, for levels a probability and not a density."""
         first = parameters[..., 0]
@@ -296,110 +249,85 @@ class ImageVAE(Family):
     def iw_log_likelihood(
         self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"], k: Int[Array, ""] | int
     ) -> Float[Array, " b"]:
-        """The importance-weighted bound of each image from k codes, in nats; see `importance_weighted`."""
-        mean, log_variance = net.encode(x)
-        at_once = max(1, AT_ONCE // len(x))
-        images = repeat(x, "b h w c -> (s b) h w c", s=at_once)
+        """log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) in nats, z_i ~ q(z|x)."""
 
         def log_likelihood(z: Float[Array, "s b latent"]) -> Float[Array, "s b"]:
             parameters = net.decode(rearrange(z, "s b latent -> (s b) latent"))
-            return rearrange(self.log_likelihood(images, parameters), "(s b) -> s b", s=at_once)
+            images = repeat(x, "b h w c -> (s b) h w c", s=len(z))
+            return rearrange(self.log_likelihood(images, parameters), "(s b) -> s b", s=len(z))
 
-        return importance_weighted(log_likelihood, mean, log_variance, key, rows, k, at_once)
+        mean, log_variance = net.encode(x)
+        return importance_weighted(log_likelihood, mean, log_variance, key, rows, k)
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
-        vae = model.state.vae
-        means = held_out_rows(data, lambda batch: _encode(self, vae, batch["image"], batch["row"]))
-        figures: Metrics = {"active_units": active_units(means)}
-        if scoring.iw_samples:
-            k = scoring.iw_samples
-            nll = held_out_rows(data, lambda batch: _iw_nll(self, vae, batch["image"], batch["row"], key, k))
+        vae, k = model.state.vae, scoring.iw_samples
+        figures: Metrics = {"active_units": active_units(held_out_rows(data, partial(_encode, self, vae)))}
+        if k:
+            nll = held_out_rows(data, partial(_iw_nll, self, vae, key, k))
             figures |= {"iw_nll_nats": float(nll.mean(dtype=np.float64)), "iw_samples": k}
         if scoring.samples:
-            figures |= score_samples(partial(self._draw, model, key), data, scoring, {"sampler": "prior"})
+
+            def draw(n: int) -> UInt8[np.ndarray, "n h w c"]:
+                return self._decode(model, self._prior(key, n))
+
+            figures |= score_samples(draw, data, scoring, {"sampler": "prior"})
         return figures
 
     def sample(
         self, model: Model, request: Pictures, key: jax.Array, stream: Callable[[str], None] | None = None
     ) -> Artifacts:
-        if request.images or request.reconstruct:
-            images = self._given(model, request)
-            codes = _encode(self, model.state.vae, images, jnp.arange(len(images)))
-        else:
-            images, codes = None, normal(key, jnp.arange(2 * request.n), (self.latent,))
+        vae, decode = model.state.vae, partial(self._decode, model)
+        names = request.images or [str(number) for number in range(request.reconstruct)]
+        given = _as_batch(given_pictures(names, model)) if names else None
+        codes = self._prior(key, 2 * request.n) if given is None else _encode(self, vae, given)
         if request.interpolate:
-            begin, end = (codes[:-1], codes[1:]) if request.images else (codes[::2], codes[1::2])
+            begin, end = (codes[::2], codes[1::2]) if given is None else (codes[:-1], codes[1:])
             path = {"slerp": slerp, "lerp": lerp}[request.path]
-            rows = interpolate(partial(self._decode, model), begin, end, request.interpolate, path)
-            return [_sheet("interpolation", rows)]
+            rows = interpolate(decode, begin, end, request.interpolate, path)
+            return [sheet(np.asarray(rows), "interpolation")]
         if request.traverse:
-            units = self._most_active(model, request.traverse)
-            codes = codes if request.images else codes[: request.n]
-            sheets = traverse(partial(self._decode, model), codes, units, jnp.linspace(-3.0, 3.0, TRAVERSED))
-            return [_sheet("traversal", rows) for rows in sheets]
-        if images is not None:
-            shown = np.asarray(_shown(self, images, jnp.arange(len(images))))
-            pairs = np.stack([shown, self._decode(model, codes)])
-            return [_sheet("reconstruction", pairs[:, i : i + COLUMNS]) for i in range(0, len(images), COLUMNS)]
-        return [Image(pixels) for pixels in self._draw(model, key, request.n)]
+            made = _as_batch(decode(self._prior(jax.random.key(0), AT_ONCE)))
+            units = most_active(_encode(self, vae, made), request.traverse)
+            codes = codes[: request.n] if given is None else codes
+            sheets = traverse(decode, codes, units, jnp.linspace(-3.0, 3.0, TRAVERSED))
+            return [sheet(np.asarray(rows), "traversal") for rows in sheets]
+        if given is not None:
+            pairs = np.stack([_shown(self, given), decode(codes)])
+            return [sheet(pairs[:, i : i + COLUMNS], "reconstruction") for i in range(0, len(codes), COLUMNS)]
+        return [Image(pixels) for pixels in decode(codes[: request.n])]
 
-    def _draw(self, model: Model, key: Key[Array, ""], n: int) -> UInt8[np.ndarray, "n h w c"]:
-        """Images 0 .. n - 1 from the prior."""
-        decode = partial(_decode, self, model.state.vae)
-        return in_batches(lambda rows: decode(normal(key, rows, (self.latent,))), n, AT_ONCE)
+    def _prior(self, key: Key[Array, ""], n: int) -> Float[Array, "n latent"]:
+        """Codes 0 .. n - 1 from p(z)."""
+        return normal(key, jnp.arange(n), (self.latent,))
 
     def _decode(self, model: Model, codes: Float[Array, "n latent"]) -> UInt8[np.ndarray, "n h w c"]:
         """Images of given codes."""
-        decode, last = partial(_decode, self, model.state.vae), len(codes) - 1
-        return in_batches(lambda rows: decode(codes[jnp.minimum(rows, last)]), len(codes), AT_ONCE)
+        return over_rows(partial(_decode, self, model.state.vae), codes, AT_ONCE)
 
-    def _most_active(self, model: Model, count: int) -> Int[Array, " u"]:
-        """The units whose mean differs most from image to image, over images that the model itself makes."""
-        if count > self.latent:
-            raise UserError(f"traverse is {count}, but a code has {self.latent} units: give at most that many")
-        rows = jnp.arange(AT_ONCE)
-        images = _decode(self, model.state.vae, normal(jax.random.key(0), rows, (self.latent,)))
-        return jnp.argsort(_encode(self, model.state.vae, images, rows).var(0), descending=True)[:count]
 
-    def _given(self, model: Model, request: Pictures) -> UInt8[np.ndarray, "n h w c"]:
-        """The images that a picture starts from: files, or the first of the held-out split."""
-        if request.images:
-            return np.stack([read_image(path, model.spec) for path in request.images])
-        if model.data is None:
-            raise UserError(f"reconstruct is {request.reconstruct}, but the data is not at hand: give --images files")
-        data, found = model.data(), list[np.ndarray]()
-        for index in range(data.held_out_batches):
-            batch = data.held_out_at(index)
-            found.extend(batch["image"][batch["valid"]])
-            if len(found) >= request.reconstruct:
-                return np.stack(found[: request.reconstruct])
-        raise UserError(f"reconstruct is {request.reconstruct}; it must be at most {len(found)}, which are held out")
+def _as_batch(image: UInt8[np.ndarray, "n h w c"]) -> Batch:
+    """Images with their row numbers."""
+    return {"image": image, "row": np.arange(len(image), dtype=np.int32)}
 
 
 @partial(jax.jit, static_argnames="family")
-def _encode(family: ImageVAE, vae: Learner, image: Any, rows: Any) -> Float[Array, "b latent"]:
-    """The mean of q(z|x) for each image, its pixels made as in every evaluation."""
-    return vae.eval_net().encode(family.observe(image, jax.random.key(HELD_OUT_NOISE), rows))[0]
+def _encode(family: ImageVAE, vae: Learner, batch: Batch) -> Float[Array, "b latent"]:
+    """The mean of q(z|x) for each image."""
+    return vae.eval_net().encode(family.observe_held_out(batch))[0]
 
 
 @partial(jax.jit, static_argnames="family")
-def _decode(family: ImageVAE, vae: Learner, z: Any) -> UInt8[Array, "b h w c"]:
+def _decode(family: ImageVAE, vae: Learner, z: Float[Array, "b latent"]) -> UInt8[Array, "b h w c"]:
     return family.image(vae.eval_net().decode(z))
 
 
 @partial(jax.jit, static_argnames="family")
-def _shown(family: ImageVAE, image: Any, rows: Any) -> UInt8[Array, "b h w c"]:
+def _shown(family: ImageVAE, batch: Batch) -> UInt8[Array, "b h w c"]:
     """What the encoder sees of an image."""
-    return to_pixels(family.observe(image, jax.random.key(HELD_OUT_NOISE), rows))
+    return to_pixels(family.observe_held_out(batch))
 
 
 @partial(jax.jit, static_argnames="family")
-def _iw_nll(family: ImageVAE, vae: Learner, image: Any, rows: Any, key: Any, k: Any) -> Float[Array, " b"]:
-    x = family.observe(image, jax.random.key(HELD_OUT_NOISE), rows)
-    return -family.iw_log_likelihood(vae.eval_net(), x, key, rows, k)
-
-
-def _sheet(name: str, rows: UInt8[Array | np.ndarray, "rows k h w c"]) -> Image:
-    """Rows of images as one picture."""
-    images = np.asarray(rearrange(rows, "rows k h w c -> (rows k) h w c"))
-    return Image(grid(images, columns=rows.shape[1]).pixels, name)
+def _iw_nll(family: ImageVAE, vae: Learner, key: Key[Array, ""], k: Any, batch: Batch) -> Float[Array, " b"]:
+    x = family.observe_held_out(batch)
+    return -family.iw_log_likelihood(vae.eval_net(), x, key, batch["row"], k)

@@ -6,7 +6,7 @@ training climbs is
 
     J = E_q log p(w|z) - beta KL(q(z|w) || N(0, 1))
 
-with the closed KL and z = mean + sigma eps of `zoo.nn.posterior`, and the networks of `zoo.nn.conditioned_lm`. A
+with the closed KL and z = mean + sigma eps of `zoo.nn.variational`, and the networks of `zoo.nn.conditioned_lm`. A
 decoder that sees all earlier words can do without z; then q(z|w) falls back to the prior, the KL to 0: the posterior
 has collapsed. What there is against it, each a setting of its own:
 
@@ -53,9 +53,9 @@ from zoo.metrics.text import perplexity
 from zoo.nn.conditioned_lm import BodyKind, TextDecoder, TextEncoder
 from zoo.nn.lagging import Lagging
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
-from zoo.nn.posterior import charge, draw_code, kl_divergence, kl_weight
 from zoo.nn.random import split
 from zoo.nn.recurrent import Cell
+from zoo.nn.variational import draw_code, free_bits, kl_divergence, warm_up
 from zoo.sampling.sentences import SentenceRequest, write_sentences
 
 AT_ONCE = 256
@@ -188,7 +188,7 @@ class TextVAE(Family):
         return State(Learner.create(vae, setup), Lagging.begin() if self.aggressive else None)
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        weight = jnp.asarray(self.beta * kl_weight(step, self.kl_warmup_steps, self.kl_cycle_steps), jnp.float32)
+        weight = jnp.asarray(self.beta * warm_up(step, self.kl_warmup_steps, self.kl_cycle_steps), jnp.float32)
         loss, lagging = partial(self.loss, weight=weight), state.lagging
         if lagging is None:
             vae, metrics = state.vae.descend(loss, batch, key)
@@ -220,7 +220,7 @@ class TextVAE(Family):
         metrics: Metrics = {"reconstruction_nats": (reconstruction, count), "kl_nats": (kl.sum(), count)}
         if self.aggressive:
             metrics["posterior"] = Rows((z, mean, log_variance))
-        return reconstruction + weight * charge(kl, self.free_bits).sum(), count, metrics
+        return reconstruction + weight * free_bits(kl, self.free_bits).sum(), count, metrics
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
         net = state.vae.eval_net()
@@ -289,14 +289,13 @@ class TextVAE(Family):
     ) -> Float[Array, " b"]:
         """The importance-weighted bound of each sentence from k codes, in nats; see `importance_weighted`."""
         mean, log_variance = net.encode(batch)
-        at_once = max(1, AT_ONCE // len(mean))
-        sentences = {name: repeat(batch[name], "b ... -> (s b) ...", s=at_once) for name in ("tokens", "length")}
 
         def log_likelihood(z: Float[Array, "s b latent"]) -> Float[Array, "s b"]:
+            sentences = {name: repeat(batch[name], "b ... -> (s b) ...", s=len(z)) for name in ("tokens", "length")}
             nats = _row_nats(net, sentences, rearrange(z, "s b latent -> (s b) latent"))
-            return rearrange(-nats, "(s b) -> s b", s=at_once)
+            return rearrange(-nats, "(s b) -> s b", s=len(z))
 
-        return importance_weighted(log_likelihood, mean, log_variance, key, batch["row"], k, at_once)
+        return importance_weighted(log_likelihood, mean, log_variance, key, batch["row"], k, most=AT_ONCE)
 
 
 def _row_nats(net: VAE, batch: Batch, z: Float[Array, "b latent"]) -> Float[Array, " b"]:

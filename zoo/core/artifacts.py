@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,11 @@ def grid(images: Sequence[Image] | UInt8[np.ndarray, "n h w c"], columns: int = 
     pixels[len(pixels) - missing :] = 255
     whole = rearrange(pixels, "(r q) h w c -> (r h) (q w) c", q=columns)
     return Image(np.pad(whole, ((0, gap), (0, gap), (0, 0)), constant_values=255), "grid")
+
+
+def sheet(rows: UInt8[np.ndarray, "r k h w c"], name: str) -> Image:
+    """Rows of k images each as one picture of that name."""
+    return replace(grid(rearrange(rows, "r k h w c -> (r k) h w c"), columns=rows.shape[1]), name=name)
 
 
 def deliver(artifacts: Artifacts) -> Artifacts:

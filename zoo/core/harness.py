@@ -168,7 +168,7 @@ def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) 
         if source:
             state = strategy.place(start_from(source, strategy.gather(state), family))
         rundir.create(run, data.spec, fresh)
-        rundir.write_preview(data.preview(jax.device_get(jax.jit(data.augment)(data.batch_at(0), step_key))))
+        rundir.write_preview(data.preview(step_key))
         checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
     session = Session(
         run, rundir, strategy, data, checkpoints, strategy.compile_step(train_step),

@@ -17,6 +17,7 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from zoo.core import memory
 from zoo.core.errors import UserError
 from zoo.core.family import Batch, Rows, State
 
@@ -90,6 +91,24 @@ def _tracing_for_pmap() -> Iterator[None]:
 def _run_once() -> dict[str, int] | None:
     """Compiler options for what runs once: on the CPU, code that is not optimised is there in a third of the time."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+class _CompiledOnce:
+    """A compiled function for arguments of one kind; what compiling it took is given back before it first runs.
+
+    Raises:
+        TypeError: when later arguments have other shapes or dtypes than the first.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._compiled: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._compiled is None:
+            self._compiled = self._function.lower(*arguments).compile()
+            memory.give_back()
+        return self._compiled(*arguments)
 
 
 def _is_rows(node: Any) -> bool:
@@ -192,7 +211,7 @@ class MeshStrategy(Strategy):
             new, metrics = step(state, batch, number)
             return jax.lax.with_sharding_constraint(new, self._shardings(new)), metrics
 
-        return jax.jit(pinned, donate_argnums=0)
+        return _CompiledOnce(jax.jit(pinned, donate_argnums=0))
 
     def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function, out_shardings=self.everywhere)
@@ -231,7 +250,7 @@ class PmapStrategy(Strategy):
         return self._put(jax.tree.map(self._split, batch))
 
     def compile_step(self, step: Callable[..., tuple[State, Any]]) -> Callable[..., tuple[State, Any]]:
-        compiled = self._pmap(step, donate_argnums=0)
+        compiled = _CompiledOnce(self._pmap(step, donate_argnums=0))
 
         def run(state: State, batch: Batch, number: Any) -> tuple[State, Any]:
             state, metrics = compiled(state, batch, number)

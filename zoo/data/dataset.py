@@ -5,11 +5,30 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int64, Integer
 
 from zoo.core.artifacts import Artifacts
 from zoo.data.specs import Spec
 
 Batch = dict[str, np.ndarray]
+
+
+class Shuffled:
+    """The order of training: each of `count` items once an epoch, in an order drawn from (seed, epoch).
+
+    Args:
+        count: how many items there are.
+        seed: any integer.
+    """
+
+    def __init__(self, count: int, seed: int):
+        import grain
+
+        self._order = grain.MapDataset.range(count).seed(seed % 2**32).shuffle().repeat()
+
+    def __getitem__(self, i: Integer[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """Which items training rows i are, counted over all batches from step 0."""
+        return np.array([self._order[int(row)] for row in i], np.int64)
 
 
 class DataSet(abc.ABC):
@@ -34,8 +53,8 @@ class DataSet(abc.ABC):
         """Changes a training batch at random, row by row, on the device. Traced within the training step."""
         return batch
 
-    def preview(self, batch: Batch) -> Artifacts:
-        """What a training batch looks like to a person; the first one is kept in the run directory."""
+    def preview(self, key: jax.Array) -> Artifacts:
+        """What the first training batch, changed by `augment`, looks like to a person; kept in the run directory."""
         return []
 
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ from zoo.core.artifacts import Artifacts, grid
 from zoo.core.errors import UserError, require
 from zoo.data import image_arrays
 from zoo.data.augment import Augment
-from zoo.data.dataset import Batch, Data, DataSet
+from zoo.data.dataset import Batch, Data, DataSet, Shuffled
 from zoo.data.image_files import Fitting, Pictures, colour, read_folder
 from zoo.data.specs import ImageSpec
 
@@ -224,11 +224,8 @@ class ImageSet(DataSet):
     augmentation: Augment
 
     @functools.cached_property
-    def _order(self) -> Any:
-        """Which image is training row i, counted over all batches from step 0."""
-        import grain
-
-        return grain.MapDataset.range(len(self.images)).seed(self.seed % 2**32).shuffle().repeat()
+    def _order(self) -> Shuffled:
+        return Shuffled(len(self.images), self.seed)
 
     @property
     def held_out_batches(self) -> int:
@@ -241,7 +238,7 @@ class ImageSet(DataSet):
         Batches go on from one epoch to the next, within a batch too.
         """
         row = np.arange(self.batch_size, dtype=np.int32)[rows]
-        place = np.array([self._order[step * self.batch_size + int(i)] for i in row], np.int64)
+        place = self._order[step * self.batch_size + row.astype(np.int64)]
         return {
             "image": self.images[place],
             "label": self.labels[place],
@@ -267,9 +264,10 @@ class ImageSet(DataSet):
         """Changes each image at random, as the settings ask."""
         return batch | {"image": self.augmentation.apply(batch["image"], key, batch["row"])}
 
-    def preview(self, batch: Batch) -> Artifacts:
-        """Up to 64 images of a batch in a grid."""
-        return [replace(grid(np.asarray(batch["image"])[:PREVIEW]), name="batch")]
+    def preview(self, key: jax.Array) -> Artifacts:
+        """Up to 64 images of the first batch in a grid."""
+        image = jax.jit(self.augment)(self.batch_at(0), key)["image"]
+        return [replace(grid(np.asarray(image)[:PREVIEW]), name="batch")]
 
     def fingerprint(self) -> str:
         """A check sum of the training images and labels."""

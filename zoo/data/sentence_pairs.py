@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from zoo.core.errors import UserError
-from zoo.data.dataset import Batch, DataSet
+from zoo.data.dataset import Batch, DataSet, Shuffled
 from zoo.data.documents import Documents
 from zoo.data.specs import SegmentSpec
 from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, make_tokenizer
@@ -138,11 +138,8 @@ class SegmentPairs(DataSet):
     name: str
 
     @functools.cached_property
-    def _order(self) -> Any:
-        """Which window of its epoch is training row i, counted over all batches from step 0."""
-        import grain
-
-        return grain.MapDataset.range(len(self.train.begins)).seed(self.seed % 2**32).shuffle().repeat()
+    def _order(self) -> Shuffled:
+        return Shuffled(len(self.train.begins), self.seed)
 
     @functools.cached_property
     def _windows(self) -> list[int]:
@@ -168,9 +165,9 @@ class SegmentPairs(DataSet):
         """Training batch `step`: what the spec promises, and `row` int32 [b], `valid` bool [b]."""
         row = np.arange(self.batch_size, dtype=np.int32)[rows]
         pairs = []
-        for i in (step * self.batch_size + row.astype(np.int64)).tolist():
+        drawn = step * self.batch_size + row.astype(np.int64)
+        for i, begin in zip(drawn.tolist(), self.train.begins[self._order[drawn]].tolist(), strict=True):
             rng = np.random.default_rng((self.seed % 2**32, i))
-            begin = int(self.train.begins[self._order[i]])
             pairs.append(self._pair(self.train, begin, bool(rng.random() < 0.5), rng))
         return self._batch(pairs) | {"row": row, "valid": np.ones(row.shape, bool)}
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
 from zoo.core.errors import UserError
-from zoo.data.dataset import Batch, Data, DataSet
+from zoo.data.dataset import Batch, Data, DataSet, Shuffled
 from zoo.data.documents import split_documents
 from zoo.data.sources import read_lines, read_wordnet
 from zoo.data.specs import LineSpec
@@ -143,11 +143,8 @@ class SentenceSet(DataSet):
                 )
 
     @functools.cached_property
-    def _order(self) -> Any:
-        """Which sentence is training row i, counted over all batches from step 0."""
-        import grain
-
-        return grain.MapDataset.range(len(self.train)).seed(self.seed % 2**32).shuffle().repeat()
+    def _order(self) -> Shuffled:
+        return Shuffled(len(self.train), self.seed)
 
     @property
     def held_out_batches(self) -> int:
@@ -157,7 +154,7 @@ class SentenceSet(DataSet):
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
         """Training batch `step`: `tokens` int32 [b, length + 1], `length` and `row` int32 [b], `valid` bool [b]."""
         row = np.arange(self.batch_size, dtype=np.int32)[rows]
-        place = np.array([self._order[step * self.batch_size + int(i)] for i in row], np.int64)
+        place = self._order[step * self.batch_size + row.astype(np.int64)]
         return self._batch(self.train, place, row, np.ones(row.shape, bool))
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:

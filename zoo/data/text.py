@@ -4,13 +4,13 @@ import functools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32, Integer
 
 from zoo.core.errors import UserError
-from zoo.data.dataset import Batch, DataSet
+from zoo.data.dataset import Batch, DataSet, Shuffled
 from zoo.data.documents import Documents
 from zoo.data.specs import BlockSpec
 from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, make_tokenizer
@@ -99,11 +99,8 @@ class TextBlocks(DataSet):
             )
 
     @functools.cached_property
-    def _order(self) -> Any:
-        """Which block of its epoch is training row i, counted over all batches from step 0."""
-        import grain
-
-        return grain.MapDataset.range(self.blocks).seed(self.seed % 2**32).shuffle().repeat()
+    def _order(self) -> Shuffled:
+        return Shuffled(self.blocks, self.seed)
 
     @property
     def blocks(self) -> int:
@@ -132,7 +129,7 @@ class TextBlocks(DataSet):
         else:
             drawn = step * self.batch_size + row.astype(np.int64)
             begin = np.array([_offset(seed, int(i) // self.blocks, len(self.train)) for i in drawn], np.int64)
-            begin += self.length * np.array([self._order[int(i)] for i in drawn], np.int64)
+            begin += self.length * self._order[drawn]
         place = (begin[:, None] + np.arange(self.length + 1)[None, :]) % len(self.train)
         return {
             "tokens": self.train[place].astype(np.int32),

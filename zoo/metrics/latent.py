@@ -26,7 +26,7 @@ from zoo.sampling.batches import in_batches
 ACTIVE = 0.01
 """A latent unit is active where the variance of its mean over rows is above this."""
 AT_ONCE = 1024
-"""Codes that are held against all posteriors at once."""
+"""Codes that are decoded, or held against all posteriors, at once."""
 
 
 def importance_weighted(
@@ -36,19 +36,20 @@ def importance_weighted(
     key: Key[Array, ""],
     rows: Int[Array, " b"],
     k: Int[Array, ""] | int,
-    at_once: int,
+    most: int = AT_ONCE,
 ) -> Float[Array, " b"]:
     """log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) of each row in nats; some codes at a time, so that k costs no memory.
 
     Args:
-        log_likelihood: log p(x|z) of each row at `at_once` codes of its own.
+        log_likelihood: log p(x|z) of each row, at s codes of its own.
         mean: of q(z|x).
-        log_variance: of q(z|x).
-        key: noise.
+        log_variance: log sigma^2 of q(z|x).
+        key: of the codes.
         rows: each row's index in the split.
         k: codes a row; may be traced.
-        at_once: how many of them are decoded side by side.
+        most: how many codes of all rows are decoded side by side, unless there are more rows.
     """
+    at_once = max(1, most // len(mean))
 
     def add(chunk: jax.Array, log_sum: Float[Array, " b"]) -> Float[Array, " b"]:
         i = chunk * at_once + jnp.arange(at_once)

@@ -7,7 +7,10 @@ of patches, as in vision transformers (Dosovitskiy et al. 2021): a sixteenth of 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.nn import silu
@@ -175,3 +178,59 @@ class ConvDecoder(nnx.Module):
             for block in blocks:
                 x = block(x)
         return spread(self.pixels(silu(x)), PATCH)
+
+
+class Autoencoder(nnx.Module):
+    """An encoder q(z|x) and a decoder p(x|z); they compute in the dtype of their weights, between float32 and float32.
+
+    Args:
+        network: "mlp" takes an image as one vector, "conv" as patches.
+        shape: height, width and channels of the images.
+        latent: units of a code.
+        outputs: parameters of p(x|z) for each channel of each pixel.
+        width: mlp: features of a hidden layer; conv: channels of the first level.
+        layers: mlp: hidden layers; conv: residual blocks a level.
+        hidden: conv: features of the hidden dense layer.
+        rngs: source of the initial values.
+
+    Raises:
+        UserError: see `pyramid`.
+    """
+
+    def __init__(
+        self,
+        network: Literal["mlp", "conv"],
+        shape: tuple[int, int, int],
+        *,
+        latent: int,
+        outputs: int,
+        width: int,
+        layers: int,
+        hidden: int,
+        rngs: nnx.Rngs,
+    ):
+        self.shape, self.flat = shape, network == "mlp"
+        if self.flat:
+            pixels, inner = math.prod(shape), [width] * layers
+            self.encoder: Any = MLP([pixels, *inner, 2 * latent], rngs=rngs)
+            self.decoder: Any = MLP([latent, *inner, pixels * outputs], gain=OUTPUT_GAIN, rngs=rngs)
+        else:
+            made = (*shape[:2], shape[2] * outputs)
+            self.encoder = ConvEncoder(shape, width, layers, hidden, 2 * latent, rngs=rngs)
+            self.decoder = ConvDecoder(latent, hidden, width, layers, made, rngs=rngs)
+
+    def encode(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
+        """Mean and log sigma^2 of q(z|x)."""
+        x = rearrange(x, "b h w c -> b (h w c)") if self.flat else x
+        mean, log_variance = jnp.split(self.encoder(x.astype(self.dtype)).astype(jnp.float32), 2, axis=-1)
+        return mean, log_variance
+
+    def decode(self, z: Float[Array, "b latent"]) -> Float[Array, "b h w c k"]:
+        """The k parameters of p(x|z) for every channel of every pixel."""
+        h, w, c = self.shape
+        return self.decoder(z.astype(self.dtype)).astype(jnp.float32).reshape(z.shape[0], h, w, c, -1)
+
+    @property
+    def dtype(self) -> Any:
+        """What the networks compute in."""
+        return jax.tree.leaves(nnx.state(self, nnx.Param))[0].dtype

@@ -8,8 +8,9 @@ s = q k^T / sqrt(d) + mask, e = exp(s - max), l = sum e, the output is o = e v /
     delta = sum_d(g o)        ds = e (g v^T - delta) / l
     dq = ds k / sqrt(d)       dk = ds^T q / sqrt(d)       dv = e^T g / l
 
-Products that would transpose the large [t s] matrices are written with small operands transposed instead, since XLA's
-CPU compiler has a quick path for plain batched products only.
+Causal attention, which has long rows, keeps e for the gradient; attention between the places of an image works e out
+again, which takes less memory. Products that would transpose the large [t s] matrices are written with small operands
+transposed instead, since XLA's CPU compiler has a quick path for plain batched products only.
 """
 
 from functools import partial
@@ -55,17 +56,24 @@ def _attention(causal, q, k, v, mask):
     return _forward(causal, q, k, v, mask)[0]
 
 
+def _products(left: Float[Array, "b h t d"], right: Float[Array, "b h s d"]) -> Float[Array, "b h t s"]:
+    return jnp.einsum("bhtd,bhsd->bhts", left, right, preferred_element_type=jnp.float32)
+
+
+def _exponentials(q, k, mask):
+    scores = _products(q, k) + mask[:, None]
+    return jnp.exp(scores - scores.max(-1, keepdims=True))
+
+
 def _forward(causal, q, k, v, mask):
     q = q * q.shape[-1] ** -0.5
     parts, weights, sums = [], [], []
     for first, last, met in _chunks(q.shape[2], k.shape[2], causal):
-        scores = jnp.einsum("bhtd,bhsd->bhts", q[:, :, first:last], k[:, :, :met], preferred_element_type=jnp.float32)
-        scores = scores + mask[:, None, first:last, :met]
-        e = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        e = _exponentials(q[:, :, first:last], k[:, :, :met], mask[:, first:last, :met])
         total = e.sum(-1, keepdims=True)
         e = e.astype(v.dtype)
         parts.append((e @ v[:, :, :met] / total).astype(v.dtype))
-        weights.append(e)
+        weights.append(e if causal else None)
         sums.append(total)
     o = jnp.concatenate(parts, axis=2)
     return o, (q, k, v, o, mask, weights, jnp.concatenate(sums, axis=2))
@@ -80,8 +88,10 @@ def _backward(causal, saved, g):
     g_t, q_t = _transposed(g), _transposed(q)
     dq, dk, dv = [], jnp.zeros_like(k.swapaxes(2, 3)), jnp.zeros_like(k.swapaxes(2, 3))
     for (first, last, met), e in zip(_chunks(q.shape[2], k.shape[2], causal), weights, strict=True):
+        if e is None:
+            e = settle(_exponentials(q, k, mask).astype(v.dtype))
         dv = dv.at[..., :met].add(settle(g_t[..., first:last] @ e))
-        grown = jnp.einsum("bhtd,bhsd->bhts", g[:, :, first:last], v[:, :, :met], preferred_element_type=jnp.float32)
+        grown = _products(g[:, :, first:last], v[:, :, :met])
         ds = settle((e * (grown - delta[:, :, first:last])).astype(v.dtype))
         dk = dk.at[..., :met].add(settle(q_t[..., first:last] @ ds))
         dq.append(ds @ k[:, :, :met])

@@ -91,6 +91,11 @@ def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]
     return _conv_transpose4x4(x, kernel)
 
 
+def add_bias(y: Float[Array, "b h w o"], bias: nnx.Param | None) -> Float[Array, "b h w o"]:
+    """y + bias, one a channel; y where there is none."""
+    return y if bias is None else y + bias[...][None, None, None, :]
+
+
 class Conv(nnx.Module):
     """A convolution.
 
@@ -126,8 +131,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Maps an image to an image."""
-        y = conv2d(x, self.kernel[...], self.stride, self.padding)
-        return y if self.bias is None else y + self.bias[...][None, None, None, :]
+        return add_bias(conv2d(x, self.kernel[...], self.stride, self.padding), self.bias)
 
 
 class ConvTranspose(nnx.Module):
@@ -153,8 +157,7 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Maps an image to one of twice its size."""
-        y = conv_transpose2d(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...][None, None, None, :]
+        return add_bias(conv_transpose2d(x, self.kernel[...]), self.bias)
 
 
 class ToImage(nnx.Module):
@@ -189,5 +192,4 @@ class ToImage(nnx.Module):
         """Maps vectors to images."""
         size = self.kernel.shape[0]
         y = matmul(x, rearrange(self.kernel[...], "kh kw i o -> i (kh kw o)"))
-        y = rearrange(y, "b (kh kw o) -> b kh kw o", kh=size, kw=size)
-        return y if self.bias is None else y + self.bias[...][None, None, None, :]
+        return add_bias(rearrange(y, "b (kh kw o) -> b kh kw o", kh=size, kw=size), self.bias)

@@ -24,7 +24,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from zoo.nn.chunks import in_chunks
-from zoo.nn.dense import settle
+from zoo.nn.dense import late, settle
 
 A_T = ((1, 1, 1, 0), (0, 1, -1, -1))
 B_T = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
@@ -97,6 +97,7 @@ def winograd_gradients(
     x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"], gradient: Float[Array, "b h w o"]
 ) -> tuple[Float[Array, "b h w i"], Float[Array, "3 3 i o"]]:
     """The gradients by the image, which is a convolution with the kernel turned around, and by the kernel."""
+    x, gradient = settle((late(x, gradient), gradient))
     return _convolve(gradient, _kernels(kernel[::-1, ::-1]), 2), _kernel_gradient(x, gradient)
 
 

@@ -19,3 +19,9 @@ def in_batches(make: Callable[[jax.Array], jax.Array], n: int, batch_size: int, 
     size = min(batch_size, 1 << max(n - 1, 0).bit_length())
     parts = [np.asarray(make(first + begin + jnp.arange(size))) for begin in range(0, n, size)]
     return np.concatenate(parts)[:n]
+
+
+def over_rows(f: Callable[[jax.Array], jax.Array], array: jax.Array, batch_size: int) -> np.ndarray:
+    """f of an array [n ...], at most `batch_size` rows at once; f maps rows one by one."""
+    last = len(array) - 1
+    return in_batches(lambda rows: f(array[jnp.minimum(rows, last)]), len(array), batch_size)

@@ -11,7 +11,7 @@ elsewhere or held to something:
 
     image-to-image   start = grid.start(strength); sample(..., part_noised(x_0, grid, start, ...), start=start)
     inpainting       sample(..., constrain=keep_known(x_0, known, grid))
-    interpolation    sample(..., slerp(z_1, z_2, weight)), with z from `prior` or, of given pictures, from `encode`
+    interpolation    sample(...) from between two noises (`slerp`), from `prior` or, of given pictures, from `encode`
     a strip          _, strip = sample(..., frames=8)
 
 Everything here can be traced, with the grid, start, eta, repeats and whatever the denoiser closes over as arguments of
@@ -168,24 +168,6 @@ def encode(rule: Rule, denoise: Denoiser, x_0: Float[Array, "b h w c"], grid: Gr
     """
     rows = jnp.arange(x_0.shape[0])
     return sample(rule, denoise, x_0, reverse(grid), jax.random.key(0), rows)[0]
-
-
-def slerp(
-    z_1: Float[Array, "b h w c"], z_2: Float[Array, "b h w c"], weight: Float[Array, " b"]
-) -> Float[Array, "b h w c"]:
-    """From noise z_1 (weight 0) to z_2 (weight 1) along the arc between them, which keeps the length noise must have.
-
-    Song et al. 2021, "Denoising Diffusion Implicit Models", appendix D.5.
-    """
-    dot, *squares = (jnp.sum(a * b, axis=(1, 2, 3)) for a, b in ((z_1, z_2), (z_1, z_1), (z_2, z_2)))
-    cosine = dot / jnp.sqrt(jnp.maximum(squares[0] * squares[1], 1e-20))
-    theta = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
-    # The limit of the arc for equal noise is the straight line.
-    straight = jnp.sin(theta) < 1e-4
-    divisor = jnp.where(straight, 1.0, jnp.sin(theta))
-    first = jnp.where(straight, 1 - weight, jnp.sin((1 - weight) * theta) / divisor)
-    second = jnp.where(straight, weight, jnp.sin(weight * theta) / divisor)
-    return first[:, None, None, None] * z_1 + second[:, None, None, None] * z_2
 
 
 def mix(x_0: jax.Array, eps: jax.Array, alpha_bar: Float[Array, ""]) -> jax.Array:

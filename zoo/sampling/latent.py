@@ -2,26 +2,30 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int, Shaped
 
+from zoo.core.errors import UserError
+
 Decoder = Callable[[Float[Array, "n d"]], Shaped[Array | np.ndarray, "n h w c"]]
-Path = Callable[[Float[Array, "n d"], Float[Array, "n d"], Float[Array, " k"]], Float[Array, "n k d"]]
-"""Maps two codes each and places t in 0 .. 1 to codes between them: the first at t = 0, the second at t = 1."""
+Path = Callable[[Float[Array, "n d"], Float[Array, "n d"], Float[Array, "#n k"]], Float[Array, "n k d"]]
+"""Maps two codes each and places t in 0 .. 1 to codes between them: the first at t = 0, the second at t = 1. The places
+are those of each pair, or [1 k], the same for all."""
 
 PARALLEL = 1e-3
 """Below this sine of the angle between two codes, a great circle is a straight line as far as floats can tell."""
 
 
-def lerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, " k"]) -> Float[Array, "n k d"]:
+def lerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, "#n k"]) -> Float[Array, "n k d"]:
     """The straight line (1 - t) a + t b."""
-    t = t[None, :, None]
+    t = t[:, :, None]
     return (1 - t) * a[:, None] + t * b[:, None]
 
 
-def slerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, " k"]) -> Float[Array, "n k d"]:
+def slerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, "#n k"]) -> Float[Array, "n k d"]:
     """The arc sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b, with w the angle between a and b.
 
     Shoemake 1985, "Animating rotation with quaternion curves"; White 2016, "Sampling generative networks". Codes drawn
@@ -34,7 +38,7 @@ def slerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, " k"])
     sine = jnp.sqrt(1 - cosine**2)
     angle = jnp.arccos(cosine)
     safe = jnp.maximum(sine, PARALLEL)
-    places = t[None, :, None]
+    places = t[:, :, None]
     arc = (jnp.sin((1 - places) * angle) * a[:, None] + jnp.sin(places * angle) * b[:, None]) / safe
     return jnp.where(sine < PARALLEL, lerp(a, b, t), arc)
 
@@ -51,7 +55,7 @@ def interpolate(
         steps: images in each row, at least 2.
         path: how codes are joined.
     """
-    codes = path(a, b, jnp.linspace(0.0, 1.0, steps))
+    codes = path(a, b, jnp.linspace(0.0, 1.0, steps)[None])
     return rearrange(decode(rearrange(codes, "n k d -> (n k) d")), "(n k) h w c -> n k h w c", k=steps)
 
 
@@ -71,3 +75,21 @@ def traverse(
     codes = jnp.where(changed, values[None, None, :, None], codes)
     images = decode(rearrange(codes, "n u v d -> (n u v) d"))
     return rearrange(images, "(n u v) h w c -> n u v h w c", u=len(units), v=len(values))
+
+
+def most_active(means: Float[Array, "n d"], count: int) -> Int[Array, " u"]:
+    """The units of a code that say most: those whose mean of q(z|x) varies most over n different x.
+
+    Raises:
+        UserError: a code has fewer units.
+    """
+    units = means.shape[1]
+    if count > units:
+        raise UserError(f"traverse is {count}, but a code has {units} units: give at most that many")
+    return jnp.argsort(means.var(0), descending=True)[:count]
+
+
+def truncated(z: Float[Array, "b d"], limit: Float[Array, ""]) -> Float[Array, "b d"]:
+    """Standard normal noise mapped, quantile by quantile, to that of a normal distribution cut off at +-limit."""
+    inner = 2**0.5 * jax.lax.erf_inv(jax.lax.erf(limit / 2**0.5) * jax.lax.erf(z / 2**0.5))
+    return jnp.where(jnp.isinf(limit), z, jnp.clip(inner, -limit, limit))

@@ -15,23 +15,17 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from zoo.core.artifacts import Image, grid
+from zoo.core.artifacts import Image, sheet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Model, Request
-from zoo.data.image_files import read_image, read_mask
+from zoo.data.image_files import read_mask
 from zoo.data.specs import ImageSpec
 from zoo.nn.pixels import from_pixels, to_pixels
 from zoo.sampling.batches import in_batches
-from zoo.sampling.diffusion import (
-    SAMPLERS,
-    encode,
-    keep_known,
-    part_noised,
-    prior,
-    sample,
-    slerp,
-)
+from zoo.sampling.diffusion import SAMPLERS, encode, keep_known, part_noised, prior, sample
 from zoo.sampling.diffusion_rules import Denoiser, heun
+from zoo.sampling.given import given_pictures
+from zoo.sampling.latent import slerp
 from zoo.sampling.noise_grids import Grid, edm_grid
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpm++"]
@@ -147,7 +141,7 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
     spec, shape = model.spec, (model.spec.height, model.spec.width, model.spec.channels)
     levels = SAMPLERS[request.sampler].make_grid(family.alpha_bar, request.steps)
     label_of = _labels(family, spec, request)
-    given = np.stack([_picture(name, model) for name in request.image]) if request.image else None
+    given = given_pictures(request.image, model) if request.image else None
     kept = ~read_mask(request.mask, spec) if request.mask else None
     walk = partial(
         _walk, family, request.sampler, request.strip, model.state, grid=levels, key=key, eta=jnp.float32(request.eta),
@@ -170,9 +164,7 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
     made = in_batches(make, request.n, BATCH_SIZE)
     if not request.strip:
         return [Image(pixels) for pixels in made]
-    return [
-        Image(grid(rearrange(frames, "k f h w c -> (k f) h w c"), request.strip).pixels, "strip") for frames in made
-    ]
+    return [sheet(frames, "strip") for frames in made]
 
 
 def _interpolations(
@@ -199,12 +191,11 @@ def _interpolations(
             z = [_prior(k, rows, shape) for k in jax.random.split(key)]
         else:
             z = [jnp.broadcast_to(end[None], (len(rows), *shape)) for end in ends]
-        x, symbol = _slerp(*z, weight), label_of(np.asarray(rows))
+        x, symbol = _between(*z, weight), label_of(np.asarray(rows))
         return walk(x=x, x_0=None, rows=rows, symbol=symbol, start=jnp.int32(0))
 
     made = in_batches(make, (1 if given is not None else request.n) * frames, BATCH_SIZE)
-    ways = rearrange(made, "(n f) h w c -> n f h w c", f=frames)
-    return [Image(grid(way, frames).pixels, "interpolation") for way in ways]
+    return [sheet(way, "interpolation") for way in rearrange(made, "(n f) h w c -> n 1 f h w c", f=frames)]
 
 
 @partial(jax.jit, static_argnames=("family", "sampler", "frames"))
@@ -243,7 +234,18 @@ def _walk(
 
 _prior = jax.jit(prior, static_argnums=2)
 _part_noised = jax.jit(part_noised)
-_slerp = jax.jit(slerp)
+
+
+@jax.jit
+def _between(
+    z_1: Float[Array, "b h w c"], z_2: Float[Array, "b h w c"], weight: Float[Array, " b"]
+) -> Float[Array, "b h w c"]:
+    """From noise z_1 (weight 0) to z_2 (weight 1) along the arc between them, which keeps the length noise must have.
+
+    Song et al. 2021, "Denoising Diffusion Implicit Models", appendix D.5.
+    """
+    begin, end = (rearrange(z, "b h w c -> b (h w c)") for z in (z_1, z_2))
+    return slerp(begin, end, weight[:, None]).reshape(z_1.shape)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -283,19 +285,3 @@ def _labels(family: Diffusion, spec: ImageSpec, request: PictureRequest) -> Call
                 "pictures without a class; only 1 is possible"
             )
     return lambda rows: jnp.asarray(rows % count if chosen < 0 else np.full(rows.shape, chosen), jnp.int32)
-
-
-def _picture(name: str, model: Model) -> UInt8[np.ndarray, "h w c"]:
-    """A given picture in the model's size: a held-out one by number, or a file."""
-    spec = model.spec
-    if not name.isdecimal():
-        return read_image(name, spec)
-    if model.data is None:
-        raise UserError(f"image is {name}, a number of a held-out picture, but the data is not at hand")
-    data, number = model.data(), int(name)
-    size = len(data.held_out_at(0)["row"])
-    if number < data.held_out_batches * size:
-        batch = data.held_out_at(number // size)
-        if batch["valid"][number % size]:
-            return batch["image"][number % size]
-    raise UserError(f"image is {name}, but fewer pictures are held out")

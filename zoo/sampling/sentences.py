@@ -15,8 +15,8 @@ from zoo.data.sentences import pack
 from zoo.data.sources import read_lines
 from zoo.data.tokenizers import Tokenizer
 from zoo.nn.conditioned_lm import Conditioned, TextDecoder
-from zoo.nn.posterior import draw_code
 from zoo.nn.random import normal
+from zoo.nn.variational import draw_code
 from zoo.sampling.latent import lerp
 from zoo.sampling.request import TokenRequest
 from zoo.sampling.text import ROWS, continue_texts
