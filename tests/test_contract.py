@@ -1,6 +1,7 @@
 """What every family must keep, run over every config, shrunk. A new config is found without an edit here."""
 
 import dataclasses
+import functools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,12 @@ import pytest
 
 from zoo.core.checkpoint import flatten
 from zoo.core.config import Run, from_json, load_config, to_json
-from zoo.core.family import Family, Model
+from zoo.core.family import Family, Model, Setup
 from zoo.core.harness import fit
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
-from zoo.core.trained import inference_state, load_run, make_setup
+from zoo.core.trained import inference_state, load_run
 from zoo.data.dataset import Data
 from zoo.data.documents import Documents
 from zoo.data.images import Images
@@ -79,22 +80,16 @@ def run(request, tmp_path) -> Run:
     )  # fmt: skip
 
 
-@dataclasses.dataclass
 class Bench:
     """A run taken apart: what the harness does, by hand."""
 
-    run: Run
-
-    def __post_init__(self):
-        run = self.run
+    def __init__(self, run: Run):
         self.family: Family = run.family
         self.data = run.data.open(length=run.family.length, batch_size=run.batch_size, seed=run.seed)
-        self.strategy = run.parallel.start(run.batch_size, run.optimizer.microbatches)
-        setup = make_setup(run)
-        self.state = self.strategy.init(lambda key: self.family.init(self.data.spec, setup, key), jax.random.key(0))
-        self.step = self.strategy.compile_step(
-            lambda state, batch, n: self.family.step(state, batch, n, jax.random.fold_in(jax.random.key(1), n))
+        self.strategy, first, self.step = prepared(
+            run.family, self.data.spec, run.optimizer, run.parallel, run.batch_size
         )
+        self.state = self.strategy.place(first)
 
     def advance(self, steps: int, same_batch: bool = False) -> list[dict[str, Any]]:
         told = []
@@ -110,6 +105,17 @@ class Bench:
 
     def model(self) -> Model:
         return Model(self.family, self.data.spec, inference_state(self.strategy.gather(self.state)), 0)
+
+
+@functools.lru_cache(maxsize=12)
+def prepared(family: Family, spec: Any, optimizer: Optimizer, parallel: Parallel, batch_size: int) -> tuple:
+    """Strategy, first state on the host, and compiled step, which a config's tests share."""
+    strategy, setup = parallel.start(batch_size, optimizer.microbatches), Setup(optimizer, 6, batch_size)
+    state = strategy.init(lambda key: family.init(spec, setup, key), jax.random.key(0))
+    step = strategy.compile_step(
+        lambda state, batch, n: family.step(state, batch, n, jax.random.fold_in(jax.random.key(1), n))
+    )
+    return strategy, jax.device_get(strategy.gather(state)), step
 
 
 def assert_close(a: dict[str, np.ndarray], b: dict[str, np.ndarray], tolerance: float = 2e-6) -> None:
