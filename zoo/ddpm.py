@@ -68,6 +68,8 @@ class DDPMScoring(ImageScoring):
     """Which sampler makes the samples that are scored."""
     steps: int = 50
     """How many steps it takes."""
+    eta: float = 0.0
+    """ddim: share of the ancestral noise in each step; 0: none."""
     bound_images: int = 0
     """On how many held-out images to compute the variational bound whole, at every t (1000 calls of the network an
     image); 0: none. `bits_per_dim` is its estimate from one t for each held-out image."""
@@ -278,13 +280,14 @@ class DDPM(Family):
         if scoring.bound_images:
             metrics |= whole_bound(self, model.state, data, scoring.bound_images, key)
         if scoring.samples:
-            request = PictureRequest(sampler=scoring.sampler, steps=scoring.steps)
+            request = PictureRequest(sampler=scoring.sampler, steps=scoring.steps, eta=scoring.eta)
+            how: dict[str, Any] = {name: getattr(request, name) for name in ("sampler", "steps", "eta")}
 
             def make(n: int) -> np.ndarray:
                 made = sample_pictures(self, model, replace(request, n=n), key)
                 return np.stack([image.pixels for image in made])
 
-            metrics |= score_samples(make, data, scoring, {"sampler": scoring.sampler, "steps": scoring.steps})
+            metrics |= score_samples(make, data, scoring, how)
         return metrics
 
     # -------------------------------------------------------------------------------------------- sample
