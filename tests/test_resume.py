@@ -124,9 +124,9 @@ def test_a_process_prints_and_records_what_it_should(whole: tuple[Path, Result],
 
 
 def test_kill_9_at_any_moment(whole: tuple[Path, Result], launch: Callable, tmp_path: Path) -> None:
-    rundir, moment = tmp_path / "run", random.randrange(60, STEPS - 40)
+    rundir, moment = tmp_path / "run", random.randrange(60, STEPS - 100)
     process = launch(rundir)
-    wait_for(process, lambda: last_step(rundir) >= moment)
+    wait_for(process, lambda: last_step(rundir) >= moment and RunDir(rundir).has_checkpoints())
     process.send_signal(signal.SIGKILL)
     assert finish(process).code == -signal.SIGKILL
     again = finish(launch(rundir))

@@ -23,7 +23,7 @@ Pictures are [b h w c] from -1 to 1. Times are indices: t = 0 is the paper's t =
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -68,9 +68,19 @@ class DDPMScoring(ImageScoring):
     """Which sampler makes the samples that are scored."""
     steps: int = 50
     """How many steps it takes."""
+    eta: float = 0.0
+    """ddim: share of the ancestral noise in each step; 0: none."""
     bound_images: int = 0
     """On how many held-out images to compute the variational bound whole, at every t (1000 calls of the network an
     image); 0: none. `bits_per_dim` is its estimate from one t for each held-out image."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.request(n=1)  # what a sampler refuses is refused before anything is trained or scored
+
+    def request(self, n: int) -> PictureRequest:
+        """What the sampler is asked for to make n samples."""
+        return PictureRequest(n=n, sampler=self.sampler, steps=self.steps, eta=self.eta)
 
 
 class State(NamedTuple):
@@ -278,13 +288,13 @@ class DDPM(Family):
         if scoring.bound_images:
             metrics |= whole_bound(self, model.state, data, scoring.bound_images, key)
         if scoring.samples:
-            request = PictureRequest(sampler=scoring.sampler, steps=scoring.steps)
 
             def make(n: int) -> np.ndarray:
-                made = sample_pictures(self, model, replace(request, n=n), key)
+                made = sample_pictures(self, model, scoring.request(n), key)
                 return np.stack([image.pixels for image in made])
 
-            metrics |= score_samples(make, data, scoring, {"sampler": scoring.sampler, "steps": scoring.steps})
+            how: dict[str, str | int | float] = {"sampler": scoring.sampler, "steps": scoring.steps, "eta": scoring.eta}
+            metrics |= score_samples(make, data, scoring, how)
         return metrics
 
     # -------------------------------------------------------------------------------------------- sample
