@@ -1,11 +1,12 @@
 """FID of several runs by the time that they had trained, in one picture.
 
-    python -m benchmarks.fid_by_time runs/ddpm_plain runs/dcgan [--samples 10000] [--minutes 5 15 30 60] [--out fid.png]
+    python -m benchmarks.fid_by_time runs/ddpm_plain:eta=0 runs/ddpm_plain:eta=1,shift=3 runs/dcgan [--samples 10000]
+                                     [--minutes 5 15 30 60] [--out fid.png]
 
 Every run must have kept its checkpoints (`train.py --keep 1000`); of each, those nearest to the minutes asked for are
-scored as `evaluate.py` does, and what it finds is added to the run's scores.jsonl. What is there already from as
-many samples is not done again. The time is that of the training steps alone. Prints one JSON
-line for each checkpoint.
+scored as `evaluate.py` does, with the flags that follow the run's name, and what it finds is added to the run's
+scores.jsonl. What is there already from as many samples is not done again. The time is that of the training steps
+alone. Prints one JSON line for each checkpoint.
 """
 
 import argparse
@@ -44,6 +45,13 @@ def score(path: Path, step: int, settings: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def read_curve(argument: str) -> tuple[Path, dict[str, Any]]:
+    """A run and the settings of its scoring, from RUN or RUN:name=number,..."""
+    path, _, settings = argument.partition(":")
+    pairs = (setting.split("=") for setting in settings.split(",") if setting)
+    return Path(path), {name: float(value) for name, value in pairs}
+
+
 def draw(curves: dict[str, list[tuple[float, float]]], out: Path, samples: int) -> None:
     """Curves of (minutes, FID) by name, both axes logarithmic."""
     import matplotlib
@@ -63,19 +71,20 @@ def draw(curves: dict[str, list[tuple[float, float]]], out: Path, samples: int) 
 def main() -> None:
     """Reads the command line, scores what has to be scored, and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="+", metavar="RUN[:name=number,...]")
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--minutes", nargs="+", type=float, default=[2, 5, 15, 30, 60])
     parser.add_argument("--out", type=Path, default=Path("fid_by_time.png"))
     asked = parser.parse_args()
     curves: dict[str, list[tuple[float, float]]] = {}
-    for path in asked.runs:
+    for argument in asked.runs:
+        path, settings = read_curve(argument)
         seconds = seconds_at(path)
         for step in kept_steps(path, asked.minutes):
-            record = score(path, step, {"samples": asked.samples})
+            record = score(path, step, {"samples": asked.samples} | settings)
             minutes = seconds[step] / 60
             print(json.dumps({"run": path.name, "minutes": round(minutes, 2)} | record), flush=True)
-            curves.setdefault(path.name, []).append((minutes, record["fid"]))
+            curves.setdefault(argument.removeprefix(f"{path.parent}/"), []).append((minutes, record["fid"]))
             draw(curves, asked.out, asked.samples)
 
 

@@ -130,6 +130,17 @@ def with_noise(run: Run) -> Run:
     return replace(run, family=replace(run.family, **noisy), optimizer=SGD)
 
 
+def quick(run: Run) -> Run:
+    """With a learning rate that shows after a few steps, on one device."""
+    optimizer = replace(run.optimizer, learning_rate=1e-2, warmup_steps=0, schedule="constant", weight_decay=0.0)
+    return replace(run, parallel=Parallel(devices=1), optimizer=optimizer)
+
+
+def for_fit(run: Run, strategy: str = "jit") -> Run:
+    """With noise, on two devices and with the config's own optimizer: what `fit` is given, to compile once."""
+    return replace(with_noise(run), optimizer=run.optimizer, parallel=Parallel(strategy, devices=2))
+
+
 def test_settings_survive_json(run):
     assert from_json(to_json(run), Run, "run") == run
 
@@ -140,7 +151,7 @@ def test_a_config_says_its_command_and_loads(run, request):
 
 
 def test_steps_are_finite_keep_the_tree_and_compile_once(run):
-    bench = Bench(replace(run, parallel=Parallel(devices=1)))
+    bench = Bench(quick(run))
     before = jax.tree.map(lambda x: (x.shape, x.dtype), bench.state)
     told = bench.advance(1)
     with _no_compilation():
@@ -166,8 +177,7 @@ def test_a_step_is_a_function_of_its_arguments(run):
 
 
 def test_one_batch_can_be_learned_by_heart(run):
-    optimizer = replace(run.optimizer, learning_rate=1e-2, warmup_steps=0, schedule="constant", weight_decay=0.0)
-    bench = Bench(replace(run, parallel=Parallel(devices=1), optimizer=optimizer))
+    bench = Bench(quick(run))
     if run.family.monitor[0] != "loss":
         pytest.skip("players against each other have no loss that falls")
     told = bench.advance(200, same_batch=True)
@@ -176,7 +186,7 @@ def test_one_batch_can_be_learned_by_heart(run):
 
 
 def test_every_network_learns(run):
-    bench = Bench(replace(run, parallel=Parallel(devices=1)))
+    bench = Bench(quick(run))
     before = jax.device_get(_learners(bench.state))
     bench.advance(2)
     after = jax.device_get(_learners(bench.state))
@@ -201,29 +211,31 @@ def test_devices_do_not_change_the_result(run, parallel):
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_microbatches_do_not_change_the_result(run, strategy):
-    whole = Bench(with_noise(replace(run, parallel=Parallel(devices=1))))
-    if any(learner.memory for learner in _learners(whole.state)):
+    full = Bench(with_noise(replace(run, parallel=Parallel(devices=1))))
+    if any(learner.memory for learner in _learners(full.state)):
         pytest.skip("what a network remembers of a batch, as in BatchNorm, depends on the batch's size")
     run = with_noise(replace(run, parallel=Parallel(strategy, devices=2)))
     parts = Bench(replace(run, optimizer=replace(run.optimizer, microbatches=4)))
-    told, told_parts = whole.advance(3), parts.advance(3)
-    assert_close(whole.params(), parts.params())
+    told, told_parts = full.advance(3), parts.advance(3)
+    assert_close(full.params(), parts.params())
     for name in told[-1]:
         np.testing.assert_allclose(told[-1][name], told_parts[-1][name], rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_a_resumed_run_is_the_uninterrupted_one(run, strategy):
-    run = replace(with_noise(run), optimizer=run.optimizer, parallel=Parallel(strategy, devices=2))
-    whole = fit(run)
+    run = for_fit(run, strategy)
+    uninterrupted = fit(run)
     halfway = replace(run, rundir=run.rundir + "-resumed")
     shutil.copytree(run.rundir, halfway.rundir)
     for path in Path(halfway.rundir).glob("checkpoints/*6"):
         shutil.rmtree(path)
     resumed = fit(halfway)
     assert resumed.model.step == 6
-    for (name, a), (_, b) in zip(flatten(whole.model.state).items(), flatten(resumed.model.state).items(), strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+    a, b = (flatten(trained.model.state) for trained in (uninterrupted, resumed))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
     def logged(path: str) -> list[str]:
         lines = (Path(path) / "metrics.jsonl").read_text().splitlines()
@@ -277,6 +289,7 @@ class _no_compilation:  # noqa: N801
 
 
 def test_a_trained_run_loads_samples_and_scores(run):
+    run = for_fit(run)
     trained = fit(run)
     loaded = load_run(run.rundir)
     assert loaded.model.step == 6
@@ -291,6 +304,7 @@ def test_a_trained_run_loads_samples_and_scores(run):
 
 
 def test_fine_tuning_starts_from_the_other_runs_weights(run):
+    run = for_fit(run)
     fit(run)
     tuned = replace(run, init=replace(run.init, source=run.rundir), rundir=run.rundir + "-tuned", steps=1, eval_every=1)
     frozen = replace(tuned, optimizer=replace(SGD, learning_rate=0.0))

@@ -279,7 +279,15 @@ def test_a_sample_does_not_depend_on_how_many_are_made(model, monkeypatch):
 def test_settings_of_a_sampler_compile_nothing(model):
     draw(model)
     before = pictures._walk._cache_size()
-    for request in ({"steps": 20}, {"guidance": 2.5}, {"eta": 0.7}, {"label": "dog"}, {"label": "none"}, {"seed": 3}):
+    for request in (
+        {"steps": 20},
+        {"guidance": 2.5},
+        {"eta": 0.7},
+        {"shift": 3.0},
+        {"label": "dog"},
+        {"label": "none"},
+        {"seed": 3},
+    ):
         draw(model, **request)
     assert pictures._walk._cache_size() == before
 
@@ -354,6 +362,7 @@ def test_strip_ends_with_the_sample(model):
         ({"steps": 21}, "steps is 21; it must be from 1 to 20"),
         ({"steps": 0}, "steps is 0"),
         ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5, which is a setting of the sampler ddim"),
+        ({"shift": 0.0}, "shift is 0.0; it must be above 0"),
         ({"mask": "mask.png"}, "give the picture by --image"),
         ({"image": ("nowhere.png",)}, "there is no file nowhere.png"),
         ({"image": ("6",)}, "held-out picture 6 is asked for, but there are 6"),

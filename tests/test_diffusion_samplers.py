@@ -23,7 +23,7 @@ from zoo.nn.noise_schedule import alpha_bar_at, make_alpha_bar, to_eps, to_x_0
 from zoo.sampling.diffusion import SAMPLERS, encode, keep_known, part_noised, prior, sample
 from zoo.sampling.diffusion_rules import Now, ddim, ddpm, dpm_solver_pp, euler, heun
 from zoo.sampling.latent import slerp
-from zoo.sampling.noise_grids import edm_grid, even_grid, make_grid, reverse
+from zoo.sampling.noise_grids import edm_grid, even_grid, make_grid, reverse, shifted
 
 REFERENCES = Path(__file__).parent / "references"
 MEAN, STD = 0.4, 0.3
@@ -233,6 +233,28 @@ def test_the_ends_of_the_schedule_are_finite(name, timesteps):
             made = walk(rule, NOISE, make(alpha_bar, steps), data=untrained, alpha_bar=alpha_bar, eta=1)
             assert np.isfinite(made).all()
             assert abs(made).max() < 1.5
+
+
+@pytest.mark.parametrize("make", [even_grid, edm_grid])
+def test_a_shift_moves_levels_towards_the_noise_as_published(make):
+    """Of noise in data that flow from one to the other by x = (1 - s) x_0 + s eps, SD3 makes 3 s / (1 + 2 s)."""
+    alpha_bar = SCHEDULES["cosine"]
+    plain, moved = make(alpha_bar, 40), shifted(make(alpha_bar, 40), alpha_bar, 3.0)
+    assert moved.steps == 40
+    assert moved.alpha_bar[40:].min() == 1
+    assert moved.t[0] == pytest.approx(plain.t[0], abs=1e-3)
+    np.testing.assert_allclose(alpha_bar_at(jnp.asarray(alpha_bar), moved.t[:40]), moved.alpha_bar[:40], rtol=1e-3)
+    (s, s_moved) = (1 / (1 + np.sqrt(ab / (1 - ab))) for ab in (plain.alpha_bar[1:40], moved.alpha_bar[1:40]))
+    np.testing.assert_allclose(s_moved, 3 * s / (1 + 2 * s), atol=0.02 if make is edm_grid else 1e-3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_shift_leaves_the_distribution_as_it_is(name):
+    rule, make = SAMPLERS[name]
+    grids = [shifted(make(LINEAR, steps), LINEAR, 2.0) for steps in (20, 100, 1000)]
+    errors = [abs(walk(rule, MANY, grid, eta=1).std() - STD) for grid in grids]
+    assert errors[0] > errors[1]
+    assert errors[2] < 0.006
 
 
 @pytest.mark.parametrize("make", [even_grid, edm_grid])

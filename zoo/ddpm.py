@@ -70,6 +70,8 @@ class DDPMScoring(ImageScoring):
     """How many steps it takes."""
     eta: float = 0.0
     """ddim: share of the ancestral noise in each step; 0: none."""
+    shift: float = 1.0
+    """Above 1, more of the steps are made where there is much noise."""
     bound_images: int = 0
     """On how many held-out images to compute the variational bound whole, at every t (1000 calls of the network an
     image); 0: none. `bits_per_dim` is its estimate from one t for each held-out image."""
@@ -80,7 +82,7 @@ class DDPMScoring(ImageScoring):
 
     def request(self, n: int) -> PictureRequest:
         """What the sampler is asked for to make n samples."""
-        return PictureRequest(n=n, sampler=self.sampler, steps=self.steps, eta=self.eta)
+        return PictureRequest(n=n, sampler=self.sampler, steps=self.steps, eta=self.eta, shift=self.shift)
 
 
 class State(NamedTuple):
@@ -293,7 +295,9 @@ class DDPM(Family):
                 made = sample_pictures(self, model, scoring.request(n), key)
                 return np.stack([image.pixels for image in made])
 
-            how: dict[str, str | int | float] = {"sampler": scoring.sampler, "steps": scoring.steps, "eta": scoring.eta}
+            how: dict[str, str | int | float] = {
+                name: getattr(scoring, name) for name in ("sampler", "steps", "eta", "shift")
+            }
             metrics |= score_samples(make, data, scoring, how)
         return metrics
 

@@ -76,8 +76,29 @@ def edm_grid(alpha_bar: Float[Array | np.ndarray, " T"], steps: int, rho: float 
     sigmas = np.sqrt((1 - signal) / signal)
     largest, smallest = min(sigmas[-1], SIGMA_MAX), sigmas[0]
     sigma = np.linspace(largest ** (1 / rho), smallest ** (1 / rho), steps) ** rho
-    t = np.interp(np.log(sigma), np.log(sigmas), np.arange(n))
-    return make_grid(t, 1 / (1 + sigma**2), n)
+    return make_grid(*_at(sigma, sigmas), n)
+
+
+def _at(
+    sigma: Float[np.ndarray, " steps"], sigmas: Float[np.ndarray, " T"]
+) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
+    """t and alpha_bar of levels, in a schedule with these sigmas."""
+    return np.interp(np.log(sigma), np.log(sigmas), np.arange(len(sigmas))), 1 / (1 + sigma**2)
+
+
+def shifted(grid: Grid, alpha_bar: Float[Array | np.ndarray, " T"], shift: float) -> Grid:
+    """The same number of levels, crowded towards the noise: each sigma becomes about `shift` times as large.
+
+    Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", section 5.3.2; there,
+    where the noisiest level has no signal at all, 1 / sigma is divided by the shift. Here the noisiest level stays what
+    it is: what is divided is by how much 1 / sigma exceeds the noisiest's.
+    """
+    signal, steps = np.asarray(alpha_bar, np.float64), int(grid.steps)
+    sigmas = np.sqrt((1 - signal) / signal)
+    visited = np.asarray(grid.alpha_bar, np.float64)[:steps]
+    ratio = np.sqrt(visited / (1 - visited))
+    sigma = 1 / (ratio[0] + (ratio - ratio[0]) / shift)
+    return make_grid(*_at(sigma, sigmas), len(signal))
 
 
 def reverse(grid: Grid) -> Grid:

@@ -26,7 +26,7 @@ from zoo.sampling.diffusion import SAMPLERS, encode, keep_known, part_noised, pr
 from zoo.sampling.diffusion_rules import Denoiser, heun
 from zoo.sampling.given import given_pictures
 from zoo.sampling.latent import slerp
-from zoo.sampling.noise_grids import Grid, edm_grid
+from zoo.sampling.noise_grids import Grid, shifted
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpm++"]
 
@@ -72,6 +72,8 @@ class PictureRequest(Request):
     """How many noise levels to go through, at most those of the schedule; heun calls the network twice at each."""
     eta: float = 0.0
     """For ddim: share of the ancestral noise put back at each step; 0: none, 1: as ddpm."""
+    shift: float = 1.0
+    """Above 1, more of the levels lie where there is much noise, and what a picture shows is decided."""
     guidance: float = 1.0
     """Scale g of classifier-free guidance, eps_u + g (eps_c - eps_u); 1: plain conditional sampling."""
     label: str = ""
@@ -99,6 +101,7 @@ class PictureRequest(Request):
             ("n", "at least 1", self.n >= 1),
             ("steps", "at least 1", self.steps >= 1),
             ("eta", "from 0 to 1", 0 <= self.eta <= 1),
+            ("shift", "above 0", 0 < self.shift < float("inf")),
             ("guidance", "0 or above", 0 <= self.guidance < float("inf")),
             ("strength", "from 0 to 1", 0 <= self.strength <= 1),
             ("repeats", "at least 1", self.repeats >= 1),
@@ -139,7 +142,8 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
         An image a sample; a strip or an interpolation is one image.
     """
     spec, shape = model.spec, (model.spec.height, model.spec.width, model.spec.channels)
-    levels = SAMPLERS[request.sampler].make_grid(family.alpha_bar, request.steps)
+    even = SAMPLERS[request.sampler].make_grid(family.alpha_bar, request.steps)
+    levels = shifted(even, family.alpha_bar, request.shift) if request.shift != 1 else even
     label_of = _labels(family, spec, request)
     given = given_pictures(request.image, model) if request.image else None
     kept = ~read_mask(request.mask, spec) if request.mask else None
@@ -149,7 +153,7 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
     )  # fmt: skip
 
     if request.interpolate:
-        return _interpolations(family, model.state, request, given, key, shape, label_of, walk)
+        return _interpolations(family, model.state, request, levels, given, key, shape, label_of, walk)
 
     def make(rows: jax.Array) -> jax.Array:
         x_0 = None if given is None else from_pixels(jnp.asarray(given[np.asarray(rows) % len(given)]))
@@ -171,6 +175,7 @@ def _interpolations(
     family: Diffusion,
     state: Any,
     request: PictureRequest,
+    levels: Grid,
     given: UInt8[np.ndarray, "2 h w c"] | None,
     key: Key[Array, ""],
     shape: tuple[int, ...],
@@ -181,9 +186,7 @@ def _interpolations(
     frames = request.interpolate
     if given is not None:
         no_class = label_of(np.arange(2))
-        ends = _encode(
-            family, state, from_pixels(jnp.asarray(given)), edm_grid(family.alpha_bar, request.steps), no_class
-        )
+        ends = _encode(family, state, from_pixels(jnp.asarray(given)), levels, no_class)
 
     def make(places: jax.Array) -> jax.Array:
         rows, weight = places // frames, (places % frames) / (frames - 1)
