@@ -243,9 +243,11 @@ def test_a_shift_moves_levels_towards_the_noise_as_published(make):
     assert moved.steps == 40
     assert moved.alpha_bar[40:].min() == 1
     assert moved.t[0] == pytest.approx(plain.t[0], abs=1e-3)
-    np.testing.assert_allclose(alpha_bar_at(jnp.asarray(alpha_bar), moved.t[:40]), moved.alpha_bar[:40], rtol=1e-3)
+    np.testing.assert_allclose(
+        alpha_bar_at(jnp.asarray(alpha_bar), jnp.asarray(moved.t[:40])), moved.alpha_bar[:40], rtol=1e-4
+    )
     (s, s_moved) = (1 / (1 + np.sqrt(ab / (1 - ab))) for ab in (plain.alpha_bar[1:40], moved.alpha_bar[1:40]))
-    np.testing.assert_allclose(s_moved, 3 * s / (1 + 2 * s), atol=0.02 if make is edm_grid else 1e-3)
+    np.testing.assert_allclose(s_moved, 3 * s / (1 + 2 * s), atol=5e-3 if make is edm_grid else 1e-4)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -253,8 +255,8 @@ def test_a_shift_leaves_the_distribution_as_it_is(name):
     rule, make = SAMPLERS[name]
     grids = [shifted(make(LINEAR, steps), LINEAR, 2.0) for steps in (20, 100, 1000)]
     errors = [abs(walk(rule, MANY, grid, eta=1).std() - STD) for grid in grids]
-    assert errors[0] > errors[1]
-    assert errors[2] < 0.006
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.01
 
 
 @pytest.mark.parametrize("make", [even_grid, edm_grid])

@@ -71,19 +71,11 @@ def edm_grid(alpha_bar: Float[Array | np.ndarray, " T"], steps: int, rho: float 
     Raises:
         UserError: fewer steps than 1 or more than T.
     """
-    n = check_steps(alpha_bar, steps)
-    signal = np.asarray(alpha_bar, np.float64)
-    sigmas = np.sqrt((1 - signal) / signal)
+    check_steps(alpha_bar, steps)
+    sigmas = _sigma(alpha_bar)
     largest, smallest = min(sigmas[-1], SIGMA_MAX), sigmas[0]
     sigma = np.linspace(largest ** (1 / rho), smallest ** (1 / rho), steps) ** rho
-    return make_grid(*_at(sigma, sigmas), n)
-
-
-def _at(
-    sigma: Float[np.ndarray, " steps"], sigmas: Float[np.ndarray, " T"]
-) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
-    """t and alpha_bar of levels, in a schedule with these sigmas."""
-    return np.interp(np.log(sigma), np.log(sigmas), np.arange(len(sigmas))), 1 / (1 + sigma**2)
+    return _grid_at(sigma, alpha_bar)
 
 
 def shifted(grid: Grid, alpha_bar: Float[Array | np.ndarray, " T"], shift: float) -> Grid:
@@ -91,14 +83,24 @@ def shifted(grid: Grid, alpha_bar: Float[Array | np.ndarray, " T"], shift: float
 
     Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", section 5.3.2; there,
     where the noisiest level has no signal at all, 1 / sigma is divided by the shift. Here the noisiest level stays what
-    it is: what is divided is by how much 1 / sigma exceeds the noisiest's.
+    it is: what is divided is by how much 1 / sigma exceeds the noisiest's. A shift of 1 gives the grid back.
     """
-    signal, steps = np.asarray(alpha_bar, np.float64), int(grid.steps)
-    sigmas = np.sqrt((1 - signal) / signal)
-    visited = np.asarray(grid.alpha_bar, np.float64)[:steps]
-    ratio = np.sqrt(visited / (1 - visited))
-    sigma = 1 / (ratio[0] + (ratio - ratio[0]) / shift)
-    return make_grid(*_at(sigma, sigmas), len(signal))
+    if shift == 1:
+        return grid
+    ratio = 1 / _sigma(np.asarray(grid.alpha_bar)[: int(grid.steps)])
+    return _grid_at(1 / (ratio[0] + (ratio - ratio[0]) / shift), alpha_bar)
+
+
+def _sigma(alpha_bar: Float[Array | np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The noise beside a signal of scale 1."""
+    signal = np.asarray(alpha_bar, np.float64)
+    return np.sqrt((1 - signal) / signal)
+
+
+def _grid_at(sigma: Float[np.ndarray, " steps"], alpha_bar: Float[Array | np.ndarray, " T"]) -> Grid:
+    """The grid of some levels in a schedule."""
+    n = len(alpha_bar)
+    return make_grid(np.interp(np.log(sigma), np.log(_sigma(alpha_bar)), np.arange(n)), 1 / (1 + sigma**2), n)
 
 
 def reverse(grid: Grid) -> Grid:

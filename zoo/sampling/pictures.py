@@ -142,8 +142,8 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
         An image a sample; a strip or an interpolation is one image.
     """
     spec, shape = model.spec, (model.spec.height, model.spec.width, model.spec.channels)
-    even = SAMPLERS[request.sampler].make_grid(family.alpha_bar, request.steps)
-    levels = shifted(even, family.alpha_bar, request.shift) if request.shift != 1 else even
+    grid = SAMPLERS[request.sampler].make_grid(family.alpha_bar, request.steps)
+    levels = shifted(grid, family.alpha_bar, request.shift)
     label_of = _labels(family, spec, request)
     given = given_pictures(request.image, model) if request.image else None
     kept = ~read_mask(request.mask, spec) if request.mask else None
