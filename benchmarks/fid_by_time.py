@@ -52,7 +52,7 @@ def read_curve(argument: str) -> tuple[Path, dict[str, Any]]:
     return Path(path), {name: float(value) for name, value in pairs}
 
 
-def draw(curves: dict[str, list[tuple[float, float]]], out: Path, samples: int) -> None:
+def draw(curves: dict[str, list[tuple[float, float]]], minutes: list[float], out: Path, samples: int) -> None:
     """Curves of (minutes, FID) by name, both axes logarithmic."""
     import matplotlib
 
@@ -63,6 +63,11 @@ def draw(curves: dict[str, list[tuple[float, float]]], out: Path, samples: int) 
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set(xlabel="minutes of training", ylabel=f"FID ({samples:,} samples)", xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+    axes.set_xticks(minutes)
+    axes.set_xticks([], minor=True)
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     figure.savefig(out, dpi=120)
@@ -85,7 +90,7 @@ def main() -> None:
             minutes = seconds[step] / 60
             print(json.dumps({"run": path.name, "minutes": round(minutes, 2)} | record), flush=True)
             curves.setdefault(argument.removeprefix(f"{path.parent}/"), []).append((minutes, record["fid"]))
-            draw(curves, asked.out, asked.samples)
+            draw(curves, asked.minutes, asked.out, asked.samples)
 
 
 if __name__ == "__main__":

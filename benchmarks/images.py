@@ -12,12 +12,13 @@ cached as in train.py; the first time, peak memory is that of the compiler.
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:] != ["ddpm_sample"]:  # as train.py does, and sample.py does not
     from zoo.core.memory import use_huge_pages
 
     use_huge_pages()
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
@@ -78,7 +79,10 @@ def train(case: str) -> None:
 def sample() -> None:
     """Times DDIM with 50 steps."""
     setup = Setup(Optimizer(), total_steps=1, batch_size=SAMPLES)
-    state = jax.jit(lambda key: inference_state(UNET.init(COLOUR, setup, key)))(jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: inference_state(UNET.init(COLOUR, setup, key)), jax.random.key(0))
+    # As sample.py, which reads weights from a checkpoint and compiles no initialisation.
+    random = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: jnp.asarray(0.02 * random.standard_normal(x.shape, np.float32), x.dtype), shapes)
     model = Model(UNET, COLOUR, state, step=0)
     request = UNET.Request(n=SAMPLES, sampler="ddim", steps=50)
 

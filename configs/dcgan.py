@@ -1,6 +1,9 @@
 """DCGAN on MNIST padded to 32x32, with half the channels of the paper's.
 
 python train.py configs/dcgan.py
+
+30 minutes on two CPU cores. `python evaluate.py runs/dcgan --samples 10000`: FID 1.81 by the MNIST classifier, the
+rarest digit 8.9 % of the samples. With `--steps 20000` (18 minutes) FID 2.55, with `--steps 67000` (60 minutes) 1.52.
 """
 
 from zoo import Optimizer, Run
@@ -12,7 +15,7 @@ run = Run(
     family=DCGAN(width=32, latent=64, objective="nonsaturating"),
     data=Images(size=32, fit="pad"),
     optimizer=Optimizer(name="adam", learning_rate=2e-4, beta1=0.5, schedule="constant", ema_decay=0.999),
-    steps=20_000,
+    steps=33_000,
     batch_size=64,
     log_every=20,
     eval_every=1000,

@@ -18,7 +18,7 @@ from zoo.core.harness import fit
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
-from zoo.core.trained import inference_state, load_run
+from zoo.core.trained import Trained, inference_state, load_run
 from zoo.data.dataset import Data
 from zoo.data.documents import Documents
 from zoo.data.images import Images
@@ -70,13 +70,16 @@ def excerpt(data: Data, folder: Path) -> Data:
 
 
 @pytest.fixture(params=CONFIGS)
-def run(request, tmp_path) -> Run:
+def run(request, tmp_path_factory) -> Run:
     run = load_config(str(request.param))
+    # One folder for all tests of a config, which share what is trained there.
+    folder = tmp_path_factory.getbasetemp() / request.param.stem
+    folder.mkdir(exist_ok=True)
     few = {"samples": 8} if getattr(run.scoring, "samples", 0) else {}
     return replace(
-        run, family=shrink(run.family), data=excerpt(run.data, tmp_path), batch_size=8, steps=6, eval_batches=2,
+        run, family=shrink(run.family), data=excerpt(run.data, folder), batch_size=8, steps=6, eval_batches=2,
         eval_every=3, save_every=3, log_every=1, score_every=0, sample_every=0, precision="float32",
-        rundir=str(tmp_path / "run"), scoring=replace(run.scoring, **few),
+        rundir=str(folder / "run"), scoring=replace(run.scoring, **few),
     )  # fmt: skip
 
 
@@ -138,7 +141,18 @@ def quick(run: Run) -> Run:
 
 def for_fit(run: Run, strategy: str = "jit") -> Run:
     """With noise, on two devices and with the config's own optimizer: what `fit` is given, to compile once."""
-    return replace(with_noise(run), optimizer=run.optimizer, parallel=Parallel(strategy, devices=2))
+    parallel, rundir = Parallel(strategy, devices=2), f"{run.rundir}-{strategy}"
+    return replace(with_noise(run), optimizer=run.optimizer, parallel=parallel, rundir=rundir)
+
+
+FITTED: dict[str, Trained] = {}
+
+
+def fitted(run: Run) -> Trained:
+    """A run of `for_fit`, trained once for all tests that look at it; they leave its directory as it is."""
+    if run.rundir not in FITTED:
+        FITTED[run.rundir] = fit(run)
+    return FITTED[run.rundir]
 
 
 def test_settings_survive_json(run):
@@ -225,7 +239,7 @@ def test_microbatches_do_not_change_the_result(run, strategy):
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_a_resumed_run_is_the_uninterrupted_one(run, strategy):
     run = for_fit(run, strategy)
-    uninterrupted = fit(run)
+    uninterrupted = fitted(run)
     halfway = replace(run, rundir=run.rundir + "-resumed")
     shutil.copytree(run.rundir, halfway.rundir)
     for path in Path(halfway.rundir).glob("checkpoints/*6"):
@@ -290,7 +304,7 @@ class _no_compilation:  # noqa: N801
 
 def test_a_trained_run_loads_samples_and_scores(run):
     run = for_fit(run)
-    trained = fit(run)
+    trained = fitted(run)
     loaded = load_run(run.rundir)
     assert loaded.model.step == 6
     jax.tree.map(np.testing.assert_array_equal, loaded.model.state, trained.model.state)
@@ -305,7 +319,7 @@ def test_a_trained_run_loads_samples_and_scores(run):
 
 def test_fine_tuning_starts_from_the_other_runs_weights(run):
     run = for_fit(run)
-    fit(run)
+    fitted(run)
     tuned = replace(run, init=replace(run.init, source=run.rundir), rundir=run.rundir + "-tuned", steps=1, eval_every=1)
     frozen = replace(tuned, optimizer=replace(SGD, learning_rate=0.0))
     start, source = fit(frozen).model.state, load_run(run.rundir).model.state

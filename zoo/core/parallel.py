@@ -17,7 +17,6 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from zoo.core import memory
 from zoo.core.errors import UserError
 from zoo.core.family import Batch, Rows, State
 
@@ -94,7 +93,7 @@ def _run_once() -> dict[str, int] | None:
 
 
 class _CompiledOnce:
-    """A compiled function for arguments of one kind; what compiling it took is given back before it first runs.
+    """A compiled function for arguments of one kind.
 
     Raises:
         TypeError: when later arguments have other shapes or dtypes than the first.
@@ -107,7 +106,6 @@ class _CompiledOnce:
     def __call__(self, *arguments: Any) -> Any:
         if self._compiled is None:
             self._compiled = self._function.lower(*arguments).compile()
-            memory.give_back()
         return self._compiled(*arguments)
 
 
