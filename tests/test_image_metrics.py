@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from scipy.linalg import sqrtm
 
-from zoo.core.config import Run
+from zoo.core.config import Run, load_config
 from zoo.core.errors import UserError
 from zoo.core.family import Model, Setup
+from zoo.core.harness import fit
 from zoo.core.optimizer import Optimizer
 from zoo.core.trained import Trained, inference_state
 from zoo.data.images import Images
@@ -304,3 +305,13 @@ def test_more_references_than_there_are_are_refused(small):
     data = small.open(length=None, batch_size=16, seed=0)
     with pytest.raises(UserError, match="24 held-out images to compare with, and references is 100"):
         score_samples(lambda n: data.held_out_images[:n], data, ImageScoring(samples=4, references=100), {})
+
+
+def test_images_that_no_extractor_fits_are_refused_before_training(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "colour.npz", images=images)
+    run = load_config(str(Path(__file__).parents[1] / "configs" / "dcgan.py"))
+    run = replace(run, data=Images(path=str(tmp_path / "colour.npz")), rundir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="name a file of Inception-v3 weights"):
+        fit(run)
+    assert not list(tmp_path.glob("run/*"))

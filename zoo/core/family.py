@@ -91,6 +91,10 @@ class Request:
 class Scoring:
     """Settings of a family's `score`; a family's own `Scoring` adds to it."""
 
+    def check(self, spec: Spec) -> None:
+        """Raises a UserError for data that cannot be scored so: before training, not after hours of it."""
+        return
+
 
 class Family(abc.ABC):
     """A model family; see the module's docstring. Subclasses are frozen dataclasses."""

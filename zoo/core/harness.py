@@ -144,6 +144,8 @@ def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) 
         raise UserError(
             f"data gives {type(data.spec).__name__}, but {type(family).__name__} takes {family.accepts.__name__}"
         )
+    if run.score_every:
+        run.scoring.check(data.spec)
     setup = make_setup(run)
     init_key, step_key, eval_key = jax.random.split(key_of(run.seed), 3)
 

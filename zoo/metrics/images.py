@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from zoo.core.errors import UserError, require
 from zoo.core.family import Metrics, Scoring
 from zoo.data.dataset import DataSet
-from zoo.data.specs import ImageSpec
+from zoo.data.specs import ImageSpec, Spec
 from zoo.metrics.extractors import Extracted, Extractor, load_extractor
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
 
@@ -47,6 +47,10 @@ class ImageScoring(Scoring):
             ("references", f"0 or at least {least}", self.references == 0 or self.references >= least),
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
         )
+
+    def check(self, spec: Spec) -> None:
+        if self.samples and isinstance(spec, ImageSpec):
+            load_extractor(self.extractor, spec)
 
 
 def score_samples(
