@@ -204,6 +204,7 @@ def test_ctrl_c_before_training(launch: Callable, tmp_path: Path) -> None:
     os.mkfifo(pipe)
     process = launch(tmp_path / "run", "--data.path", pipe)
     with pipe.open("w"):  # opens when the process does, which then waits for the text
+        time.sleep(1)  # until it does: Python sees a signal that comes just before a read only when the read is over
         process.send_signal(signal.SIGINT)
         result = finish(process, 20)
     assert (result.code, result.out) == (130, "")
