@@ -28,12 +28,9 @@ from zoo.nn.embedding import Embedding
 from zoo.nn.norm import LayerNorm
 from zoo.nn.random import dropout, split
 from zoo.nn.recurrent import Carry, Cell, Recurrent
-from zoo.nn.transformer import INIT_SCALE, Block
+from zoo.nn.transformer import EPSILON, INIT_SCALE, gpt2_block
 
 BodyKind = Literal["lstm", "gru", "transformer"]
-
-EPSILON = 1e-5
-"""Added to the variance in normalisation."""
 
 
 class TextEncoder(nnx.Module):
@@ -109,23 +106,7 @@ class TransformerBody(nnx.Module):
     def __init__(self, heads: int, width: int, layers: int, latent: int, context: int, *, rate: float, rngs: nnx.Rngs):
         self.position = Embedding(context, width, scale=INIT_SCALE, rngs=rngs)
         self.enter = Dense(latent, width, bias=False, scale=latent**-0.5, rngs=rngs) if latent else None
-        self.blocks = nnx.List(
-            Block(
-                width,
-                heads,
-                heads,
-                4 * width,
-                layers=layers,
-                norm="layernorm",
-                activation="gelu",
-                epsilon=EPSILON,
-                bias=True,
-                rate=rate,
-                attention_rate=0.0,
-                rngs=rngs,
-            )
-            for _ in range(layers)
-        )
+        self.blocks = nnx.List(gpt2_block(width, heads, layers=layers, rate=rate, rngs=rngs) for _ in range(layers))
         self.norm = LayerNorm(width, epsilon=EPSILON, bias=True)
 
     def begin(self, z: Float[Array, "b latent"], length: int) -> tuple[KeyValue, ...]:

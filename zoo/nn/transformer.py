@@ -27,6 +27,8 @@ Normalisation = Literal["layernorm", "rmsnorm"]
 
 INIT_SCALE = 0.02
 """Standard deviation of GPT-2's initial weights."""
+EPSILON = 1e-5
+"""Added to the variance in GPT-2's normalisation."""
 
 
 def make_norm(kind: Normalisation, features: int, *, epsilon: float, bias: bool) -> LayerNorm | RMSNorm:
@@ -181,3 +183,32 @@ class Block(nnx.Module):
             x = after(self.memory_norm, x + dropout(branch, self.rate, memory_keys[1], rows))
         branch = self.mlp(before(self.mlp_norm, x))
         return after(self.mlp_norm, x + dropout(branch, self.rate, mlp_key, rows)), cache
+
+
+def gpt2_block(
+    width: int,
+    heads: int,
+    *,
+    layers: int,
+    rate: float,
+    rngs: nnx.Rngs,
+    causal: bool = True,
+    reads: bool = False,
+) -> Block:
+    """A block as in GPT-2, but that no weights of attention are dropped: the CPU's quick attention keeps none."""
+    return Block(
+        width,
+        heads,
+        heads,
+        4 * width,
+        layers=layers,
+        norm="layernorm",
+        activation="gelu",
+        epsilon=EPSILON,
+        bias=True,
+        rate=rate,
+        rngs=rngs,
+        causal=causal,
+        attention_rate=0.0,
+        reads=reads,
+    )

@@ -20,10 +20,7 @@ from zoo.nn.attention import KeyValue, additive_mask, attention_weights
 from zoo.nn.embedding import Embedding
 from zoo.nn.norm import LayerNorm
 from zoo.nn.random import dropout, split
-from zoo.nn.transformer import INIT_SCALE, Block
-
-EPSILON = 1e-5
-"""Added to the variance in normalisation."""
+from zoo.nn.transformer import EPSILON, INIT_SCALE, gpt2_block
 
 
 class Memory(NamedTuple):
@@ -63,22 +60,7 @@ class TransformerSeq2Seq(nnx.Module):
     ):
         self.rate = rate
         table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs)
-        # Weights of attention are never dropped: the CPU's quick attention, which keeps none, could not.
-        block = partial(
-            Block,
-            width,
-            heads,
-            heads,
-            4 * width,
-            layers=layers,
-            norm="layernorm",
-            activation="gelu",
-            epsilon=EPSILON,
-            bias=True,
-            rate=rate,
-            attention_rate=0.0,
-            rngs=rngs,
-        )
+        block = partial(gpt2_block, width, heads, layers=layers, rate=rate, rngs=rngs)
         self.source, self.target = table(source_size), table(target_size)
         self.source_position, self.target_position = table(context), table(context)
         self.encoder = nnx.List(block(causal=False) for _ in range(layers))
