@@ -34,7 +34,7 @@ CONFIGS = [
 
 # The field's standard names for sizes, with a size that compiles in a moment.
 SMALL: dict[str, Any] = {
-    "layers": 2, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32, "embedding": 8, "context": 8,
+    "layers": 1, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32, "embedding": 8, "context": 8,
     "channels": (8, 16), "latent": 4, "hidden": 16,
 }  # fmt: skip
 # Clipped, since a loss in nats an image is hundreds of times one in nats a token; `grad_norm` is told before clipping.

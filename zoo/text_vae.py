@@ -70,8 +70,7 @@ class VAE(nnx.Module):
     def __init__(self, settings: "TextVAE", vocab_size: int, rngs: nnx.Rngs):
         s = settings
         self.latent = s.latent
-        encoder = partial(TextEncoder, s.encoder, vocab_size, s.width, s.latent, rate=s.dropout, rngs=rngs)
-        self.encoder = encoder() if s.latent else None
+        self.encoder = TextEncoder(s.encoder, s.width, s.latent, rate=s.dropout, rngs=rngs) if s.latent else None
         self.decoder = TextDecoder(
             s.decoder,
             s.heads,
@@ -92,7 +91,8 @@ class VAE(nnx.Module):
         if self.encoder is None:
             nothing = jnp.zeros((len(batch["tokens"]), 0))
             return nothing, nothing
-        return self.encoder(batch["tokens"][:, 1:], counted(batch), key=key, rows=batch["row"])
+        words = self.decoder.embedding(batch["tokens"][:, 1:])
+        return self.encoder(words, counted(batch), key=key, rows=batch["row"])
 
 
 def counted(batch: Batch) -> Bool[Array, "b t"]:

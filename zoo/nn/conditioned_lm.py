@@ -1,12 +1,14 @@
 """The networks of a text VAE: a recurrent encoder, and language models of a text given a code.
 
-With w_0 = end-of-text before the text w_1 .. w_T, and E the embedding, which is the head too (Press & Wolf 2017):
+With w_0 = end-of-text before the text w_1 .. w_T, and E the embedding, one for both networks and the head (Press & Wolf
+2017):
 
-    q(z|w) = N(mean, diag(sigma^2))             [mean, log sigma^2] = W max_t h_t,  h = recurrent(w_1 .. w_T)
+    q(z|w) = N(mean, diag(sigma^2))             [mean, log sigma^2] = W max_t h_t,  h = recurrent(E[w_1 .. w_T])
     P(w_(t+1) | w_<=t, z) = softmax(E y_t)      y = body(E[w_0 .. w_t], z)
 
 The largest value of every feature over time, rather than the last state, keeps the encoder's gradient short, which
-alone makes codes last longer (Long et al. 2019, "Preventing posterior collapse in sequence VAEs with pooling"). Bodies:
+alone makes codes last longer (Long et al. 2019, "Preventing posterior collapse in sequence VAEs with pooling"). Its
+words have the decoder's vectors, so that it knows those too which are rare. Bodies:
 
     lstm, gru      the first states are tanh(V z + b), and z stands beside every input (Bowman et al. 2016)
     transformer    V z is added to the vector of every position (Li et al. 2020, "Optimus")
@@ -38,31 +40,29 @@ class TextEncoder(nnx.Module):
 
     Args:
         cell: of the one recurrent layer.
-        vocab_size: symbols of the tokenizer.
         width: features of a word and of a state.
         latent: units of a code.
         rate: dropout of the words' vectors.
         rngs: source of the initial values.
     """
 
-    def __init__(self, cell: Cell, vocab_size: int, width: int, latent: int, *, rate: float, rngs: nnx.Rngs):
+    def __init__(self, cell: Cell, width: int, latent: int, *, rate: float, rngs: nnx.Rngs):
         self.rate = rate
-        self.embedding = Embedding(vocab_size, width, scale=width**-0.5, rngs=rngs)
         self.recurrent = Recurrent(cell, width, width, 1, rngs=rngs)
         self.head = Dense(width, 2 * latent, bias=True, scale=width**-0.5, rngs=rngs)
 
     def __call__(
         self,
-        tokens: Int[Array, "b t"],
+        words: Float[Array, "b t width"],
         real: Bool[Array, "b t"],
         *,
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
-        """Reads texts, of which some positions are real and the others padding, which changes nothing."""
-        x = dropout(self.embedding(tokens), self.rate, key, rows)
+        """Reads vectors of words, of which some are real and the others padding, which changes nothing."""
+        x = dropout(words, self.rate, key, rows)
         # Padding's output is the last real one again, and changes no maximum.
-        h, _ = self.recurrent(x, self.recurrent.init_carry(len(tokens)), mask=real)
+        h, _ = self.recurrent(x, self.recurrent.init_carry(len(x)), mask=real)
         mean, log_variance = jnp.split(self.head(h.max(axis=1, keepdims=True))[:, 0].astype(jnp.float32), 2, axis=-1)
         return mean, log_variance
 
