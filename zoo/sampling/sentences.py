@@ -101,7 +101,7 @@ def write_sentences(
 
     if request.between:
         ends, _ = posterior(request.between)
-        line = lerp(ends[:1], ends[1:], jnp.linspace(0.0, 1.0, request.steps))[0]
+        line = lerp(ends[:1], ends[1:], jnp.linspace(0.0, 1.0, request.steps)[None])[0]
         return [Text("\n".join(decode(line)))]
     if request.reconstruct:
         sentences = read_lines(request.reconstruct, "text")
