@@ -15,16 +15,16 @@ from zoo.text_vae import Scores, TextVAE
 run = Run(
     family=TextVAE(
         encoder="lstm", decoder="lstm", layers=1, width=256, context=20, latent=10, dropout=0.4,
-        kl_warmup_steps=4000, free_bits=0.4,
+        kl_warmup_steps=3000, free_bits=0.4,
     ),
     data=Sentences(),
     optimizer=Optimizer(name="adam", learning_rate=2e-3, warmup_steps=200, final_fraction=0.05, clip_norm=5.0),
-    steps=16000,
+    steps=12000,
     batch_size=64,
     log_every=50,
-    eval_every=4000,
-    save_every=4000,
-    score_every=4000,
+    eval_every=3000,
+    save_every=3000,
+    score_every=3000,
     scoring=Scores(iw_samples=8),
-    sample_every=4000,
+    sample_every=3000,
 )  # fmt: skip
