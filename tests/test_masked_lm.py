@@ -404,6 +404,7 @@ def test_lines_have_their_length_and_their_prompt(family):
     ("request_", "named"),
     [
         ({"fill": "The Prince of Denmark"}, r"no.* \[MASK\]|\[MASK\] where"),
+        ({"fill": ""}, r"\[MASK\] where"),
         ({"fill": "a[MASK]", "prompt": "b"}, "prompt"),
         ({"fill": "a" * 20 + "[MASK]"}, "23 tokens"),
         ({"tokens": 20}, "22 tokens"),

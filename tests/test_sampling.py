@@ -1,6 +1,7 @@
 """The token sampler: cached = full, padded = alone, knobs as defined, stop strings, streaming, bad requests."""
 
 import json
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file
 from test_interop import MODELS, REFERENCES, load_reference
 
 from zoo.core.errors import UserError
-from zoo.data.tokenizers import Bytes, Characters
+from zoo.data.tokenizers import Bytes, Characters, Words
 from zoo.sampling.logits import Knobs, choose, penalize, truncate
 from zoo.sampling.request import TokenRequest
 from zoo.sampling.text import Continuation, continue_texts, make_knobs, sample_texts
@@ -45,7 +46,9 @@ def prompts_of(lengths, vocab: int = 11) -> list[np.ndarray]:
     return [draw.integers(0, vocab, length, np.int32) for length in lengths]
 
 
-def write(net, prompts, *, request=None, rows=None, key=0, tokens=20, context=64, chunk=32) -> list[list[int]]:
+def write(
+    net, prompts, *, request=None, rows=None, key=0, tokens=20, context=64, chunk=32, never=None
+) -> list[list[int]]:
     """New tokens of each row, cut after end-of-text."""
     new = []
 
@@ -63,6 +66,7 @@ def write(net, prompts, *, request=None, rows=None, key=0, tokens=20, context=64
         max_new_tokens=tokens,
         end_of_text=net.end_of_text,
         vocab_size=net.embedding.table.shape[0],
+        never=never,
         context=context,
         chunk=chunk,
     )
@@ -145,6 +149,18 @@ def test_chunks_do_not_matter():
     assert texts[0] == texts[1] == texts[2]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_that_is_never_drawn(temperature):
+    net, prompts, request = make_net(end=-1), prompts_of(LENGTHS), TokenRequest(temperature=temperature)
+    freely = write(net, prompts, request=request)
+    common = Counter(token for row in freely for token in row).most_common(1)[0][0]
+    banned = write(net, prompts, request=request, never=int(common))
+    assert not any(common in row for row in banned)
+    for row, without in zip(freely, banned, strict=True):
+        free = row.index(common) if common in row else len(row)
+        assert without[:free] == row[:free]
+
+
 def test_the_likeliest_of_one_is_greedy():
     net, prompts = make_net(), prompts_of(LENGTHS)
     greedy = write(net, prompts)
@@ -184,6 +200,13 @@ def test_texts_start_with_the_prompt_and_outgrow_the_context():
     assert text.startswith("abc")
     ids = greedy_by_full_forward(letters_net(16), LETTERS.encode("abc"), 300, 16)
     assert text == "abc" + LETTERS.decode(ids)
+
+
+def test_words_that_a_tokenizer_lacks_are_not_written():
+    words = Words((" a", " b", " c", " d"))
+    net = make_net(vocab=words.vocab_size, end=words.end_of_text)
+    texts = sample_texts(net, words, TokenRequest(n=8, max_new_tokens=20), jax.random.key(0), context=64)
+    assert {word for text in texts for word in text.text.split()} == {"a", "b", "c", "d"}
 
 
 def test_an_empty_prompt_begins_a_document():

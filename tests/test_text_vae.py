@@ -366,6 +366,8 @@ def test_the_command_line_refuses_in_one_sentence(data, tmp_path, capsys):
     for flags, word in (
         (("--between", "one"), "two sentences"),
         (("--around", "a " * CONTEXT), "8 tokens long"),
+        (("--around", ""), "a sentence that is not empty"),
+        (("--reconstruct", ""), "the name of a file"),
         (("--reconstruct", str(tmp_path / "nowhere.txt")), "there is no file"),
         (("--around", "a dog", "--n", "0"), "n is 0"),
     ):

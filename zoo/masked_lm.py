@@ -316,7 +316,7 @@ class MaskedLM(Family):
     def sample(
         self, model: Model, request: FillRequest, key: jax.Array, stream: Callable[[str], None] | None = None
     ) -> Artifacts:
-        if request.fill:
+        if request.fill is not None:
             return fill_texts(model.state.mlm, model.spec, request, self.context)
         return write_lines(model.state.mlm, model.spec, request, key, self.context)
 

@@ -46,6 +46,11 @@ class Tokenizer(abc.ABC):
         """
 
     @property
+    def unknown(self) -> int | None:
+        """The id of whatever has none of its own; None where everything has, or nothing else is accepted."""
+        return None
+
+    @property
     def vocab_size(self) -> int:
         """How many ids there are, end-of-text among them."""
         return len(self.pieces)

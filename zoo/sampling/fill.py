@@ -43,9 +43,9 @@ class FillRequest(Request):
 
     n: int = 5
     """How many fills of each [MASK] to name, or how many lines to write."""
-    fill: str = ""
+    fill: str | None = None
     """A text with [MASK] where a token is missing, such as "The [MASK] of Denmark": the n likeliest tokens are put
-    there, with their probabilities. Of several masks each is filled by itself, while the others are unknown. Empty:
+    there, with their probabilities. Of several masks each is filled by itself, while the others are unknown. None:
     lines are written instead, by mask-predict."""
     prompt: str = ""
     """What stands before the lines to be written."""
@@ -63,7 +63,7 @@ class FillRequest(Request):
             self,
             "",
             ("n", "at least 1", self.n >= 1),
-            ("fill", f"a text with {MASK} where a token is missing", not self.fill or MASK in self.fill),
+            ("fill", f"a text with {MASK} where a token is missing", self.fill is None or MASK in self.fill),
             ("tokens", "at least 0", self.tokens >= 0),
             ("iterations", "at least 1", self.iterations >= 1),
             ("temperature", "0 (the likeliest token) or above", 0 <= self.temperature < float("inf")),
@@ -82,6 +82,7 @@ def fill_texts(learner: Learner, spec: SegmentSpec, request: FillRequest, contex
     allowed = spec.vocab_size - len(spec.special)
     if request.n > allowed:
         raise UserError(f"n is {request.n}, and there are {allowed} tokens: give at most that many")
+    assert request.fill is not None
     parts = _parts(spec, request.fill)
     row, where = [spec.classify, *parts[0]], []
     for part in parts[1:]:

@@ -33,9 +33,9 @@ class SentenceRequest(Request):
     """Not from the prior: sentences on the straight line between the codes of these two, ends included."""
     steps: int = 7
     """How many sentences stand on that line."""
-    around: str = ""
+    around: str | None = None
     """Not from the prior: n sentences whose codes are drawn from the posterior of this one."""
-    reconstruct: str = ""
+    reconstruct: str | None = None
     """Not from the prior: each sentence of this file (a sentence a line), and below it the one that its code gives."""
     temperature: float | None = None
     """Divides the logits: below 1 the likely words become likelier; 0 always takes the likeliest. None: 0 between
@@ -46,12 +46,14 @@ class SentenceRequest(Request):
     """Draw from the likeliest words that together have this probability (nucleus sampling, Holtzman et al. 2020)."""
 
     def __post_init__(self) -> None:
-        ends, walks = len(self.between), bool(self.between or self.reconstruct)
+        ends, walks = len(self.between), bool(self.between) or self.reconstruct is not None
         require(
             self,
             "",
             ("n", "at least 1", self.n >= 1),
             ("between", "two sentences, the ends of the line", ends in (0, 2)),
+            ("around", "a sentence that is not empty", self.around is None or self.around.strip() != ""),
+            ("reconstruct", "the name of a file", self.reconstruct != ""),
             ("steps", "at least 2, since both ends count", self.steps >= 2),
             ("n", "1 with between, whose line has steps, and with reconstruct", self.n == 1 or not walks),
         )

@@ -173,6 +173,7 @@ def continue_texts(
         max_new_tokens=request.max_new_tokens,
         end_of_text=tokenizer.end_of_text,
         vocab_size=tokenizer.vocab_size,
+        never=tokenizer.unknown,
         context=context,
         chunk=CHUNK if stream is None else STREAM_CHUNK,
     )

@@ -68,6 +68,8 @@ class Draw(NamedTuple):
     keys: jax.Array
     """One key a row; token number t draws from fold_in(key, t)."""
     end_of_text: int
+    never: int | None
+    """A token that is never drawn."""
 
 
 @partial(jax.jit, static_argnames=("graphdef", "batch", "length"))
@@ -82,6 +84,8 @@ def _read(graphdef: Any, state: Any, cache: Any, tokens: Any, position: Any, sta
 
 def _pick(logits: jax.Array, seen: jax.Array, done: jax.Array, number: Any, draw: Draw) -> tuple[jax.Array, ...]:
     """Chooses token `number` of every row and notes what follows from it."""
+    if draw.never is not None:
+        logits = logits.at[:, draw.never].set(-jnp.inf)
     token = choose(logits, seen, draw.knobs, jax.vmap(jax.random.fold_in, (0, None))(draw.keys, number))
     token = jnp.where(done, draw.end_of_text, token).astype(jnp.int32)
     seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
@@ -161,6 +165,7 @@ def write_tokens(
     max_new_tokens: int,
     end_of_text: int,
     vocab_size: int,
+    never: int | None = None,
     context: int | None = None,
     chunk: int = CHUNK,
 ) -> None:
@@ -180,13 +185,14 @@ def write_tokens(
         max_new_tokens: for each row.
         end_of_text: the token that ends a row.
         vocab_size: how many tokens there are.
+        never: a token that is never drawn, if there is one.
         context: the most tokens that the network sees at once; None: any number.
         chunk: how many tokens to write between two calls of `accept`, at most `CHUNK`.
     """
     graphdef, state = nnx.split(net)
     batch = len(prompts)
     most = context or max(len(prompt) for prompt in prompts) + max_new_tokens
-    draw = Draw(knobs, row_keys(key, jnp.arange(batch) if rows is None else jnp.asarray(rows)), end_of_text)
+    draw = Draw(knobs, row_keys(key, jnp.arange(batch) if rows is None else jnp.asarray(rows)), end_of_text, never)
     windows = list(prompts)
     held = np.zeros((batch, vocab_size), bool)
     for row, prompt in enumerate(prompts):
