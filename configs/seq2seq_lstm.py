@@ -3,6 +3,9 @@
 python train.py configs/seq2seq_lstm.py
 python evaluate.py runs/seq2seq_lstm --split test
 python sample.py runs/seq2seq_lstm --source hello --attention hello.png
+
+47 minutes on one CPU core. Of the 5,875 words held out for test, five beams and stress not counted, 26.5 % are wrong, and
+6.42 % of the phones; one beam: 26.8 and 6.48 %. With stress: 32.2 and 8.42 %.
 """
 
 from zoo import Optimizer, Run
@@ -17,7 +20,7 @@ run = Run(
     optimizer=Optimizer(
         name="adam", learning_rate=2e-3, warmup_steps=500, final_fraction=0.01, clip_norm=1.0, ema_decay=0.999
     ),
-    steps=20000,
+    steps=16000,
     batch_size=128,
     log_every=50,
     eval_every=1000,

@@ -18,7 +18,7 @@ run = Run(
         name="adam", learning_rate=1e-3, warmup_steps=1000, beta2=0.98, final_fraction=0.01, clip_norm=1.0,
         ema_decay=0.999,
     ),
-    steps=25000,
+    steps=10000,
     batch_size=128,
     log_every=50,
     eval_every=1000,
