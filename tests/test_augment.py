@@ -125,7 +125,10 @@ def test_a_row_is_changed_the_same_wherever_it_lies(function):
     order = np.random.default_rng(0).permutation(64)
     result = np.asarray(function(batch, key, jnp.asarray(ROWS)))
     np.testing.assert_allclose(function(batch[order], key, jnp.asarray(ROWS[order])), result[order], atol=1e-5)
-    np.testing.assert_allclose(function(batch[5:9], key, jnp.asarray(ROWS[5:9])), result[5:9], atol=1e-5)
+    # Fewer rows are other code, and what it rounds to a whole number may lie halfway.
+    few, rounding = function(batch[5:9], key, jnp.asarray(ROWS[5:9])), 1.0 if result.dtype == np.uint8 else 1e-5
+    np.testing.assert_allclose(few, result[5:9], atol=rounding)
+    assert np.mean(np.abs(np.asarray(few, np.float32) - result[5:9]) > 1e-5) < 0.01
     assert (function(batch, jax.random.key(2), jnp.asarray(ROWS)) != result).any((1, 2, 3)).all()
     same = function(jnp.broadcast_to(batch[:1], batch.shape), key, jnp.asarray(ROWS))
     assert len({row.tobytes() for row in np.asarray(same)}) == 64
