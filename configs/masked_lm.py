@@ -11,7 +11,7 @@ run = Run(
     family=MaskedLM(layers=4, heads=4, width=256, context=64, dropout=0.0),
     data=SentencePairs(tokenizer="bpe", vocabulary=4096),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=300, weight_decay=0.01, clip_norm=1.0),
-    steps=3500,
+    steps=4000,
     batch_size=64,
     log_every=20,
     eval_every=500,
