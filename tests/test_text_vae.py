@@ -23,9 +23,9 @@ from zoo.data.sentences import Sentences
 from zoo.nn.conditioned_lm import Conditioned, TextDecoder
 from zoo.nn.lagging import Lagging
 from zoo.nn.linear_cross_entropy import CHUNK, linear_cross_entropy, row_cross_entropy
-from zoo.nn.losses import cross_entropy
+from zoo.nn.losses import cross_entropy, real_targets
 from zoo.sampling.sentences import SentenceRequest
-from zoo.text_vae import Scores, TextVAE, counted
+from zoo.text_vae import Scores, TextVAE
 
 CONTEXT, LATENT, BATCH = 8, 3, 8
 TINY = TextVAE(width=16, latent=LATENT, context=CONTEXT, heads=2)
@@ -144,7 +144,7 @@ def test_padding_changes_nothing(data, model):
     other = batch | {"tokens": np.where(padding, 1, batch["tokens"]).astype(np.int32)}
     found = evaluate(model.state, other, jax.random.key(0))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
-    assert (np.asarray(counted(batch)).sum(1) == batch["length"] - 1).all()
+    assert (np.asarray(real_targets(batch)).sum(1) == batch["length"] - 1).all()
 
 
 # ------------------------------------------------------------------------------------------------ the loss
@@ -191,7 +191,7 @@ def test_without_codes_it_is_a_language_model(data):
     np.testing.assert_array_equal(rows["kl_nats"][0], 0)
     net, batch = state.vae.net(), data.held_out_at(0)
     logits = net.decoder.embedding.logits(net.decoder(jnp.asarray(batch["tokens"][:, :-1]), jnp.zeros((BATCH, 0))))
-    nats = jnp.where(counted(batch), cross_entropy(logits, jnp.asarray(batch["tokens"][:, 1:])), 0).sum(1)
+    nats = jnp.where(real_targets(batch), cross_entropy(logits, jnp.asarray(batch["tokens"][:, 1:])), 0).sum(1)
     np.testing.assert_allclose(rows["loss"][0], nats, rtol=1e-4)
     model = Model(family, data.spec, state, 0)
     with pytest.raises(UserError, match="plain language model has no codes"):

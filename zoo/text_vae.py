@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from zoo.core import parallel
 from zoo.core.artifacts import Artifacts
@@ -53,6 +53,7 @@ from zoo.metrics.text import perplexity
 from zoo.nn.conditioned_lm import BodyKind, TextDecoder, TextEncoder
 from zoo.nn.lagging import Lagging
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
+from zoo.nn.losses import real_targets
 from zoo.nn.random import split
 from zoo.nn.recurrent import Cell
 from zoo.nn.variational import draw_code, free_bits, kl_divergence, warm_up
@@ -92,12 +93,7 @@ class VAE(nnx.Module):
             nothing = jnp.zeros((len(batch["tokens"]), 0))
             return nothing, nothing
         words = self.decoder.embedding(batch["tokens"][:, 1:])
-        return self.encoder(words, counted(batch), key=key, rows=batch["row"])
-
-
-def counted(batch: Batch) -> Bool[Array, "b t"]:
-    """Which targets are a sentence's: its words and the end-of-text after them."""
-    return jnp.arange(1, batch["tokens"].shape[1])[None, :] < batch["length"][:, None]
+        return self.encoder(words, real_targets(batch), key=key, rows=batch["row"])
 
 
 class State(NamedTuple):
@@ -213,7 +209,7 @@ class TextVAE(Family):
         z = draw_code(mean, log_variance, code_key, batch["row"])
         y = net.decoder(batch["tokens"][:, :-1], z, key=decoder_key, rows=batch["row"])
         reconstruction = linear_cross_entropy(
-            y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], counted(batch)
+            y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], real_targets(batch)
         )
         kl = kl_divergence(mean, log_variance)
         count = jnp.asarray(float(len(kl)))
@@ -227,7 +223,7 @@ class TextVAE(Family):
         mean, log_variance = net.encode(batch)
         nats = _row_nats(net, batch, draw_code(mean, log_variance, key, batch["row"]))
         kl, one = kl_divergence(mean, log_variance).sum(1), jnp.ones(len(nats))
-        words = counted(batch).sum(1).astype(jnp.float32)
+        words = real_targets(batch).sum(1).astype(jnp.float32)
         terms = {"elbo": -nats - kl, "reconstruction": nats, "kl": kl}
         per_sentence = {f"{name}_nats": (value, one) for name, value in terms.items()}
         per_token = {f"{name}_nats_per_token": (value, words) for name, value in terms.items()}
@@ -301,7 +297,7 @@ class TextVAE(Family):
 def _row_nats(net: VAE, batch: Batch, z: Float[Array, "b latent"]) -> Float[Array, " b"]:
     """-log p(w|z) of each sentence in nats."""
     y = net.decoder(batch["tokens"][:, :-1], z)
-    return row_cross_entropy(y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], counted(batch))
+    return row_cross_entropy(y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], real_targets(batch))
 
 
 @jax.jit

@@ -21,8 +21,12 @@ def cross_entropy(
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
+def real_targets(batch: Batch) -> Bool[Array, "b t"]:
+    """Which targets are tokens of a row's text, and not the padding after it."""
+    return jnp.arange(1, batch["tokens"].shape[1])[None, :] < batch["length"][:, None]
+
+
 def counted(batch: Batch, end_of_text: int) -> Bool[Array, "b t"]:
     """Which targets carry loss: real tokens, except the first of a document, which nothing before it predicts."""
-    tokens, length = batch["tokens"], batch["length"]
-    real = jnp.arange(1, tokens.shape[1])[None, :] < length[:, None]
-    return real & ~((tokens[:, :-1] == end_of_text) & (tokens[:, 1:] == end_of_text))
+    tokens = batch["tokens"]
+    return real_targets(batch) & ~((tokens[:, :-1] == end_of_text) & (tokens[:, 1:] == end_of_text))
