@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from zoo.nn.recurrent import Bidirectional, Recurrent, RecurrentLayer, cell_step, drop_steps, recur
+from zoo.nn.recurrence import cell_step, recur
+from zoo.nn.recurrent import Bidirectional, Recurrent, RecurrentLayer, drop_steps
 
 REFERENCES = Path(__file__).parent / "references"
 CELLS = pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -36,7 +36,8 @@ from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.losses import counted, cross_entropy
 from zoo.nn.random import split
-from zoo.nn.recurrent import Carry, Cell, Recurrent, drop_steps
+from zoo.nn.recurrence import Cell
+from zoo.nn.recurrent import Carry, Recurrent, drop_steps
 from zoo.sampling.request import TokenRequest
 from zoo.sampling.text import sample_texts
 

@@ -36,7 +36,7 @@ from zoo.metrics.text import WordTokenizer, bleu, error_rate, exact_match, perpl
 from zoo.nn.lengths import Sums, at_length
 from zoo.nn.losses import cross_entropy
 from zoo.nn.random import split
-from zoo.nn.recurrent import Cell
+from zoo.nn.recurrence import Cell
 from zoo.nn.recurrent_seq2seq import RecurrentSeq2Seq, Score
 from zoo.nn.transformer_seq2seq import TransformerSeq2Seq
 from zoo.sampling.translation import TranslationRequest, draw_alignment, encode_source, translate

@@ -55,7 +55,7 @@ from zoo.nn.lagging import Lagging
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import real_targets
 from zoo.nn.random import split
-from zoo.nn.recurrent import Cell
+from zoo.nn.recurrence import Cell
 from zoo.nn.variational import draw_code, free_bits, kl_divergence, warm_up
 from zoo.sampling.sentences import SentenceRequest, write_sentences
 

@@ -29,7 +29,8 @@ from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.norm import LayerNorm
 from zoo.nn.random import dropout, split
-from zoo.nn.recurrent import Carry, Cell, Recurrent
+from zoo.nn.recurrence import Cell
+from zoo.nn.recurrent import Carry, Recurrent
 from zoo.nn.transformer import EPSILON, INIT_SCALE, gpt2_block
 
 BodyKind = Literal["lstm", "gru", "transformer"]

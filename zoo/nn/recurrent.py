@@ -1,14 +1,7 @@
-"""Recurrent layers, LSTM and GRU, in PyTorch's order of gates and with its two biases.
+"""Recurrent layers, LSTM and GRU, one on the other and from both ends.
 
-Hochreiter and Schmidhuber 1997, "Long short-term memory", with the forget gate of Gers et al. 2000; Cho et al. 2014,
-"Learning phrase representations using RNN encoder-decoder" (the GRU, its reset after the product with h, which is the
-form that cuDNN and PyTorch have). With a = W x_t + b_x and r = U h_(t-1) + b_h, both cut in gates:
-
-    LSTM   i, f, o = sigmoid(a + r)      g = tanh(a_g + r_g)      c_t = f c_(t-1) + i g      h_t = o tanh(c_t)
-    GRU    s, z = sigmoid(a + r)         n = tanh(a_n + s r_n)    h_t = (1 - z) n + z h_(t-1)
-
-Gates lie in the order i, f, g, o and s (reset), z (update), n. Variational dropout (Gal and Ghahramani 2016, "A
-theoretically grounded application of dropout in recurrent neural networks") drops the same features at every step.
+Their steps are in `zoo/nn/recurrence.py`. Variational dropout (Gal and Ghahramani 2016, "A theoretically grounded
+application of dropout in recurrent neural networks") drops the same features at every step.
 
 Letters in shapes: t steps, b rows, i input features, w features of a state, n features of all gates. Inside, time
 comes first, since a step is then one piece of memory.
@@ -16,128 +9,18 @@ comes first, since a step is then one piece of memory.
 
 import math
 from functools import partial
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from zoo.nn.dense import Dense, settle
+from zoo.nn.dense import Dense
 from zoo.nn.random import dropout, split
-
-Cell = Literal["lstm", "gru"]
-
-GATES: dict[Cell, int] = {"lstm": 4, "gru": 3}
-
-State = tuple[Float[Array, "b w"], ...]
-"""What a layer carries from step to step: (h, c) for an LSTM, (h,) for a GRU."""
+from zoo.nn.recurrence import GATES, Cell, State, recur
 
 Carry = tuple[State, ...]
 """The states of all layers."""
-
-UNROLL = 2
-"""Steps in one turn of the loop, whose fixed cost is that of a small product."""
-
-
-def cell_step(cell: Cell, a: Float[Array, "b n"], r: Float[Array, "b n"], state: State) -> State:
-    """The next state from both products; see the module.
-
-    XLA's CPU compiler makes vector code of what covers all gates, and slow code of what takes them apart. So an LSTM's
-    are worked out together, by sigmoid(x) = (1 + tanh(x / 2)) / 2.
-    """
-    if cell == "lstm":
-        half = jnp.where(jnp.arange(a.shape[-1]) * 4 // a.shape[-1] == 2, 1.0, 0.5).astype(a.dtype)[None, :]
-        i, f, g, o = jnp.split(settle(jnp.tanh(half * (a + r))), 4, axis=-1)
-        c = settle(0.5 * (1 + f) * state[1] + 0.5 * (1 + i) * g)
-        return 0.5 * (1 + o) * jnp.tanh(c), c
-    (a_s, a_z, a_n), (r_s, r_z, r_n) = jnp.split(a, 3, axis=-1), jnp.split(r, 3, axis=-1)
-    z = jax.nn.sigmoid(a_z + r_z)
-    n = jnp.tanh(a_n + jax.nn.sigmoid(a_s + r_s) * r_n)
-    return ((1 - z) * n + z * state[0],)
-
-
-def _masked_step(cell: Cell, seen: Any, a: jax.Array, r: jax.Array, state: State) -> State:
-    """`cell_step`, or the same state in rows where nothing is seen; `seen` is [b], or None for all."""
-    after = cell_step(cell, a, r, state)
-    if seen is None:
-        return after
-    return tuple(jnp.where(seen[:, None], new, old) for new, old in zip(after, state, strict=True))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def recur(
-    cell: Cell,
-    a: Float[Array, "t b n"],
-    kernel: Float[Array, "w n"],
-    bias: Float[Array, " n"],
-    state: State,
-    seen: Bool[Array, "t b"] | None,
-    keep: Float[Array, "b w"] | None,
-) -> tuple[Float[Array, "t b w"], State]:
-    """All steps of a layer: h_1 .. h_t, and the last state.
-
-    Differentiated as it stands, a scan would add to the kernel's gradient at every step. Here the way back only
-    collects the gradients of r, and the kernel's gradient is one product over all steps.
-
-    Args:
-        cell: which.
-        a: W x + b_x of every step.
-        kernel: U.
-        bias: b_h.
-        state: before the first step.
-        seen: steps that count; others leave the state as it is.
-        keep: what h is multiplied by before its product with U (variational dropout); None: nothing.
-    """
-    (h, *_), state, _ = _scan(cell, a, kernel, bias, state, seen, keep)
-    return h, state
-
-
-def _scan(cell, a, kernel, bias, state, seen, keep):
-    """The states after every step, the last state, and r of every step."""
-
-    def step(state, now):
-        a, seen = now
-        r = _kept(state[0], keep) @ kernel + bias[None, :]
-        state = _masked_step(cell, seen, a, r, state)
-        return state, (state, r)
-
-    state, (states, r) = jax.lax.scan(step, state, (a, seen), unroll=UNROLL)
-    return states, state, r
-
-
-def _kept(h, keep):
-    return h if keep is None else h * keep
-
-
-def _forward(cell, a, kernel, bias, state, seen, keep):
-    states, last, r = _scan(cell, a, kernel, bias, state, seen, keep)
-    before = tuple(jnp.concatenate([first[None], x[:-1]]) for first, x in zip(state, states, strict=True))
-    return (states[0], last), (a, r, kernel, before, seen, keep)
-
-
-def _backward(cell, saved, gradients):
-    a, r, kernel, before, seen, keep = saved
-    of_h, of_last = gradients
-    transposed = settle(kernel.T)
-
-    def step(of_state, now):
-        a, r, state, seen, of_h = now
-        of_state = (of_state[0] + of_h, *of_state[1:])
-        of_a, of_r, of_state = jax.vjp(partial(_masked_step, cell, seen), a, r, state)[1](of_state)
-        of_state = (of_state[0] + _kept(of_r @ transposed, keep), *of_state[1:])
-        return of_state, (of_r, None if cell == "lstm" else of_a)
-
-    of_state, (of_r, of_a) = jax.lax.scan(step, of_last, (a, r, before, seen, of_h), reverse=True, unroll=UNROLL)
-    of_a = of_r if of_a is None else of_a  # an LSTM's gates see nothing but the sum
-    h = before[0] if keep is None else before[0] * keep[None]
-    rows, products = settle((rearrange(h, "t b w -> (t b) w"), rearrange(of_r, "t b n -> (t b) n")))
-    of_kernel = settle(jax.lax.dot_general(rows, products, (((0,), (0,)), ((), ()))))
-    return of_a, of_kernel, products.sum(0), of_state, None, None
-
-
-recur.defvjp(_forward, _backward)
 
 
 def _time_first(x):

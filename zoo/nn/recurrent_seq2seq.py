@@ -31,7 +31,8 @@ from zoo.nn.attention import additive_mask
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.random import dropout, split
-from zoo.nn.recurrent import Bidirectional, Carry, Cell, Recurrent, RecurrentLayer, cell_step
+from zoo.nn.recurrence import Cell, cell_step
+from zoo.nn.recurrent import Bidirectional, Carry, Recurrent, RecurrentLayer
 
 Score = Literal["bahdanau", "luong", "none"]
 
