@@ -1,6 +1,9 @@
 """A character language model of Shakespeare's plays: two LSTM layers, as many parameters as configs/transformer_lm.py.
 
 python train.py configs/lstm_lm.py
+
+0.8 minutes on two CPU cores, as long as configs/transformer_lm.py; 1.767 nats and 2.550 bits a character on the
+held-out plays, Macbeth and Twelfth Night.
 """
 
 from zoo import Optimizer, Run
@@ -11,13 +14,13 @@ run = Run(
     family=LSTMLM(layers=2, width=232, embedding=128, context=64),
     data=Text(order="stream"),
     optimizer=Optimizer(
-        name="adam", learning_rate=3e-3, warmup_steps=100, final_fraction=0.05, weight_decay=0.0, clip_norm=1.0
+        name="adam", learning_rate=1e-2, warmup_steps=100, final_fraction=0.05, weight_decay=0.0, clip_norm=1.0
     ),
-    steps=2000,
+    steps=850,
     batch_size=32,
     log_every=10,
-    eval_every=500,
-    score_every=500,
-    save_every=500,
-    sample_every=500,
+    eval_every=425,
+    score_every=425,
+    save_every=425,
+    sample_every=425,
 )
