@@ -13,7 +13,7 @@ import pytest
 from command_line import CONFIG, TEXT, TINY, Result, call, refused, start
 
 from zoo.core.checkpoint import Checkpoints, has_checkpoints
-from zoo.core.harness import is_finite
+from zoo.core.harness import _import_slow_modules, is_finite
 from zoo.core.rundir import RunDir
 
 Train = Callable[..., Result]
@@ -413,6 +413,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_good_checkpoints(train
     checkpoints = Checkpoints(rundir)
     assert checkpoints.steps() in ([1], [1, 2])
     checkpoints.close()
+
+
+def test_an_import_ahead_that_fails_is_left_to_the_import_that_needs_it(monkeypatch):
+    tried = []
+
+    def fail(name: str) -> None:
+        tried.append(name)
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr("zoo.core.harness.importlib.import_module", fail)
+    _import_slow_modules()
+    assert tried == ["orbax.checkpoint", "tensorboardX"]
 
 
 def test_a_state_that_is_not_finite_is_not_saved(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

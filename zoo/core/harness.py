@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -337,4 +337,7 @@ DIVERGED = (
 
 def _import_slow_modules() -> None:
     for name in ("orbax.checkpoint", "tensorboardX"):
-        importlib.import_module(name)
+        # What fails here fails again, and is told, where the module is used. Or it does not: Python 3.11 can fail to
+        # parse in two threads at once.
+        with suppress(Exception):
+            importlib.import_module(name)
