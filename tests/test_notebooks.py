@@ -11,7 +11,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # What stands in for the sizes in a notebook's cell tagged "parameters"; a notebook takes the names that it has.
 TINY = {
     "steps": 6,
-    "layers": 2,
+    "layers": 1,
     "heads": 2,
     "width": 16,
     "context": 32,
