@@ -37,7 +37,7 @@ def test_an_activated_product_equals_the_plain_one(name):
     activation = ACTIVATIONS[name]
     x, kernel = normal(0, 6, 8), normal(1, 4 if name == "swiglu" else 8, 5)
     assert_same_with_gradients(
-        jax.jit(partial(activated_matmul, activation)), lambda x, kernel: activation(x) @ kernel, x, kernel
+        jax.jit(partial(activated_matmul, activation, False)), lambda x, kernel: activation(x) @ kernel, x, kernel
     )
 
 

@@ -188,7 +188,8 @@ class DCGAN(Family):
         rate = setup.optimizer.learning_rate * self.disc_learning_rate_ratio
         disc_setup = replace(setup, optimizer=replace(setup.optimizer, learning_rate=rate, ema_decay=0.0))
         classes = len(spec.classes) if self.conditional else 0
-        both = {"size": spec.height, "channels": spec.channels, "width": self.width, "classes": classes}
+        both: dict[str, Any] = {"size": spec.height, "channels": spec.channels, "width": self.width}
+        both |= {"classes": classes, "dtype": setup.dtype}
         gen = Generator(**both, latent=self.latent, rngs=nnx.Rngs(gen_key))
         disc = Discriminator(**both, norm=self.disc_norm, rngs=nnx.Rngs(disc_key))
         return State(Learner.create(gen, setup), Learner.create(disc, disc_setup))

@@ -201,7 +201,7 @@ class DDPM(Family):
         )
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
-        return State(Learner.create(UNet(self.unet_settings(spec), nnx.Rngs(key)), setup))
+        return State(Learner.create(UNet(self.unet_settings(spec), nnx.Rngs(key), setup.dtype), setup))
 
     # ---------------------------------------------------------------------------------------------- loss
 

@@ -178,7 +178,7 @@ class ImageVAE(Family):
             )
         net = Autoencoder(
             self.network, (spec.height, spec.width, spec.channels), latent=self.latent, outputs=self.outputs,
-            width=self.width, layers=self.layers, hidden=self.hidden, rngs=nnx.Rngs(key),
+            width=self.width, layers=self.layers, hidden=self.hidden, rngs=nnx.Rngs(key), dtype=setup.dtype,
         )  # fmt: skip
         return State(Learner.create(net, setup))
 

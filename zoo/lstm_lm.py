@@ -18,11 +18,13 @@ Tokens are [b t], states [b width], logits [b t vocab]. A batch holds `tokens` [
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
@@ -50,19 +52,23 @@ class RecurrentLM(nnx.Module):
         vocab_size: symbols of the tokenizer.
         end_of_text: the token that stands before and after every document.
         rngs: source of the initial values.
+        dtype: that the layers compute in; states stay float32.
     """
 
-    def __init__(self, settings: "LSTMLM", vocab_size: int, end_of_text: int, rngs: nnx.Rngs):
+    def __init__(
+        self, settings: "LSTMLM", vocab_size: int, end_of_text: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ):
         s = settings
         self.rate, self.variational, self.end_of_text = s.dropout, s.variational, end_of_text
-        self.embedding = Embedding(vocab_size, s.embedding, scale=s.embedding**-0.5, rngs=rngs)
+        self.embedding = Embedding(vocab_size, s.embedding, scale=s.embedding**-0.5, rngs=rngs, dtype=dtype)
         self.recurrent = Recurrent(
             s.cell, s.embedding, s.width, s.layers, rate=s.dropout, variational=s.variational, rngs=rngs
         )
         # A tied head needs vectors of the embedding's size.
         size = s.embedding if s.tied else vocab_size
         fits = s.tied and s.width == s.embedding
-        self.head = None if fits else Dense(s.width, size, bias=False, scale=s.width**-0.5, rngs=rngs)
+        head = partial(Dense, s.width, size, bias=False, scale=s.width**-0.5, wide=not s.tied)
+        self.head = None if fits else head(rngs=rngs)
         self.tied = s.tied
         self.bias = nnx.Param(jnp.zeros(vocab_size))
 
@@ -165,7 +171,7 @@ class LSTMLM(Family):
 
     def init(self, spec: BlockSpec, setup: Setup, key: jax.Array) -> State:
         tokenizer = spec.tokenizer
-        net = RecurrentLM(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key))
+        net = RecurrentLM(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key), setup.dtype)
         return State(Learner.create(net, setup), Rows(net.init_carry(setup.batch_size)))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
@@ -71,13 +72,14 @@ class Encoder(nnx.Module):
         settings: the family, whose fields describe it.
         spec: of the data, for its vocabulary and special tokens.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
-    def __init__(self, settings: "MaskedLM", spec: SegmentSpec, rngs: nnx.Rngs):
+    def __init__(self, settings: "MaskedLM", spec: SegmentSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
         self.rate, self.permutes = s.dropout, s.objective == "permutation"
         self.mask, self.special, self.vocab_size = spec.mask, spec.special, spec.vocab_size
-        table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs)
+        table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         dense = partial(Dense, bias=True, scale=INIT_SCALE, rngs=rngs)
         norm = partial(LayerNorm, s.width, epsilon=s.norm_epsilon, bias=True)
         self.embedding, self.position, self.segment = table(spec.vocab_size), table(s.context), table(SEGMENTS)
@@ -94,7 +96,7 @@ class Encoder(nnx.Module):
         self.activation = ACTIVATIONS[s.mlp]
         self.output_bias = nnx.Param(jnp.zeros(spec.vocab_size))
         self.pooler = dense(s.width, s.width) if s.next_sentence else None
-        self.next = dense(s.width, 2) if s.next_sentence else None
+        self.next = dense(s.width, 2, wide=True) if s.next_sentence else None
 
     def __call__(
         self,
@@ -250,7 +252,7 @@ class MaskedLM(Family):
         return self.mlp_width or 4 * self.width
 
     def init(self, spec: SegmentSpec, setup: Setup, key: jax.Array) -> State:
-        return State(Learner.create(Encoder(self, spec, nnx.Rngs(key)), setup))
+        return State(Learner.create(Encoder(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         mlm, metrics = state.mlm.descend(self.loss, batch, key)

@@ -137,6 +137,7 @@ class Seq2Seq(Family):
             "source_size": spec.source.vocab_size,
             "target_size": spec.target.vocab_size,
             "rngs": nnx.Rngs(key),
+            "dtype": setup.dtype,
         }
         if self.network == "transformer":
             net: Network = TransformerSeq2Seq(self.layers, self.heads, self.width, self.context, **common)

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core import parallel
@@ -68,7 +69,7 @@ COLLAPSED = math.log(2)
 class VAE(nnx.Module):
     """The two networks; a plain language model has no encoder."""
 
-    def __init__(self, settings: "TextVAE", vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, settings: "TextVAE", vocab_size: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
         self.latent = s.latent
         self.encoder = TextEncoder(s.encoder, s.width, s.latent, rate=s.dropout, rngs=rngs) if s.latent else None
@@ -83,6 +84,7 @@ class VAE(nnx.Module):
             rate=s.dropout,
             word_dropout=s.word_dropout,
             rngs=rngs,
+            dtype=dtype,
         )
 
     def encode(
@@ -180,7 +182,7 @@ class TextVAE(Family):
         return self.context
 
     def init(self, spec: LineSpec, setup: Setup, key: jax.Array) -> State:
-        vae = VAE(self, spec.tokenizer.vocab_size, nnx.Rngs(key))
+        vae = VAE(self, spec.tokenizer.vocab_size, nnx.Rngs(key), setup.dtype)
         return State(Learner.create(vae, setup), Lagging.begin() if self.aggressive else None)
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:

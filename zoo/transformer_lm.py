@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
@@ -60,13 +61,21 @@ class Transformer(nnx.Module):
         vocab_size: symbols of the tokenizer.
         end_of_text: the token that stands before and after every document.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
-    def __init__(self, settings: "TransformerLM", vocab_size: int, end_of_text: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        settings: "TransformerLM",
+        vocab_size: int,
+        end_of_text: int,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
         s = settings
         self.rate, self.document_mask, self.end_of_text = s.dropout, s.document_mask, end_of_text
         self.rotary = (s.width // s.heads, s.rope_theta) if s.positions == "rope" else None
-        make_table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs)
+        make_table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         self.embedding = make_table(vocab_size)
         self.position = make_table(s.context) if s.positions == "learned" else None
         self.blocks = nnx.List(
@@ -86,7 +95,8 @@ class Transformer(nnx.Module):
             for _ in range(s.layers)
         )
         self.norm = make_norm(s.norm, s.width, epsilon=s.norm_epsilon, bias=s.bias)
-        self.head = None if s.tied else Dense(s.width, vocab_size, bias=False, scale=INIT_SCALE, rngs=rngs)
+        head = partial(Dense, s.width, vocab_size, bias=False, scale=INIT_SCALE, wide=True)
+        self.head = None if s.tied else head(rngs=rngs)
 
     def __call__(
         self, tokens: Int[Array, "b t"], *, key: Key[Array, ""] | None = None, rows: Int[Array, " b"] | None = None
@@ -107,7 +117,7 @@ class Transformer(nnx.Module):
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache of `length` slots for `extend`."""
-        layers = tuple(block.attention.init_cache(batch, length) for block in self.blocks)
+        layers = tuple(block.attention.init_cache(batch, length, self.embedding.dtype) for block in self.blocks)
         return Cache(jnp.full((batch, length), self.end_of_text, jnp.int32), layers)
 
     def extend(
@@ -261,9 +271,8 @@ class TransformerLM(Family):
 
     def init(self, spec: BlockSpec, setup: Setup, key: jax.Array) -> State:
         tokenizer = spec.tokenizer
-        return State(
-            Learner.create(Transformer(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key)), setup)
-        )
+        net = Transformer(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key), setup.dtype)
+        return State(Learner.create(net, setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         lm, metrics = state.lm.descend(self.loss, batch, key)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from zoo.core.artifacts import Artifacts
 from zoo.data.specs import Spec
@@ -56,7 +57,7 @@ class Setup:
         optimizer: how the networks learn.
         total_steps: length of the run, for schedules.
         batch_size: rows in the global batch.
-        precision: dtype name that networks compute in; parameters stay float32.
+        precision: name of the dtype that networks compute in, float32 or bfloat16; parameters stay float32.
         parts: trained models that the family is built on, by name.
     """
 
@@ -65,6 +66,11 @@ class Setup:
     batch_size: int
     precision: str = "float32"
     parts: dict[str, "Model"] | None = None
+
+    @property
+    def dtype(self) -> Any:
+        """`precision` as a dtype: networks take it when they are made, and cast their matrices to it."""
+        return jnp.dtype(self.precision)
 
 
 @dataclass(frozen=True)

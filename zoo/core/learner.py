@@ -23,7 +23,7 @@ as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "memory", "frozen", "opt_state", "ema", "updates"],
-    meta_fields=["graphdef", "optimizer", "total_steps", "precision"],
+    meta_fields=["graphdef", "optimizer", "total_steps"],
 )
 @dataclass(frozen=True)
 class Learner:
@@ -39,7 +39,6 @@ class Learner:
         graphdef: the network without its arrays.
         optimizer: settings.
         total_steps: length of the run, for schedules.
-        precision: dtype that the network computes in; all arrays here stay float32.
     """
 
     params: dict[str, Any]
@@ -51,7 +50,6 @@ class Learner:
     graphdef: Any
     optimizer: Optimizer
     total_steps: int
-    precision: str
 
     @classmethod
     def create(cls, net: nnx.Module, setup: Setup, frozen: Collection[str] = ()) -> "Learner":
@@ -73,7 +71,6 @@ class Learner:
             graphdef=graphdef,
             optimizer=setup.optimizer,
             total_steps=setup.total_steps,
-            precision=setup.precision,
         )
 
     def net(self) -> Any:
@@ -149,11 +146,8 @@ class Learner:
         return new, metrics | {"grad_norm": norm, "learning_rate": jnp.asarray(rate)} | rows
 
     def _merge(self, params: Any, memory: Any) -> Any:
-        """The live network, its parameters cast to the dtype that it computes in."""
-        params = params | self.frozen
-        if self.precision != "float32":
-            params = jax.tree.map(lambda x: x.astype(self.precision) if x.dtype == jnp.float32 else x, params)
-        return nnx.merge(self.graphdef, params, memory)
+        """The live network."""
+        return nnx.merge(self.graphdef, params | self.frozen, memory)
 
     def _sum_microbatches(self, objective: Callable[..., Any], trained: Any, batch: Batch) -> Any:
         """Gradients, weights and metric pairs added over microbatches; rows put together; memory carried on."""

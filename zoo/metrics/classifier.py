@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image
@@ -41,9 +42,10 @@ class ConvNet(nnx.Module):
         settings: the family, whose fields describe it.
         spec: of the images.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
-    def __init__(self, settings: "Classifier", spec: ImageSpec, rngs: nnx.Rngs):
+    def __init__(self, settings: "Classifier", spec: ImageSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         def he(fan_in: int) -> float:
             return (2 / fan_in) ** 0.5  # He et al. 2015: keeps the variance through ReLU
 
@@ -52,8 +54,8 @@ class ConvNet(nnx.Module):
         self.conv_1 = Conv(spec.channels, width, 5, stride=2, scale=he(25 * spec.channels), rngs=rngs)
         self.conv_2 = Conv(width, 2 * width, 5, stride=2, scale=he(25 * width), rngs=rngs)
         self.dense = Dense(quarter, features, bias=True, scale=he(quarter), rngs=rngs)
-        self.head = Dense(features, len(spec.classes), bias=True, scale=features**-0.5, rngs=rngs)
-        self.rate = settings.dropout
+        self.head = Dense(features, len(spec.classes), bias=True, scale=features**-0.5, rngs=rngs, wide=True)
+        self.rate, self.dtype = settings.dropout, jnp.dtype(dtype)
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, key: Key[Array, ""] | None = None, rows: Int[Array, " b"] | None = None
@@ -66,7 +68,7 @@ class ConvNet(nnx.Module):
             rows: each image's index in the global batch.
         """
         early, late = split(key, 2)
-        x = x.astype(self.head.kernel.dtype)
+        x = x.astype(self.dtype)
         x = jax.nn.relu(self.conv_2(jax.nn.relu(self.conv_1(x))))
         x = dropout(rearrange(x, "b h w c -> b 1 (h w c)"), self.rate, early, rows)
         features = jax.nn.relu(self.dense(x))
@@ -106,7 +108,7 @@ class Classifier(Family):
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
         if not spec.classes:
             raise UserError("the data has no classes for a classifier to learn: put each class into its own folder")
-        return State(Learner.create(ConvNet(self, spec, nnx.Rngs(key)), setup))
+        return State(Learner.create(ConvNet(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         net, metrics = state.net.descend(self.loss, batch, key)

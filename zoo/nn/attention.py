@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.nn.causal_attention import causal_attention, full_attention
-from zoo.nn.dense import Dense, matmul
+from zoo.nn.dense import Dense, add_vector, matmul
 from zoo.nn.random import dropout
 
 HIDDEN = -1e30
@@ -147,7 +148,7 @@ class Attention(nnx.Module):
         """Some columns of the projection to queries, keys and values, heads first."""
         y = matmul(rearrange(x, "b t i -> (b t) i"), self.qkv.kernel[...][:, columns])
         if self.qkv.bias is not None:
-            y = y + self.qkv.bias[...][None, columns]
+            y = add_vector(y, self.qkv.bias[...][columns])
         return rearrange(y, "(b t) (n d) -> b n t d", b=x.shape[0], d=self.features)
 
     def weights(
@@ -185,7 +186,7 @@ class Attention(nnx.Module):
             mixed = mix(dropout(attention_weights(q, k, mask).astype(v.dtype), self.rate, key, rows), v)
         return self.out(rearrange(mixed, "b h t d -> b t (h d)")), cache
 
-    def init_cache(self, batch: int, length: int) -> KeyValue:
-        """An empty cache of `length` slots."""
-        zeros = jnp.zeros((batch, self.kv_heads, length, self.features), self.qkv.kernel.dtype)
+    def init_cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> KeyValue:
+        """An empty cache of `length` slots, of the dtype that the network computes in."""
+        zeros = jnp.zeros((batch, self.kv_heads, length, self.features), dtype)
         return KeyValue(zeros, zeros)

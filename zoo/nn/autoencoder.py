@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.nn import silu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from zoo.core.errors import UserError
@@ -181,7 +181,7 @@ class ConvDecoder(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """An encoder q(z|x) and a decoder p(x|z); they compute in the dtype of their weights, between float32 and float32.
+    """An encoder q(z|x) and a decoder p(x|z), from float32 to float32.
 
     Args:
         network: "mlp" takes an image as one vector, "conv" as patches.
@@ -192,6 +192,7 @@ class Autoencoder(nnx.Module):
         layers: mlp: hidden layers; conv: residual blocks a level.
         hidden: conv: features of the hidden dense layer.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
 
     Raises:
         UserError: see `pyramid`.
@@ -208,8 +209,9 @@ class Autoencoder(nnx.Module):
         layers: int,
         hidden: int,
         rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
-        self.shape, self.flat = shape, network == "mlp"
+        self.shape, self.flat, self.dtype = shape, network == "mlp", jnp.dtype(dtype)
         if self.flat:
             pixels, inner = math.prod(shape), [width] * layers
             self.encoder: Any = MLP([pixels, *inner, 2 * latent], rngs=rngs)
@@ -229,8 +231,3 @@ class Autoencoder(nnx.Module):
         """The k parameters of p(x|z) for every channel of every pixel."""
         h, w, c = self.shape
         return self.decoder(z.astype(self.dtype)).astype(jnp.float32).reshape(z.shape[0], h, w, c, -1)
-
-    @property
-    def dtype(self) -> Any:
-        """What the networks compute in."""
-        return jax.tree.leaves(nnx.state(self, nnx.Param))[0].dtype

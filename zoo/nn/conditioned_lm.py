@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from einops import repeat
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.nn.attention import KeyValue, additive_mask
@@ -50,7 +51,7 @@ class TextEncoder(nnx.Module):
     def __init__(self, cell: Cell, width: int, latent: int, *, rate: float, rngs: nnx.Rngs):
         self.rate = rate
         self.recurrent = Recurrent(cell, width, width, 1, rngs=rngs)
-        self.head = Dense(width, 2 * latent, bias=True, scale=width**-0.5, rngs=rngs)
+        self.head = Dense(width, 2 * latent, bias=True, scale=width**-0.5, rngs=rngs, wide=True)
 
     def __call__(
         self,
@@ -64,7 +65,7 @@ class TextEncoder(nnx.Module):
         x = dropout(words, self.rate, key, rows)
         # Padding's output is the last real one again, and changes no maximum.
         h, _ = self.recurrent(x, self.recurrent.init_carry(len(x)), mask=real)
-        mean, log_variance = jnp.split(self.head(h.max(axis=1, keepdims=True))[:, 0].astype(jnp.float32), 2, axis=-1)
+        mean, log_variance = jnp.split(self.head(h.max(axis=1, keepdims=True))[:, 0], 2, axis=-1)
         return mean, log_variance
 
 
@@ -81,7 +82,7 @@ class RecurrentBody(nnx.Module):
         zeros = self.recurrent.init_carry(len(z))
         if self.first is None:
             return zeros
-        first = jnp.split(jnp.tanh(self.first(z[:, None])[:, 0]), self.states, axis=1)
+        first = jnp.split(jnp.tanh(self.first(z[:, None])[:, 0].astype(jnp.float32)), self.states, axis=1)
         return jax.tree.unflatten(jax.tree.structure(zeros), first)
 
     def __call__(
@@ -104,15 +105,26 @@ class RecurrentBody(nnx.Module):
 class TransformerBody(nnx.Module):
     """Transformer blocks that find a code at every position."""
 
-    def __init__(self, heads: int, width: int, layers: int, latent: int, context: int, *, rate: float, rngs: nnx.Rngs):
-        self.position = Embedding(context, width, scale=INIT_SCALE, rngs=rngs)
+    def __init__(
+        self,
+        heads: int,
+        width: int,
+        layers: int,
+        latent: int,
+        context: int,
+        *,
+        rate: float,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.position = Embedding(context, width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         self.enter = Dense(latent, width, bias=False, scale=latent**-0.5, rngs=rngs) if latent else None
         self.blocks = nnx.List(gpt2_block(width, heads, layers=layers, rate=rate, rngs=rngs) for _ in range(layers))
         self.norm = LayerNorm(width, epsilon=EPSILON, bias=True)
 
     def begin(self, z: Float[Array, "b latent"], length: int) -> tuple[KeyValue, ...]:
         """Empty keys and values with so many slots."""
-        return tuple(block.attention.init_cache(len(z), length) for block in self.blocks)
+        return tuple(block.attention.init_cache(len(z), length, z.dtype) for block in self.blocks)
 
     def __call__(
         self,
@@ -156,6 +168,7 @@ class TextDecoder(nnx.Module):
         word_dropout: share of the words that are hidden from the decoder in training (Bowman et al. 2016), as if their
             vector were zero.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
     def __init__(
@@ -171,12 +184,13 @@ class TextDecoder(nnx.Module):
         rate: float,
         word_dropout: float,
         rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.rate, self.word_dropout = rate, word_dropout
         scale = INIT_SCALE if body == "transformer" else width**-0.5
-        self.embedding = Embedding(vocab_size, width, scale=scale, rngs=rngs)
+        self.embedding = Embedding(vocab_size, width, scale=scale, rngs=rngs, dtype=dtype)
         if body == "transformer":
-            self.body: Any = TransformerBody(heads, width, layers, latent, context, rate=rate, rngs=rngs)
+            self.body: Any = TransformerBody(heads, width, layers, latent, context, rate=rate, rngs=rngs, dtype=dtype)
         else:
             self.body = RecurrentBody(body, width, layers, latent, rate=rate, rngs=rngs)
 
@@ -203,7 +217,7 @@ class Conditioned(nnx.Module):
 
     def __init__(self, decoder: TextDecoder, z: Float[Array, "b latent"]):
         self.decoder = decoder
-        self.z = nnx.Variable(z.astype(decoder.embedding.table.dtype))
+        self.z = nnx.Variable(z.astype(decoder.embedding.dtype))
 
     def init_cache(self, batch: int, length: int) -> tuple[jax.Array, Any]:
         """The codes, and the body's state before the first word."""

@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.nn.dense import matmul
+from zoo.nn.dense import add_vector, matmul
 from zoo.nn.strided import strided, strided_gradients, transposed, transposed_gradients
 from zoo.nn.winograd import winograd, winograd_gradients
 
@@ -79,6 +79,7 @@ def conv2d(
         y = matmul(rearrange(x, "b h w i -> b (h w i)"), rearrange(kernel, "h w i o -> (h w i) o"))
         return y[:, None, None]
     even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    kernel = kernel.astype(x.dtype)
     if size == (3, 3) and stride == padding == 1 and even and min(channels) >= 16 and x.dtype == jnp.float32:
         return _conv3x3(x, kernel)
     if size == (4, 4) and stride == 2 and padding == 1 and even:
@@ -88,12 +89,12 @@ def conv2d(
 
 def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
     """PyTorch's `ConvTranspose2d` with a 4x4 kernel, stride 2 and padding 1: twice the height and width."""
-    return _conv_transpose4x4(x, kernel)
+    return _conv_transpose4x4(x, kernel.astype(x.dtype))
 
 
 def add_bias(y: Float[Array, "b h w o"], bias: nnx.Param | None) -> Float[Array, "b h w o"]:
     """y + bias, one a channel; y where there is none."""
-    return y if bias is None else y + bias[...][None, None, None, :]
+    return y if bias is None else add_vector(y, bias[...])
 
 
 class Conv(nnx.Module):

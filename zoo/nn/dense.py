@@ -1,4 +1,9 @@
-"""Dense layers whose gradients stay plain matrix products on the CPU."""
+"""Dense layers, in the precision of their input, whose gradients stay plain matrix products on the CPU.
+
+Parameters are float32. A layer computes in the dtype of its input: it casts its matrix to that dtype, and the product
+is summed in float32. Vectors are added in float32 and the sum is cast, so that their gradients, which are sums over
+many positions, are float32 sums: a bfloat16 sum stops growing at 256 times its terms.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,28 +44,52 @@ def identity(x: jax.Array) -> jax.Array:
     return x
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(
+    left: Float[Array, "..."], right: Float[Array, "..."], axes: tuple[int, int] = (1, 0)
+) -> Float[Array, "..."]:
+    """The product of two matrices, summed along an axis of each in float32; float32."""
+    dimensions = ((axes[:1], axes[1:]), ((), ()))
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def add_vector(x: Float[Array, "... d"], vector: Float[Array, " d"]) -> Float[Array, "... d"]:
+    """x plus a vector at every position: added in float32, returned in the dtype of x."""
+    return (x + jnp.expand_dims(vector, range(x.ndim - 1))).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def activated_matmul(
-    activation: Callable[[jax.Array], jax.Array], x: Float[Array, "n h"], kernel: Float[Array, "i o"]
+    activation: Callable[[jax.Array], jax.Array], wide: bool, x: Float[Array, "n h"], kernel: Float[Array, "i o"]
 ) -> Float[Array, "n o"]:
-    """The product activation(x) @ kernel, which remembers x alone and works activation(x) out again for gradients."""
-    return activation(x) @ kernel
+    """The product activation(x) @ kernel, computed in the dtype of x and summed in float32.
+
+    It saves x alone for the gradient and recomputes activation(x).
+
+    Args:
+        activation: a function of x.
+        wide: whether the result stays float32, as logits do; otherwise it has the dtype of x.
+        x: of any floating-point dtype.
+        kernel: float32; so is its gradient.
+    """
+    return _forward(activation, wide, x, kernel)[0]
 
 
-def _forward(activation, x, kernel):
-    return activation(x) @ kernel, (x, kernel)
+def _forward(activation, wide, x, kernel):
+    y = product(activation(x), kernel.astype(x.dtype))
+    return y if wide else y.astype(x.dtype), (x, kernel)
 
 
-def _backward(activation, saved, gradient):
-    x, kernel, gradient = settle((*saved, gradient))
+def _backward(activation, wide, saved, gradient):
+    x, kernel, gradient = settle((*saved, gradient.astype(saved[0].dtype)))
     hidden, pull = jax.vjp(activation, x if activation is identity else late(x, gradient))
-    hidden, hidden_gradient = settle((hidden, jax.lax.dot_general(gradient, kernel, (((1,), (1,)), ((), ())))))
-    kernel_gradient = jax.lax.dot_general(hidden, gradient, (((0,), (0,)), ((), ())))
-    return settle((*pull(hidden_gradient), kernel_gradient))
+    hidden_gradient = product(gradient, kernel.astype(x.dtype), (1, 1)).astype(x.dtype)
+    hidden, hidden_gradient = settle((hidden, hidden_gradient))
+    return settle((*pull(hidden_gradient), product(hidden, gradient, (0, 0))))
 
 
 activated_matmul.defvjp(_forward, _backward)
-matmul = partial(activated_matmul, identity)
+matmul = partial(activated_matmul, identity, False)
+wide_matmul = partial(activated_matmul, identity, True)
 
 
 class Dense(nnx.Module):
@@ -73,6 +102,7 @@ class Dense(nnx.Module):
         scale: standard deviation of the kernel's initial values.
         rngs: source of the initial values.
         activation: what happens to the input first.
+        wide: whether the output is float32, as of logits, rather than of the input's dtype.
     """
 
     def __init__(
@@ -84,14 +114,15 @@ class Dense(nnx.Module):
         scale: float,
         rngs: nnx.Rngs,
         activation: Callable[[jax.Array], jax.Array] = identity,
+        wide: bool = False,
     ):
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (features_in, features_out)))
         self.bias = nnx.Param(jnp.zeros(features_out)) if bias else None
-        self.activation = activation
+        self.activation, self.wide = activation, wide
 
     def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
         """Maps the features of every position."""
-        y = activated_matmul(self.activation, rearrange(x, "b t i -> (b t) i"), self.kernel[...])
+        y = activated_matmul(self.activation, self.wide, rearrange(x, "b t i -> (b t) i"), self.kernel[...])
         if self.bias is not None:
-            y = y + self.bias[...][None, :]
+            y = add_vector(y, self.bias[...])
         return rearrange(y, "(b t) o -> b t o", b=x.shape[0])

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import leaky_relu, relu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from zoo.nn.batch_norm import BatchNorm
@@ -50,9 +51,21 @@ class Generator(nnx.Module):
         latent: size of z.
         classes: how many there are; 0: z alone says what is made.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
-    def __init__(self, size: int, channels: int, *, width: int, latent: int, classes: int = 0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        *,
+        width: int,
+        latent: int,
+        classes: int = 0,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.dtype = jnp.dtype(dtype)
         widths = stage_widths(width, size)[::-1]
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (classes, latent))) if classes else None
         inputs = 2 * latent if classes else latent
@@ -70,10 +83,9 @@ class Generator(nnx.Module):
             label: class numbers, -1 for none; without classes they do nothing.
             train: whether to normalise by the batch's moments, which then enter the memory, or by the memory's.
         """
-        z = z.astype(self.project.kernel[...].dtype)
         if self.embedding is not None:
             z = jnp.concatenate([z, class_vectors(self.embedding[...], label)], axis=1)
-        h = self.project(z)
+        h = self.project(z.astype(self.dtype))
         for norm, up in zip(self.norms, self.ups, strict=True):
             h = up(relu(norm(h, train=train)))
         return jnp.tanh(h.astype(jnp.float32))
@@ -126,9 +138,21 @@ class Discriminator(nnx.Module):
         norm: what is normalised: batches, as in the original, or the kernels' largest singular values, or nothing.
         classes: how many there are; 0: images alone are judged.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
-    def __init__(self, size: int, channels: int, *, width: int, norm: Normalisation, classes: int = 0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        *,
+        width: int,
+        norm: Normalisation,
+        classes: int = 0,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.dtype = jnp.dtype(dtype)
         widths = stage_widths(width, size)
         make = partial(DiscriminatorConv, norm=norm, rngs=rngs)
         self.downs = nnx.List(
@@ -148,7 +172,7 @@ class Discriminator(nnx.Module):
             label: class numbers, -1 for none; without classes they do nothing.
             train: whether to normalise by the batch's moments and to move the memory.
         """
-        h = x.astype(self.head.conv.kernel[...].dtype)
+        h = x.astype(self.dtype)
         for down in self.downs:
             h = leaky_relu(down(h, train=train), 0.2)
         logit = self.head(h, train=train)[:, 0, 0, 0].astype(jnp.float32)
@@ -156,5 +180,5 @@ class Discriminator(nnx.Module):
             table = self.embedding[...]
             if self.embedding_norm is not None:
                 table = self.embedding_norm(table, train=train)
-            logit = logit + (class_vectors(table, label) * h.sum((1, 2))).sum(1).astype(jnp.float32)
+            logit = logit + (class_vectors(table, label) * h.astype(jnp.float32).sum((1, 2))).sum(1)
         return logit

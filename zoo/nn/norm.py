@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.nn.dense import late
+from zoo.nn.dense import add_vector, late
 
 
 def _moments(x, epsilon, centred):
@@ -60,7 +60,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Normalises every position."""
         y = normalise(x, self.scale[...], self.epsilon, True)
-        return y if self.bias is None else y + self.bias[...][None, None, :]
+        return y if self.bias is None else add_vector(y, self.bias[...])
 
 
 class RMSNorm(nnx.Module):

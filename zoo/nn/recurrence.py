@@ -11,6 +11,9 @@ Gates lie in the order i, f, g, o and s (reset), z (update), n. A step is elemen
 the way back all that multiplies a gradient is known before the first gradient is: it is worked out for all steps at
 once, and the loop is left with the product.
 
+Gates and states are float32; the products take their operands in the dtype of a and sum in float32. In bfloat16 c would
+be 10 % off after 256 steps.
+
 Letters in shapes: t steps, b rows, w features of a state, n features of all gates. Time comes first, since a step is
 then one piece of memory.
 """
@@ -23,7 +26,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from zoo.nn.dense import settle
+from zoo.nn.dense import product, settle
 
 Cell = Literal["lstm", "gru"]
 
@@ -85,23 +88,23 @@ def recur(
 
     Args:
         cell: which.
-        a: W x + b_x of every step.
-        kernel: U.
-        bias: b_h.
-        state: before the first step.
+        a: W x + b_x of every step, in the dtype that h is returned in.
+        kernel: U, float32.
+        bias: b_h, float32.
+        state: before the first step, float32.
         seen: steps that count; others leave the state as it is.
         keep: what h is multiplied by before its product with U (variational dropout); None: nothing.
     """
-    (h, *_), state, _ = _scan(cell, a, kernel, bias, state, seen, keep)
-    return h, state
+    return _forward(cell, a, kernel, bias, state, seen, keep)[0]
 
 
 def _scan(cell, a, kernel, bias, state, seen, keep):
     """The states after every step, the last state, and of every step what its gradient needs: r, or an LSTM's gates."""
+    matrix = kernel.astype(a.dtype)
 
     def step(state, now):
         a, seen = now
-        inner = _kept(state[0], keep) @ kernel + bias[None, :]
+        inner = product(_kept(state[0], keep).astype(matrix.dtype), matrix) + bias[None, :]
         if cell == "lstm":
             inner = _lstm_gates(a + inner)
             after = _lstm_state(inner, state[1])
@@ -122,23 +125,25 @@ def _kept(h, keep):
 def _forward(cell, a, kernel, bias, state, seen, keep):
     states, last, inner = _scan(cell, a, kernel, bias, state, seen, keep)
     before = tuple(jnp.concatenate([first[None], x[:-1]]) for first, x in zip(state, states, strict=True))
-    saved = (inner, states[1]) if cell == "lstm" else (a, inner)
-    return (states[0], last), (saved, kernel, before, seen, keep)
+    saved = (inner, states[1]) if cell == "lstm" else (a.astype(jnp.float32), inner)
+    # An empty array remembers the dtype of a.
+    return (states[0].astype(a.dtype), last), (saved, kernel, before, seen, keep, a[:0])
 
 
 def _backward(cell, saved, gradients):
-    saved, kernel, before, seen, keep = saved
-    transposed = settle(kernel.T)
+    saved, kernel, before, seen, keep, a = saved
+    transposed = settle(kernel.T.astype(a.dtype))
+    gradients = (gradients[0].astype(jnp.float32), gradients[1])
 
     def back(of_r):
-        return _kept(of_r @ transposed, keep)
+        return _kept(product(of_r.astype(a.dtype), transposed), keep)
 
     by_cell = _lstm_backward if cell == "lstm" else _gru_backward
     of_a, of_r, of_state = by_cell(saved, before, seen, gradients, back)
     h = before[0] if keep is None else before[0] * keep[None]
-    rows, products = settle((rearrange(h, "t b w -> (t b) w"), rearrange(of_r, "t b n -> (t b) n")))
-    of_kernel = settle(jax.lax.dot_general(rows, products, (((0,), (0,)), ((), ()))))
-    return of_a, of_kernel, products.sum(0), of_state, None, None
+    rows, of_rows = settle((rearrange(h, "t b w -> (t b) w"), rearrange(of_r, "t b n -> (t b) n")))
+    of_kernel = settle(product(rows.astype(a.dtype), of_rows.astype(a.dtype), (0, 0)))
+    return of_a.astype(a.dtype), of_kernel, of_rows.sum(0), of_state, None, None
 
 
 def _lstm_backward(saved, before, seen, gradients, back):

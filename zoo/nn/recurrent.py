@@ -51,7 +51,7 @@ class RecurrentLayer(nnx.Module):
 
     def init_state(self, batch: int) -> State:
         """Zeros."""
-        return tuple(jnp.zeros((batch, self.width), self.kernel.dtype) for _ in range(2 if self.cell == "lstm" else 1))
+        return tuple(jnp.zeros((batch, self.width)) for _ in range(2 if self.cell == "lstm" else 1))
 
     def __call__(
         self,
@@ -61,9 +61,7 @@ class RecurrentLayer(nnx.Module):
         keep: Float[Array, "b w"] | None = None,
     ) -> tuple[Float[Array, "t b w"], State]:
         """h after every step, and the last state; see `recur`."""
-        computed = jax.tree.map(lambda s: s.astype(self.kernel.dtype), state)
-        y, after = recur(self.cell, self.input(x), self.kernel[...], self.bias[...], computed, seen, keep)
-        return y, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+        return recur(self.cell, self.input(x), self.kernel[...], self.bias[...], state, seen, keep)
 
 
 class Recurrent(nnx.Module):

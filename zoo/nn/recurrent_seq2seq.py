@@ -24,11 +24,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.nn.attention import additive_mask
-from zoo.nn.dense import Dense
+from zoo.nn.dense import Dense, add_vector, matmul, wide_matmul
 from zoo.nn.embedding import Embedding
 from zoo.nn.random import dropout, split
 from zoo.nn.recurrence import Cell, cell_step
@@ -69,12 +71,12 @@ class Attend(nnx.Module):
     def __call__(self, q: Float[Array, "b t w"], memory: Memory) -> tuple[Float[Array, "b t w"], Float[Array, "b t s"]]:
         """c and a for every query."""
         if self.query is None or self.v is None:
-            scores = jnp.einsum("btw,bsw->bts", q, memory.keys)
+            scores = jnp.einsum("btw,bsw->bts", q, memory.keys, preferred_element_type=jnp.float32)
         else:
             hidden = jnp.tanh(self.query(q)[:, :, None] + memory.keys[:, None])
-            scores = jnp.einsum("btsw,w->bts", hidden, self.v[...])
-        weights = jax.nn.softmax(scores.astype(jnp.float32) + memory.mask[:, None], axis=-1)
-        return jnp.einsum("bts,bsw->btw", weights.astype(q.dtype), memory.values), weights
+            scores = jnp.einsum("btsw,w->bts", hidden.astype(jnp.float32), self.v[...])
+        weights = jax.nn.softmax(scores + memory.mask[:, None], axis=-1)
+        return jnp.einsum("bts,bsw->btw", weights.astype(memory.values.dtype), memory.values), weights
 
 
 class RecurrentSeq2Seq(nnx.Module):
@@ -90,6 +92,7 @@ class RecurrentSeq2Seq(nnx.Module):
         source_size: symbols of a source.
         target_size: symbols of a target.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
     def __init__(
@@ -104,10 +107,11 @@ class RecurrentSeq2Seq(nnx.Module):
         source_size: int,
         target_size: int,
         rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.rate = rate
-        self.source = Embedding(source_size, embedding, scale=embedding**-0.5, rngs=rngs)
-        self.target = Embedding(target_size, embedding, scale=embedding**-0.5, rngs=rngs)
+        self.source = Embedding(source_size, embedding, scale=embedding**-0.5, rngs=rngs, dtype=dtype)
+        self.target = Embedding(target_size, embedding, scale=embedding**-0.5, rngs=rngs, dtype=dtype)
         self.encoder = Bidirectional(cell, embedding, width, layers, rate=rate, rngs=rngs)
         self.attend = None if score == "none" else Attend(score, width, rngs=rngs)
         aligned = score == "bahdanau"
@@ -189,14 +193,19 @@ class RecurrentSeq2Seq(nnx.Module):
         attend, (symbol, context) = self.attend, jnp.split(layer.input.kernel[...], [x.shape[-1]])
         bias = layer.input.bias
         assert bias is not None
-        a = x @ symbol + bias[...][None, None, :]
+        a = rearrange(matmul(rearrange(x, "b t e -> (b t) e"), symbol), "(b t) n -> t b n", b=len(x))
+        a = add_vector(a, bias[...])
+        # The gradients of what every step reads add up over the steps: in float32.
+        memory = jax.tree.map(lambda m: m.astype(jnp.float32), memory)
 
         def step(state: Any, a: Float[Array, "b n"]) -> Any:
-            seen, weights = attend(state[0][:, None], memory)
-            r = state[0] @ layer.kernel[...] + layer.bias[...][None, :]
-            state = cell_step(layer.cell, a + seen[:, 0] @ context, r, state)
-            return state, (state[0], seen[:, 0], weights[:, 0])
+            h = state[0].astype(x.dtype)
+            seen, weights = attend(h[:, None], memory)
+            seen = seen[:, 0].astype(x.dtype)
+            r = wide_matmul(h, layer.kernel[...]) + layer.bias[...][None, :]
+            state = cell_step(layer.cell, a + wide_matmul(seen, context), r, state)
+            return state, (state[0].astype(x.dtype), seen, weights[:, 0])
 
-        state, steps = jax.lax.scan(step, state, a.swapaxes(0, 1))
+        state, steps = jax.lax.scan(step, state, a)
         h, seen, weights = (y.swapaxes(0, 1) for y in steps)
         return h, state, seen, weights

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.nn.attention import KeyValue, additive_mask, attention_weights
@@ -44,6 +45,7 @@ class TransformerSeq2Seq(nnx.Module):
         source_size: symbols of a source.
         target_size: symbols of a target.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class TransformerSeq2Seq(nnx.Module):
         source_size: int,
         target_size: int,
         rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.rate = rate
-        table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs)
+        table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         block = partial(gpt2_block, width, heads, layers=layers, rate=rate, rngs=rngs)
         self.source, self.target = table(source_size), table(target_size)
         self.source_position, self.target_position = table(context), table(context)
@@ -104,7 +107,7 @@ class TransformerSeq2Seq(nnx.Module):
 
     def init_cache(self, memory: Memory, length: int) -> tuple[KeyValue, ...]:
         """What `extend` starts from, with slots for so many symbols."""
-        return tuple(block.attention.init_cache(len(memory.mask), length) for block in self.decoder)
+        return tuple(block.attention.init_cache(len(memory.mask), length, self.target.dtype) for block in self.decoder)
 
     def extend(
         self,

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.nn.attention import attention_weights, mix
@@ -207,15 +208,17 @@ class UNet(nnx.Module):
     Args:
         settings: its sizes.
         rngs: source of the initial values.
+        dtype: that the layers compute in.
     """
 
-    def __init__(self, settings: UNetSettings, rngs: nnx.Rngs):
-        self.settings = s = settings
+    def __init__(self, settings: UNetSettings, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.settings, self.dtype = settings, jnp.dtype(dtype)
+        s = settings
         channels, width = s.channels, s.embedding_width
         self.conv_in = Conv(s.features_in, channels[0], rngs=rngs)
         self.time_in = dense(channels[0], width, rngs)
         self.time_out = dense(width, width, rngs, activation=jax.nn.silu)
-        self.classes = Embedding(s.symbols, width, scale=1.0, rngs=rngs) if s.symbols else None
+        self.classes = Embedding(s.symbols, width, scale=1.0, rngs=rngs, dtype=dtype) if s.symbols else None
 
         last, at, crossing, down = len(channels) - 1, channels[0], [channels[0]], []
         for i, to in enumerate(channels):
@@ -254,12 +257,11 @@ class UNet(nnx.Module):
             key: of the dropout noise; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
-        dtype = self.conv_in.kernel[...].dtype
-        embedding = self._embed(t, symbol, dtype)
+        embedding = self._embed(t, symbol)
         blocks = sum(len(level.layers) for level in (*self.down, *self.up)) + len(self.middle)
         keys = iter(split(key, blocks))
 
-        x = self.conv_in(x.astype(dtype))
+        x = self.conv_in(x.astype(self.dtype))
         crossing = [x]
         for level in self.down:
             for layer in level.layers:
@@ -275,11 +277,11 @@ class UNet(nnx.Module):
                 x = level.resize(x)
         return self.conv_out(self.norm_out(x)).astype(jnp.float32)
 
-    def _embed(self, t: Float[Array, " b"], symbol: Int[Array, " b"] | None, dtype) -> Float[Array, "b 1 e"]:
+    def _embed(self, t: Float[Array, " b"], symbol: Int[Array, " b"] | None) -> Float[Array, "b 1 e"]:
         """The vector that tells every block the time and the class."""
         s = self.settings
         waves = time_features(t, s.channels[0], s.cos_first, s.frequency_shift)
-        embedding = self.time_out(self.time_in(waves.astype(dtype)[:, None]))
+        embedding = self.time_out(self.time_in(waves.astype(self.dtype)[:, None]))
         if self.classes is None:
             return embedding
         assert symbol is not None, "a network with classes needs one for every row"
