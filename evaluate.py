@@ -47,7 +47,7 @@ def main() -> None:
 
     trained = load_run(path, asked.checkpoint)
     metrics = trained.evaluate(asked.seed, **vars(asked.scoring))
-    record = {"step": trained.model.step, "split": "eval"} | metrics | {"seed": asked.seed}
+    record = {"step": trained.model.step, "split": "eval"} | metrics | {"seed": asked.seed} | trained.setting()
     rundir.write_scores(record)
     if asked.json:
         print(json.dumps(record))

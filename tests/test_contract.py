@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from zoo.core.checkpoint import flatten
@@ -90,7 +91,7 @@ class Bench:
         self.family: Family = run.family
         self.data = run.data.open(length=run.family.length, batch_size=run.batch_size, seed=run.seed)
         self.strategy, first, self.step = prepared(
-            run.family, self.data.spec, run.optimizer, run.parallel, run.batch_size
+            run.family, self.data.spec, run.optimizer, run.parallel, run.batch_size, run.precision
         )
         self.state = self.strategy.place(first)
 
@@ -111,9 +112,11 @@ class Bench:
 
 
 @functools.lru_cache(maxsize=12)
-def prepared(family: Family, spec: Any, optimizer: Optimizer, parallel: Parallel, batch_size: int) -> tuple:
+def prepared(
+    family: Family, spec: Any, optimizer: Optimizer, parallel: Parallel, batch_size: int, precision: str
+) -> tuple:
     """Strategy, first state on the host, and compiled step, which a config's tests share."""
-    strategy, setup = parallel.start(batch_size, optimizer.microbatches), Setup(optimizer, 6, batch_size)
+    strategy, setup = parallel.start(batch_size, optimizer.microbatches), Setup(optimizer, 6, batch_size, precision)
     state = strategy.init(lambda key: family.init(spec, setup, key), jax.random.key(0))
     step = strategy.compile_step(
         lambda state, batch, n: family.step(state, batch, n, jax.random.fold_in(jax.random.key(1), n))
@@ -197,6 +200,40 @@ def test_one_batch_can_be_learned_by_heart(run):
     told = bench.advance(200, same_batch=True)
     # The mean of some steps: objectives with noise of their own never stand still.
     assert np.mean([metrics["loss"] for metrics in told[-10:]]) < 0.4 * told[0]["loss"]
+
+
+def gradients(run: Run) -> dict[str, np.ndarray]:
+    """The gradient of the first step, leaf by leaf in float64, from what Adam remembers of it."""
+    optimizer = Optimizer(name="adam", learning_rate=1e-9, schedule="constant")
+    bench = Bench(replace(run, optimizer=optimizer, parallel=Parallel(devices=1)))
+    bench.advance(1)
+    found = [optax.tree.get(learner.opt_state, "mu") for learner in _learners(jax.device_get(bench.state))]
+    return {name: leaf.astype(np.float64) / (1 - optimizer.beta1) for name, leaf in flatten(found).items()}
+
+
+def test_gradients_in_bfloat16_are_those_of_float32(run):
+    """Leaf by leaf within 10 % of the leaf's norm, or 0.1 % of the whole gradient's where a leaf has less than that.
+
+    Many positions, since a sum in bfloat16 goes wrong with the number of its terms.
+    """
+    if isinstance(run.data, Documents):
+        run = replace(run, family=replace(run.family, context=512))
+    exact, half = gradients(run), gradients(replace(run, precision="bfloat16"))
+    assert exact.keys() == half.keys()
+    assert any((exact[name] != half[name]).any() for name in exact)
+    whole = np.sqrt(sum((leaf**2).sum() for leaf in exact.values()))
+    errors = {name: np.linalg.norm(half[name] - leaf) for name, leaf in exact.items()}
+    allowed = {name: 0.1 * np.linalg.norm(leaf) + 0.001 * whole for name, leaf in exact.items()}
+    print({name: round(error / (np.linalg.norm(exact[name]) + 1e-12), 4) for name, error in errors.items() if error > 0.5 * allowed[name]})
+    assert not {name: (errors[name], np.linalg.norm(exact[name])) for name in errors if errors[name] > allowed[name]}
+
+
+def test_200_steps_in_bfloat16_end_near_those_in_float32(run):
+    run = quick(run)
+    told, told_half = (Bench(replace(run, precision=p)).advance(200, same_batch=True) for p in ("float32", "bfloat16"))
+    loss, half = (np.array([metrics["loss"] for metrics in each]) for each in (told, told_half))
+    print(loss[[0, 10, 50, 100, -1]], half[[0, 10, 50, 100, -1]], abs(loss[-20:].mean() - half[-20:].mean()) / loss[0])
+    assert abs(half[-20:].mean() - loss[-20:].mean()) < 0.05 * loss[0]
 
 
 def test_every_network_learns(run):

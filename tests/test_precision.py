@@ -1,11 +1,18 @@
 """bfloat16: products in bfloat16 with float32 sums; vectors, tables, statistics and cell states in float32."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from zoo.core.config import Run
+from zoo.core.harness import fit
+from zoo.core.parallel import Parallel
+from zoo.data.text import Text as TextData
+from zoo.metrics.extractors import Extractor
 from zoo.nn.conv import Conv, ConvTranspose, ToImage
 from zoo.nn.dense import Dense, product
 from zoo.nn.embedding import Embedding
@@ -14,6 +21,7 @@ from zoo.nn.group_norm import GroupNorm
 from zoo.nn.norm import LayerNorm
 from zoo.nn.recurrence import recur
 from zoo.nn.recurrent import RecurrentLayer
+from zoo.transformer_lm import TransformerLM
 
 HALF = jnp.bfloat16
 
@@ -82,7 +90,7 @@ def test_logits_are_float32_and_their_gradients_reach_the_table():
 def test_recurrent_states_stay_near_float32s_over_256_steps(cell):
     layer = RecurrentLayer(cell, 8, 16, rngs=rngs())
     x = jax.random.normal(jax.random.key(1), (256, 4, 8))
-    (y, state), (y_half, state_half) = (layer(z, layer.init_state(4)) for z in (x, x.astype(HALF)))
+    (_, state), (y_half, state_half) = (layer(z, layer.init_state(4)) for z in (x, x.astype(HALF)))
     assert y_half.dtype == HALF
     assert {part.dtype for part in state_half} == {jnp.dtype("float32")}
     for exact, half in zip(state, state_half, strict=True):
@@ -125,3 +133,48 @@ def test_class_vectors_of_a_discriminator_are_summed_over_pixels_in_float32():
         h = jax.nn.leaky_relu(down(h, train=False), 0.2)
     exact = np.asarray(h, np.float64).sum((1, 2, 3))
     np.testing.assert_allclose(with_classes - without, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_float32_products_are_float32_in_training_sampling_and_scoring(precision, tmp_path, monkeypatch):
+    found = {}
+    for name in ("loss", "evaluate", "sample", "score"):
+        method = getattr(TransformerLM, name)
+
+        def watched(self, *arguments, name=name, method=method):
+            found[name] = jax.config.jax_default_matmul_precision
+            return method(self, *arguments)
+
+        monkeypatch.setattr(TransformerLM, name, watched)
+    path = tmp_path / "text.txt"
+    path.write_text("to be or not to be, that is the question. " * 20)
+    trained = fit(
+        Run(
+            family=TransformerLM(layers=1, heads=1, width=8, context=8),
+            data=TextData(path=str(path)),
+            parallel=Parallel(devices=1),
+            steps=1,
+            batch_size=4,
+            eval_batches=1,
+            precision=precision,
+            rundir=str(tmp_path / "run"),
+        )
+    )
+    trained.sample(max_new_tokens=2)
+    trained.evaluate()
+    assert found == dict.fromkeys(("loss", "evaluate", "sample", "score"), "highest")
+    assert jax.config.jax_default_matmul_precision is None
+    launch = json.loads((tmp_path / "run" / "launches.jsonl").read_text())
+    assert launch["precision"] == precision
+    assert trained.setting() == {"precision": precision, "device": "cpu"}
+
+
+def test_features_of_images_are_float32():
+    found = []
+
+    def apply(images):
+        found.append(jax.config.jax_default_matmul_precision)
+        return np.zeros((len(images), 2)), np.zeros((len(images), 2))
+
+    Extractor("fake", "0", apply)(np.zeros((3, 4, 4, 1), np.uint8))
+    assert found == ["highest"]

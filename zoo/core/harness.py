@@ -27,13 +27,14 @@ from zoo.core.config import CHANGEABLE, Run, differences, flag, to_json
 from zoo.core.errors import Interrupted, UserError
 from zoo.core.family import Metrics, Model, State
 from zoo.core.parallel import Strategy
-from zoo.core.platform import prepare
+from zoo.core.platform import exact_float32, prepare
 from zoo.core.progress import Meter, Pace, format_figure, to_console, to_file
 from zoo.core.rundir import LOG, RunDir
 from zoo.core.signals import Stop
 from zoo.core.trained import (
     Trained,
     compile_evaluation,
+    compute_dtype,
     evaluate_split,
     inference_state,
     key_of,
@@ -94,10 +95,10 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
         check_may_go_on(rundir.config(), run)
     else:
         rundir.check_free(fresh)
-    with to_console() as console, Stop.on_signals(console) as stop, closing(rundir):
+    with to_console() as console, Stop.on_signals(console) as stop, closing(rundir), exact_float32():
         session, state, start, seconds = _prepare(run, rundir, resuming, fresh, stop)
         with to_file(rundir.path / LOG), closing(session.checkpoints):
-            rundir.launched(start, session.data.fingerprint())
+            rundir.launched(start, session.data.fingerprint(), compute_dtype(run))
             log.info("data: %s", session.data.describe())
             stop.training = True
             state, done = _loop(session, state, start, seconds, console)

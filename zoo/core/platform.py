@@ -2,6 +2,7 @@
 
 import functools
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def prepare() -> None:
     # By default only what took a second to compile is cached, which is almost nothing on small models.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def exact_float32() -> AbstractContextManager[None]:
+    """Within it, products of float32 arrays are float32 on every device.
+
+    By default JAX lets an NVIDIA GPU round their operands to TF32 and a TPU to bfloat16. Products of bfloat16 arrays
+    stay as they are.
+    """
+    return jax.default_matmul_precision("highest")
 
 
 @functools.cache

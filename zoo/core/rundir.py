@@ -152,12 +152,13 @@ class RunDir:
         """Writes the settings."""
         write_json(self.path / CONFIG, run)
 
-    def launched(self, step: int, data: str) -> None:
+    def launched(self, step: int, data: str, precision: str) -> None:
         """Records how this process was started, with what, and from which step.
 
         Args:
             step: steps done already.
             data: the data set's fingerprint; where it is not what it was before, says so.
+            precision: what the networks compute in, float32 or bfloat16.
         """
         if _last_record(self.path / LAUNCHES).get("data", data) != data:
             log.warning("the data is not what it was when this run was last started; it goes on with what there is now")
@@ -171,11 +172,13 @@ class RunDir:
             "versions": {name: _version(name) for name in PACKAGES},
             "platform": platform.platform(),
             "devices": [str(device) for device in jax.devices()],
+            "device_kind": jax.devices()[0].device_kind,
+            "precision": precision,
         }
         _append(self.path / LAUNCHES, record)
         versions = " ".join(f"{name} {version}" for name, version in record["versions"].items())
         log.info("command: %s", record["command"])
-        log.info("python %s %s on %s", record["python"], versions, ", ".join(record["devices"]))
+        log.info("python %s %s on %s in %s", record["python"], versions, ", ".join(record["devices"]), precision)
 
     def cut_back(self, step: int) -> float:
         """Drops what was logged past `step`, which will be logged again; returns the seconds trained until then."""

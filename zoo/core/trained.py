@@ -16,7 +16,7 @@ from zoo.core.errors import UserError
 from zoo.core.family import Family, Metrics, Model, Rows, Setup, State
 from zoo.core.learner import Learner
 from zoo.core.parallel import Parallel, Strategy
-from zoo.core.platform import prepare
+from zoo.core.platform import exact_float32, prepare
 from zoo.core.progress import to_console
 from zoo.core.rundir import RunDir
 from zoo.data.dataset import DataSet
@@ -65,6 +65,10 @@ class Trained:
             )
         return self._data
 
+    def setting(self) -> dict[str, str]:
+        """What figures computed here depend on besides the run: the precision and the kind of device."""
+        return {"precision": compute_dtype(self.run), "device": jax.devices()[0].device_kind}
+
     def sample(self, seed: int = 0, stream: Callable[[str], None] | None = None, **request: Any) -> Artifacts:
         """Makes samples.
 
@@ -74,7 +78,8 @@ class Trained:
             **request: fields of the family's `Request` (`n=3`, `temperature=0.8`, ...).
         """
         asked = construct(self.model.family.Request, request)
-        return self.model.family.sample(self.model, asked, key_of(seed), stream)
+        with exact_float32():
+            return self.model.family.sample(self.model, asked, key_of(seed), stream)
 
     def evaluate(self, seed: int = 0, **scoring: Any) -> Metrics:
         """Scores the whole held-out split.
@@ -88,8 +93,9 @@ class Trained:
         strategy = Parallel(devices=devices).start(self.run.batch_size)
         compiled = compile_evaluation(strategy, family, key)
         asked = construct(family.Scoring, vars(self.run.scoring) | scoring)
-        means = evaluate_split(strategy, compiled, strategy.place(self.model.state), self.data)
-        return means | family.score(self.model, means, self.data, asked, key)
+        with exact_float32():
+            means = evaluate_split(strategy, compiled, strategy.place(self.model.state), self.data)
+            return means | family.score(self.model, means, self.data, asked, key)
 
 
 def key_of(seed: int) -> jax.Array:

@@ -29,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 from zoo.core.config import from_json, to_json
 from zoo.core.errors import UserError, run_script
 from zoo.core.family import Family
+from zoo.core.platform import exact_float32
 from zoo.core.trained import Trained, load_run
 from zoo.data.specs import ImageSpec
 from zoo.interop.torch_file import read_tensors
@@ -77,7 +78,8 @@ class Extractor:
         for begin in range(0, len(images), size):
             some = images[begin : begin + size]
             filled = np.concatenate([some, some[-1:].repeat(size - len(some), axis=0)])
-            parts.append([np.asarray(array)[: len(some)] for array in self.apply(filled)])
+            with exact_float32():
+                parts.append([np.asarray(array)[: len(some)] for array in self.apply(filled)])
         features, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return Extracted(features, logits)
 
