@@ -1,4 +1,4 @@
-"""Scores a trained run on its held-out data: python evaluate.py RUN [--json]."""
+"""Scores a trained run on held-out data: python evaluate.py RUN [--split test] [--data.path FILE] [--json]."""
 
 if __name__ == "__main__":
     from zoo.core.memory import pause_garbage_collection
@@ -16,15 +16,22 @@ from zoo.core.config import parse_flags, split_arguments, trust_named
 from zoo.core.errors import run_script
 from zoo.core.progress import format_figure
 from zoo.core.rundir import RunDir
+from zoo.data.dataset import Data
+from zoo.data.splits import Split
 
-USAGE = "usage: python evaluate.py RUN [--json]; flags: python evaluate.py RUN --help"
+USAGE = "usage: python evaluate.py RUN [--split test] [--json]; flags: python evaluate.py RUN --help"
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Flags of evaluate.py: the family's scoring, and what to print."""
+    """Flags of evaluate.py: the family's scoring, what to score it on, and what to print."""
 
     scoring: Annotated[Any, tyro.conf.arg(name="")]
+    data: Data
+    """The data: the run's, or another source of the same kind, of which all is scored unless `--split` is given."""
+    split: Split | None = None
+    """Which rows: dev, which chose settings and checkpoints; test, which is reported; or all. None: dev of the run's
+    data, all of another source."""
     json: bool = False
     """Print one JSON object."""
     seed: int = 0
@@ -41,18 +48,22 @@ def main() -> None:
     rundir = RunDir(path)
     rundir.require()
     trust_named(flags)
-    asked = parse_flags(Evaluate, Evaluate(rundir.config().scoring), flags, f"evaluate.py {path}")
+    run = rundir.config()
+    asked = parse_flags(Evaluate, Evaluate(run.scoring, run.data), flags, f"evaluate.py {path}")
+    split = asked.split or ("dev" if asked.data.name == run.data.name else "all")
 
     from zoo.core.trained import load_run
 
     trained = load_run(path, asked.checkpoint)
-    metrics = trained.evaluate(asked.seed, **vars(asked.scoring))
-    record = {"step": trained.model.step, "split": "eval"} | metrics | {"seed": asked.seed} | trained.setting()
+    data = trained.held_out(split, asked.data)
+    metrics = trained.evaluate(asked.seed, data=data, **vars(asked.scoring))
+    of = {"step": trained.model.step, "data": asked.data.name, "split": split}
+    record = of | metrics | {"seed": asked.seed} | trained.setting()
     rundir.write_scores(record)
     if asked.json:
         print(json.dumps(record))
         return
-    print(f"{path} at step {trained.model.step}, held-out split, {trained.data.describe()}", file=sys.stderr)
+    print(f"{path} at step {trained.model.step}, split {split} of {data.describe()}", file=sys.stderr)
     for name, value in metrics.items():
         print(f"{name.replace('_', ' '):24} {format_figure(value)}")
 

@@ -35,12 +35,13 @@ def kept_steps(path: Path, minutes: list[float]) -> list[int]:
 
 def score(path: Path, step: int, settings: dict[str, Any]) -> dict[str, Any]:
     """The figures of one checkpoint: from scores.jsonl where they are, else made now and added to it."""
-    asked = settings | {"step": step, "seed": 0}
+    asked = settings | {"step": step, "split": "test", "seed": 0}
     lines = (path / SCORES).read_text(encoding="utf-8").splitlines() if (path / SCORES).is_file() else []
     for record in map(json.loads, lines):
         if asked.items() <= record.items():
             return record
-    record = {"step": step, "split": "eval"} | zoo.load_run(path, str(step)).evaluate(**settings) | {"seed": 0}
+    found = zoo.load_run(path, str(step)).evaluate(split="test", **settings)
+    record = {"step": step, "split": "test"} | found | {"seed": 0}
     RunDir(path).write_scores(record)
     return record
 

@@ -29,7 +29,8 @@ def main(rundirs: list[str]) -> None:
     for rundir in rundirs:
         trained = load_run(rundir)
         net, spec, length = trained.net(), trained.model.spec, trained.run.family.length
-        fitting = [source for source in trained.data.references("test") if len(spec.source.encode(source)) < length]
+        test = trained.held_out("test").references()
+        fitting = [source for source in test if len(spec.source.encode(source)) < length]
         sources = [encode_source(spec, source, length) for source in fitting[:SOURCES]]
 
         def run(net=net, spec=spec, sources=sources, length=length) -> None:

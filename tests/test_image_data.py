@@ -1,3 +1,4 @@
+import hashlib
 import io
 import logging
 from dataclasses import replace
@@ -19,8 +20,27 @@ from zoo.data.specs import ImageSpec
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
-def open_images(settings, batch_size=4, seed=0, spec=None):
-    return settings.open(length=None, batch_size=batch_size, seed=seed, spec=spec)
+def open_images(settings, batch_size=4, seed=0, spec=None, split="dev"):
+    return settings.open(length=None, batch_size=batch_size, seed=seed, spec=spec, split=split)
+
+
+def three_parts(data):
+    """Images and labels of train, dev and test."""
+    return (data.images, data.labels), *(
+        (data.on(split).held_out_images, data.on(split).held_out_labels) for split in ("dev", "test")
+    )
+
+
+def all_images(data):
+    return np.concatenate([images for images, _ in three_parts(data)])
+
+
+def all_labels(data):
+    return np.concatenate([labels for _, labels in three_parts(data)])
+
+
+def by_hash(images):
+    return np.array(sorted(images, key=lambda image: hashlib.sha256(image.tobytes()).digest()))
 
 
 def arrays(n=11, size=6, channels=3, seed=0):
@@ -100,9 +120,11 @@ def test_an_epoch_visits_each_image_once_and_epochs_differ(npz, batch_size):
     assert len(set(map(tuple, epochs))) == 4
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
-def test_every_held_out_image_comes_once(npz, batch_size):
-    data = open_images(npz[0], batch_size=batch_size)
+def test_every_held_out_image_comes_once(npz, batch_size, split):
+    data = open_images(replace(npz[0], held_out=0.6), batch_size=batch_size).on(split)
+    assert len(data.held_out_images) >= 3
     batches = [data.held_out_at(index) for index in range(data.held_out_batches)]
     for batch in batches:
         assert batch["image"].shape[0] == batch_size
@@ -117,17 +139,67 @@ def test_every_held_out_image_comes_once(npz, batch_size):
 
 def test_split_keeps_equal_images_together_whatever_their_order(npz, tmp_path):
     settings, images = npz
-    for share in (0.1, 0.3, 0.9):
+    ranked = [image.tobytes() for image in by_hash(list({image.tobytes(): image for image in images}.values()))]
+    for share, held_out in ((0.1, 1), (0.4, 2), (0.8, 4)):
         data = open_images(replace(settings, held_out=share))
-        train, held_out = ({image.tobytes() for image in part} for part in (data.images, data.held_out_images))
-        assert not train & held_out
-        assert train | held_out == {image.tobytes() for image in images}
-        assert len(held_out) == round(share * 10)
+        train, dev, test = (list(dict.fromkeys(image.tobytes() for image in part)) for part, _ in three_parts(data))
+        assert (test, dev) == (ranked[:held_out], ranked[held_out : 2 * held_out])
+        assert set(train) == set(ranked[2 * held_out :])
+        assert sorted(image.tobytes() for image in all_images(data)) == sorted(image.tobytes() for image in images)
         np.savez(tmp_path / "reversed.npz", images=images[::-1], labels=np.arange(11)[::-1] % 3)
         other = open_images(Images(path=str(tmp_path / "reversed.npz"), held_out=share))
-        assert {image.tobytes() for image in other.held_out_images} == held_out
-        for image, label in zip(data.images, data.labels, strict=True):
+        for split in ("dev", "test"):
+            np.testing.assert_array_equal(data.on(split).held_out_images, other.on(split).held_out_images)
+        for image, label in zip(all_images(data), all_labels(data), strict=True):
             assert label in {i % 3 for i in range(11) if (images[i] == image).all()}
+
+
+def test_the_first_held_out_images_are_of_all_classes(tmp_path):
+    """In the order of files, the first 60 of 300 pictures sorted by class were of 3 classes."""
+    labels = np.arange(300) // 20
+    np.savez(tmp_path / "a.npz", images=arrays(300), labels=labels, held_out_images=arrays(300, seed=1),
+             held_out_labels=labels)  # fmt: skip
+    test = open_images(Images(path=str(tmp_path / "a.npz")), batch_size=60).on("test")
+    assert len(set(test.held_out_at(0)["label"].tolist())) >= 13
+    assert sorted(test.held_out_labels) == sorted(labels)
+
+
+def test_a_source_of_any_size_can_be_scored_whole(npz, tmp_path):
+    settings, images = npz
+    data = open_images(settings, split="all")
+    np.testing.assert_array_equal(data.held_out_images, by_hash(images))
+    assert data.describe().endswith("images.npz: all of 11 images, 6x6 in colour, 3 classes")
+    save(tmp_path / "one", images[0], "a.png")
+    one = open_images(Images(path=str(tmp_path / "one")), spec=ImageSpec(6, 6, 3), split="all")
+    np.testing.assert_array_equal(one.held_out_at(0)["image"][0], images[0])
+    assert one.held_out_at(0)["valid"].tolist() == [True, False, False, False]
+    np.savez(tmp_path / "a.npz", x_train=images[:8], x_test=images[8:])
+    both = open_images(Images(path=str(tmp_path / "a.npz"), held_out_path="missing"), split="all")
+    np.testing.assert_array_equal(both.held_out_images, by_hash(images))
+
+
+def test_images_to_score_that_are_named_are_dev_and_test(npz, tmp_path):
+    settings, images = npz
+    other, last = arrays(5, seed=7), arrays(2, seed=8)
+    np.save(tmp_path / "other.npy", other)
+    np.save(tmp_path / "last.npy", last)
+    settings = Images(path=settings.path, held_out=0.4)
+    np.savez(tmp_path / "images.npz", images=images)
+    halved = three_parts(open_images(replace(settings, held_out_path=str(tmp_path / "other.npy"))))
+    for (found, _), expected in zip(halved, (images, by_hash(other)[2:], by_hash(other)[:2]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    apart = replace(settings, held_out_path=str(tmp_path / "other.npy"), test_path=str(tmp_path / "last.npy"))
+    for (found, _), expected in zip(three_parts(open_images(apart)), (images, by_hash(other), by_hash(last)),
+                                    strict=True):  # fmt: skip
+        np.testing.assert_array_equal(found, expected)
+    train, dev, test = (found for found, _ in three_parts(open_images(replace(apart, held_out_path=""))))
+    assert {image.tobytes() for image in dev} == {image.tobytes() for image in by_hash(images)[: len(dev)]}
+    assert len({image.tobytes() for image in dev}) == 2
+    assert len(train) + len(dev) == 11
+    np.testing.assert_array_equal(test, by_hash(last))
+    np.save(tmp_path / "other.npy", other[:1])
+    with pytest.raises(UserError, match=r"other.npy has 1 different picture, too few for dev and test: give .* 2"):
+        open_images(replace(settings, held_out_path=str(tmp_path / "other.npy")))
 
 
 def test_split_does_not_depend_on_the_size(tmp_path):
@@ -137,6 +209,7 @@ def test_split_does_not_depend_on_the_size(tmp_path):
     averaged = large.held_out_images.reshape(-1, 4, 4, 4, 4, 3).mean((2, 4))
     np.testing.assert_allclose(small.held_out_images, averaged, atol=0.51)
     np.testing.assert_array_equal(small.held_out_labels, large.held_out_labels)
+    assert len(small.held_out_labels) == 2
 
 
 def test_augmentation_is_for_training_and_seen_in_the_preview(npz):
@@ -169,10 +242,20 @@ def test_fingerprint_follows_images_and_labels(npz, tmp_path):
 
 def test_mnist():
     data = open_images(Images())
-    assert data.describe() == ("MNIST: 60,000 images to train on and 10,000 held out, 28x28 in grey, 10 classes")
+    assert data.describe() == (
+        "MNIST: 55,000 images to train on, 5,000 for dev and 10,000 for test, 28x28 in grey, 10 classes"
+    )
     images, labels = read_mnist()
-    np.testing.assert_array_equal(np.bincount(data.labels)[:3], [5923, 6742, 5958])  # as published
-    np.testing.assert_array_equal(np.bincount(data.held_out_labels)[:3], [980, 1135, 1032])
+    (train, train_labels), (dev, dev_labels), (test, test_labels) = three_parts(data)
+    counts = np.bincount(train_labels) + np.bincount(dev_labels)
+    np.testing.assert_array_equal(counts[:3], [5923, 6742, 5958])  # as published
+    np.testing.assert_array_equal(np.bincount(test_labels)[:3], [980, 1135, 1032])
+    ranked = by_hash(images[:60000])
+    np.testing.assert_array_equal(dev, ranked[:5000])
+    np.testing.assert_array_equal(by_hash(train), ranked[5000:])
+    np.testing.assert_array_equal(test, by_hash(images[60000:]))
+    whole = open_images(Images(), split="all")
+    assert whole.describe() == "MNIST: all of 70,000 images, 28x28 in grey, 10 classes"
     np.testing.assert_array_equal(labels[:8], [5, 0, 4, 1, 9, 2, 1, 3])
     assert images[:60000].mean() / 255 == pytest.approx(0.1307, abs=1e-4)
     assert images[:60000].std() / 255 == pytest.approx(0.3081, abs=1e-4)
@@ -185,7 +268,7 @@ def test_emoji():
     data = open_images(Images(embedded="emoji", size=32))
     assert data.spec.height == data.spec.width == 32
     assert data.spec.channels == 3
-    assert len(data.images) + len(data.held_out_images) == 1911
+    assert [len(part) for part, _ in three_parts(data)] == [1718, 97, 96]
     pixels, facts = read_emoji()
     captions = {fact["caption"]: i for i, fact in enumerate(facts)}
     heart = captions["red heart"]
@@ -193,9 +276,9 @@ def test_emoji():
     assert facts[heart]["category"] == "Smileys & Emotion"
     alpha = pixels[heart][..., 3:] / 255
     over = np.round(pixels[heart][..., :3] * alpha + 255 * (1 - alpha)).reshape(32, 2, 32, 2, 3).mean((1, 3))
-    place = abs(np.concatenate([data.images, data.held_out_images]) - over).mean((1, 2, 3)).argmin()
-    np.testing.assert_allclose(np.concatenate([data.images, data.held_out_images])[place], over, atol=1.1)
-    label = np.concatenate([data.labels, data.held_out_labels])[place]
+    place = abs(all_images(data) - over).mean((1, 2, 3)).argmin()
+    np.testing.assert_allclose(all_images(data)[place], over, atol=1.1)
+    label = all_labels(data)[place]
     assert data.spec.classes[label] == "Smileys & Emotion"
     assert (data.images[:, 0, 0] == 255).all(-1).mean() > 0.9
     black = open_images(Images(embedded="emoji", size=32, background="black"))
@@ -215,7 +298,7 @@ def test_folders_are_classes(folder):
         assert distance.min() < 25  # JPEG on noise
     save(folder, arrays(1, 16)[0] ^ 3, "at_the_top.png")
     with_top = open_images(Images(path=str(folder)))
-    labels = np.concatenate([with_top.labels, with_top.held_out_labels])
+    labels = all_labels(with_top)
     assert sorted(np.unique(labels, return_counts=True)[1]) == [1, 6, 6]
     assert labels.min() == -1
 
@@ -229,9 +312,10 @@ def test_one_folder_is_no_class_and_hidden_files_are_left_out(tmp_path):
     (tmp_path / "all" / "again").symlink_to(tmp_path)
     data = open_images(Images(path=str(tmp_path)))
     assert data.spec.classes == ()
-    assert len(data.images) == 2
+    assert len(data.images) == 1
+    assert len(all_images(data)) == 3
     assert data.skipped == 0
-    assert (data.labels == -1).all()
+    assert (all_labels(data) == -1).all()
 
 
 def picture(kind):
@@ -344,7 +428,7 @@ def test_odd_files_are_skipped_counted_and_named(folder, caplog):
     for name in ("notes.png (it is not PNG, JPEG", "cut.jpg (image file is truncated", "empty.webp"):
         assert name in warning
     assert "readme.txt" in told
-    assert len(data.images) + len(data.held_out_images) == 12
+    assert len(all_images(data)) == 12
 
 
 def test_extreme_sizes(tmp_path, monkeypatch):
@@ -353,15 +437,16 @@ def test_extreme_sizes(tmp_path, monkeypatch):
     save(tmp_path, np.full((20000, 2), 11, np.uint8), "tall.png")
     for fit in ("crop", "pad"):
         data = open_images(Images(path=str(tmp_path), size=8, fit=fit))
-        images = np.concatenate([data.images, data.held_out_images])
+        images = all_images(data)
         assert data.skipped == 0
         assert {int(image[3, 3, 0]) for image in images} == {7, 9, 11}
     limit = PIL.Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 5000)  # Pillow would refuse what is twice as large
-    assert len(open_images(Images(path=str(tmp_path), size=8)).images) == 2
+    assert len(all_images(open_images(Images(path=str(tmp_path), size=8)))) == 3
     assert PIL.Image.MAX_IMAGE_PIXELS == 5000
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(image_files, "MOST_PIXELS", 50000)
+    save(tmp_path, np.full((2, 2, 3), 13, np.uint8), "two.png")
     data = open_images(Images(path=str(tmp_path), size=8))
     assert data.skipped == 1
 
@@ -377,10 +462,10 @@ def bad_folders(tmp_path):
     (tmp_path / "broken" / "a.png").write_text("a")
     yield "broken", {}, r"none of the 1 picture files in .* can be read: a.png \(it is not"
     save(tmp_path / "one", arrays(1)[0], "a.png")
-    yield "one", {}, "one picture, and at least two are needed"
+    yield "one", {}, "one has 1 different picture, too few for train, dev and test: give at least 3"
     save(tmp_path / "twice", arrays(1)[0], "a.png")
     save(tmp_path / "twice", arrays(1)[0], "b.png")
-    yield "twice", {}, "one picture, and at least two are needed"
+    yield "twice", {}, "twice has 1 different picture, too few for train, dev and test: give at least 3"
     save(tmp_path / "sizes", arrays(1)[0], "a.png")
     save(tmp_path / "sizes", arrays(1, 8)[0], "b.png")
     yield "sizes", {}, r"differ in size \(a.png is 6x6, b.png is 8x8\): give --data.size"
@@ -434,7 +519,8 @@ def test_bad_arrays(tmp_path, contents, message):
         ({"path": "a", "tfds": "b"}, "two sources"),
         ({"held_out": 0.0}, "held_out is 0.0"),
         ({"size": -1}, "size is -1"),
-        ({"held_out_path": "a"}, "goes with --data.path"),
+        ({"held_out_path": "a"}, "held-out-path goes with --data.path"),
+        ({"test_path": "a"}, "test-path goes with --data.path"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -464,7 +550,7 @@ def test_arrays_of_other_types(tmp_path, dtype):
     np.save(tmp_path / "a.npy", (images * scale).astype(dtype))
     data = open_images(Images(path=str(tmp_path / "a.npy")))
     assert data.spec == ImageSpec(6, 6, 1)
-    found = {image.tobytes() for part in (data.images, data.held_out_images) for image in part}
+    found = {image.tobytes() for image in all_images(data)}
     assert found == {image.tobytes() for image in images}
 
 
@@ -472,15 +558,20 @@ def test_arrays_with_a_split_and_names_of_classes(tmp_path):
     images, labels = arrays(), np.arange(11) % 2
     np.savez(tmp_path / "a.npz", x_train=images[:8], y_train=labels[:8, None], x_test=images[8:], y_test=labels[8:])
     data = open_images(Images(path=str(tmp_path / "a.npz")))
-    np.testing.assert_array_equal(data.images, images[:8])
-    np.testing.assert_array_equal(data.held_out_images, images[8:])
-    np.testing.assert_array_equal(data.held_out_labels, labels[8:])
+    (train, _), (dev, _), (test, test_labels) = three_parts(data)
+    np.testing.assert_array_equal(test, by_hash(images[8:]))
+    for image, label in zip(test, test_labels, strict=True):
+        assert label == next(labels[i] for i in range(11) if (images[i] == image).all())
+    np.testing.assert_array_equal(dev, by_hash(images[:8])[:1])
+    np.testing.assert_array_equal(train, [image for image in images[:8] if (image != dev[0]).any()])
     np.savez(tmp_path / "b.npz", images=images, labels=labels - 1, classes=["only"])
     named = open_images(Images(path=str(tmp_path / "b.npz")))
     assert named.spec.classes == ("only",)
     assert set(named.labels.tolist()) == {-1, 0}
-    both = open_images(Images(path=str(tmp_path / "b.npz"), held_out_path=str(tmp_path / "b.npz")))
-    np.testing.assert_array_equal(both.images, both.held_out_images)
+    same = open_images(Images(path=str(tmp_path / "b.npz"), held_out_path=str(tmp_path / "b.npz")))
+    np.testing.assert_array_equal(same.images, images)
+    held_out = np.concatenate([part for part, _ in three_parts(same)[1:]])
+    np.testing.assert_array_equal(by_hash(held_out), by_hash(images))
 
 
 def test_arrays_are_fitted_like_files(tmp_path):
@@ -495,7 +586,7 @@ def test_arrays_are_fitted_like_files(tmp_path):
         Images(),
     ):
         sets = [open_images(replace(settings, path=str(tmp_path / name))) for name in ("a.npy", "folder")]
-        one, other = (np.sort([image.tobytes() for image in (*x.images, *x.held_out_images)]) for x in sets)
+        one, other = (np.sort([image.tobytes() for image in all_images(x)]) for x in sets)
         np.testing.assert_array_equal(one, other)
 
 
@@ -591,9 +682,13 @@ def test_tfds(tfds_folder):
     data = open_images(Images(tfds="tiny", tfds_dir=tfds_folder, tfds_held_out_split="test"))
     assert data.spec == ImageSpec(6, 6, 1, ("odd", "even"))
     np.testing.assert_array_equal(data.images, arrays(7, channels=1, seed=7))
-    np.testing.assert_array_equal(data.held_out_images, arrays(3, channels=1, seed=3))
+    (_, dev, test), held_out = (part for part, _ in three_parts(data)), arrays(3, channels=1, seed=3)
+    np.testing.assert_array_equal(test, by_hash(held_out)[:2])
+    np.testing.assert_array_equal(dev, by_hash(held_out)[2:])
+    alone = open_images(Images(tfds="tiny", tfds_dir=tfds_folder, tfds_test_split="test", held_out=0.6))
+    assert [len(part) for part, _ in three_parts(alone)] == [5, 2, 3]
     np.testing.assert_array_equal(data.labels, np.arange(7) % 2)
-    half = open_images(Images(tfds="tiny", tfds_dir=tfds_folder, held_out=0.4, size=3))
-    assert (len(half.images), len(half.held_out_images)) == (4, 3)
+    half = open_images(Images(tfds="tiny", tfds_dir=tfds_folder, held_out=0.8, size=3))
+    assert [len(part) for part, _ in three_parts(half)] == [1, 3, 3]
     with pytest.raises(UserError, match="validation"):
         open_images(Images(tfds="tiny", tfds_dir=tfds_folder, tfds_split="validation"))

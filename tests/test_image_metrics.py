@@ -126,7 +126,7 @@ def test_classifier_score_and_class_shares():
 
 @pytest.fixture(scope="module")
 def mnist():
-    return Images().open(length=None, batch_size=100, seed=0)
+    return Images().open(length=None, batch_size=100, seed=0).on("test")
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def small(tmp_path) -> Images:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 28, 28, 1), dtype=np.uint8)
     np.savez(tmp_path / "small.npz", images=images, labels=np.arange(60) % 3)
-    return Images(path=str(tmp_path / "small.npz"), held_out=0.4)
+    return Images(path=str(tmp_path / "small.npz"), held_out=0.8)
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_a_classifier_written_to_a_file_is_an_extractor(trained, tmp_path):
     path = tmp_path / "mine.safetensors"
     about = write_classifier(trained, path)
     assert about["steps"] == "7"
-    images = trained.data.held_out_images
+    images = trained.held_out("test").held_out_images
     seen = load_extractor(str(path), trained.model.spec)(images)
     features, logits = trained.net()(from_pixels(jnp.asarray(images)))
     np.testing.assert_allclose(seen.features, float(about["scale"]) * features, rtol=0.01, atol=0.05)

@@ -1,5 +1,6 @@
 """Pairs of sources and targets: CMUdict, files, the split by source, and batches of similar length."""
 
+import hashlib
 import itertools
 import json
 from dataclasses import replace
@@ -15,8 +16,14 @@ from zoo.data.tokenizers import Words
 LENGTH, BATCH = 9, 4
 
 
-def open_pairs(settings, length=LENGTH, batch_size=BATCH, seed=0, spec=None):
-    return settings.open(length=length, batch_size=batch_size, seed=seed, spec=spec)
+def open_pairs(settings, length=LENGTH, batch_size=BATCH, seed=0, spec=None, split="dev"):
+    return settings.open(length=length, batch_size=batch_size, seed=seed, spec=spec, split=split)
+
+
+def three_parts(pairs, dev, test):
+    """The pairs of train, dev and test."""
+    parts = split_pairs(pairs, dev, test)
+    return parts.train, parts.held_out["dev"], parts.held_out["test"]
 
 
 @pytest.fixture
@@ -56,7 +63,10 @@ def test_cmudict_is_words_of_letters_with_their_pronunciations():
     assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
     assert [phones for word, phones in pairs if word == "read"] == ["R EH1 D", "R IY1 D"]
     assert ("aalborg", "AO1 L B AO0 R G") in pairs  # where a remark follows
-    train, dev, test = split_pairs(pairs, 0.05, 0.05)
+    train, dev, test = three_parts(pairs, 0.05, 0.05)
+    ranked = sorted(words, key=lambda word: hashlib.sha256(word.encode()).digest())
+    assert list(dict(test)) == ranked[:5875]
+    assert list(dict(dev)) == ranked[5875 : 2 * 5875]
     sizes = [len({word for word, _ in part}) for part in (train, dev, test)]
     assert sizes == [117_493 - 2 * 5875, 5875, 5875]
     phones = Words.learn((phones for _, phones in train), 8000)
@@ -65,20 +75,20 @@ def test_cmudict_is_words_of_letters_with_their_pronunciations():
 
 
 def test_no_source_is_in_two_parts_whatever_the_order(pairs):
-    parts = split_pairs(pairs, 0.2, 0.2)
+    parts = three_parts(pairs, 0.2, 0.2)
     sources = [{source for source, _ in part} for part in parts]
     assert sum(map(len, sources)) == len({source for source, _ in pairs})
     assert sorted(itertools.chain(*parts)) == sorted(set(pairs))
-    again = split_pairs(pairs[::-1], 0.2, 0.2)
+    again = three_parts(pairs[::-1], 0.2, 0.2)
     assert [set(part) for part in again] == [set(part) for part in parts]
     many = {source for source, _ in pairs}
     assert len(sources[2]) == round(0.2 * len(many))
-    assert all(split_pairs([("a", "1"), ("b", "2"), ("c", "3")], 0.4, 0.4))
+    assert all(three_parts([("a", "1"), ("b", "2"), ("c", "3")], 0.4, 0.4))
 
 
 def test_an_epoch_has_every_pair_and_batches_of_similar_length(file, pairs):
     data = open_pairs(file)
-    train, *_ = split_pairs(pairs, 0.2, 0.2)
+    train, *_ = three_parts(pairs, 0.2, 0.2)
     orders = []
     for epoch in range(2):
         batches = [data.batch_at(epoch * data.batches + i) for i in range(data.batches)]
@@ -115,22 +125,46 @@ def test_shapes_and_types(file):
 
 
 def test_every_held_out_pair_is_there_once(file, pairs):
-    data = open_pairs(file)
-    _, dev, test = split_pairs(pairs, 0.2, 0.2)
-    batches = [data.held_out_at(index) for index in range(data.held_out_batches)]
-    assert sorted(pair for batch in batches for pair in texts_of(data, batch)) == sorted(dev)
-    np.testing.assert_array_equal(np.concatenate([b["row"] for b in batches]), np.arange(BATCH * len(batches)))
-    assert data.references("test") == {s: [t for other, t in test if other == s] for s, _ in test}
-    assert any(len(targets) > 1 for part in ("dev", "test") for targets in data.references(part).values())
+    _, *held_out = three_parts(pairs, 0.2, 0.2)
+    most = 0
+    for split, part in zip(("dev", "test"), held_out, strict=True):
+        data = open_pairs(file).on(split)
+        batches = [data.held_out_at(index) for index in range(data.held_out_batches)]
+        assert [pair for batch in batches for pair in texts_of(data, batch)] == part
+        np.testing.assert_array_equal(np.concatenate([b["row"] for b in batches]), np.arange(BATCH * len(batches)))
+        assert data.references() == {s: [t for other, t in part if other == s] for s, _ in part}
+        most = max(most, *map(len, data.references().values()))
+    assert most > 1
+
+
+def test_the_first_held_out_pairs_are_as_long_as_any():
+    """Sorted by length, five batches of 32 of CMUdict's dev words had 4.2 letters on average instead of 7.5."""
+    data = open_pairs(Pairs(), length=32, batch_size=32)
+    letters = np.concatenate([b["source_length"][b["valid"]] for b in map(data.held_out_at, range(197))]) - 1
+    assert len(letters) == 6295
+    assert letters[:160].mean() == pytest.approx(letters.mean(), abs=4 * letters.std() / 160**0.5)
+
+
+def test_a_source_of_any_size_can_be_scored_whole(file, pairs, tmp_path):
+    spec = open_pairs(file).spec
+    whole = open_pairs(file, spec=spec, split="all")
+    seen = [pair for i in range(whole.held_out_batches) for pair in texts_of(whole, whole.held_out_at(i))]
+    assert sorted(seen) == sorted(set(pairs))
+    assert "all of 36 pairs" in whole.describe()
+    (tmp_path / "pairs.tsv").write_text("abc\t1 2\nabc\tC\n")
+    tiny = open_pairs(file, spec=spec, split="all")
+    assert texts_of(tiny, tiny.held_out_at(0)) == [("abc", "1 2"), ("abc", "C")]
+    assert tiny.references() == {"abc": ["1 2", "C"]}
 
 
 def test_pairs_that_are_too_long_are_counted_and_left_out(file, pairs):
     data = open_pairs(file, length=6)
     fits = [max(len(source), len(target.split())) < 6 for source, target in pairs]
-    train, dev, _ = split_pairs(pairs, 0.2, 0.2)
+    train, dev, test = three_parts(pairs, 0.2, 0.2)
     seen = {pair for step in range(data.batches) for pair in texts_of(data, data.batch_at(step))}
     assert seen == {pair for pair, fit in zip(pairs, fits, strict=True) if fit and pair in train}
-    left_out = len(train) + len(dev) - len(data.train) - len(data.dev)
+    kept = len(data.train) + len(data.held_out) + len(data.on("test").held_out)
+    left_out = len(train) + len(dev) + len(test) - kept
     assert left_out > 0
     assert f"({left_out} of 6 tokens or more left out)" in data.describe()
     assert len(encode_pairs(data.spec, pairs, 6)) == sum(fits)
@@ -145,7 +179,7 @@ def test_json_lines_and_a_spec_that_is_kept(pairs, tmp_path, file):
     data, same = open_pairs(settings), open_pairs(file)
     assert data.spec == same.spec
     assert data.fingerprint() == same.fingerprint()
-    assert set(data.spec.examples) <= {source for source, _ in data.texts["dev"]}
+    assert set(data.spec.examples) <= set(data.references())
     assert open_pairs(settings, spec=data.spec).spec is data.spec
     with pytest.raises(UserError, match=r"source-tokenizer is characters, not bytes: give --data.source-tokenizer"):
         replace(settings, source_tokenizer="bytes").check_tokenizer(data.spec)
@@ -159,7 +193,10 @@ BAD_FILES = {
     "three.tsv": ("a\tA\n\nb\tB\tC\n", "line 3 of .*three.tsv has 3 fields between tabs"),
     "source.tsv": ("a\tA\n \tB\n", "line 2 of .*source.tsv has an empty source"),
     "target.tsv": ("a\t\n", "line 1 of .*target.tsv has an empty target"),
-    "few.tsv": ("a\tA\na\tB\nb\tC\n", "2 different sources: give at least three"),
+    "few.tsv": (
+        "a\tA\na\tB\nb\tC\n",
+        "few.tsv has 2 different sources, too few for train, dev and test: give at least 3",
+    ),
     "field.jsonl": ('{"source": "a"}\n', "line 1 of .*field.jsonl has no field 'target'"),
     "empty.tsv": ("", "empty.tsv is empty"),
 }

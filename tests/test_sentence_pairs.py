@@ -8,7 +8,7 @@ import pytest
 
 from zoo.core.errors import UserError
 from zoo.data.sentence_pairs import SentencePairs, make_spec
-from zoo.data.sources import HELD_OUT_PLAYS, read_documents, read_plays
+from zoo.data.sources import DEV_PLAYS, TEST_PLAYS, read_documents, read_plays
 from zoo.data.specs import SegmentSpec
 from zoo.data.tokenizers import Bytes, Characters
 from zoo.data.word_pieces import WordPiece
@@ -109,6 +109,18 @@ def test_held_out_rows_are_apart_half_of_them_follow_and_all_are_there_once(pair
     np.testing.assert_array_equal(again["tokens"], rows[0]["tokens"][2:5])
 
 
+def test_windows_are_those_of_the_split_and_the_first_are_from_anywhere(pairs):
+    found = {}
+    for split in ("dev", "test"):
+        data = pairs.on(split)
+        batches = [data.held_out_at(index) for index in range(data.held_out_batches)]
+        windows = [a for batch in batches for a, _ in np.array(segments(data, batch))[batch["valid"]]]
+        found[split] = [int(a.lstrip()[:3]) for a in windows]
+        assert f"{len(windows)} pairs in {split}" in data.describe()
+        assert found[split] != sorted(found[split])
+    assert max(found["dev"]) < 100 <= min(found["test"]), "the held-out document is halved"
+
+
 def test_a_document_with_one_place_for_b_always_goes_on(tmp_path):
     (tmp_path / "short.txt").write_text("one\ntwo\nthree")
     source = {"path": str(tmp_path / "short.txt"), "held_out_path": str(tmp_path / "short.txt")}
@@ -140,7 +152,7 @@ def test_what_makes_no_pairs_is_named(paths, settings, length, named):
 
 
 def test_a_split_without_text_is_named(tmp_path):
-    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "a.txt").write_text("abc")
     with pytest.raises(UserError, match="two tokens"):
         SentencePairs(path=str(tmp_path / "a.txt"), tokenizer="bytes").open(length=8, batch_size=2, seed=0)
 
@@ -150,10 +162,11 @@ def test_a_run_with_another_tokenizer_is_refused(pairs):
         SentencePairs(tokenizer="bpe").check_tokenizer(pairs.spec)
 
 
-def test_the_default_holds_out_two_plays():
-    train, held_out = SentencePairs().documents()
-    assert held_out == [read_plays()[title] for title in HELD_OUT_PLAYS]
-    assert len(train) == 36
+def test_the_default_has_two_plays_for_dev_and_two_for_test():
+    parts, plays = SentencePairs().documents(), read_plays()
+    assert parts.held_out["dev"] == [plays[title] for title in DEV_PLAYS]
+    assert parts.held_out["test"] == [plays[title] for title in TEST_PLAYS]
+    assert len(parts.train) == 34
 
 
 def test_word_pieces_of_a_text():

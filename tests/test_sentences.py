@@ -1,6 +1,8 @@
 """Sentences as rows: how they are read, split, turned into words and batched."""
 
 import dataclasses
+import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -8,7 +10,6 @@ import pytest
 
 from zoo.core.config import from_json, to_json
 from zoo.core.errors import UserError
-from zoo.data.documents import split_documents
 from zoo.data.sentences import Sentences, encode_lines
 from zoo.data.sources import read_wordnet
 from zoo.data.specs import LineSpec, Spec
@@ -18,8 +19,12 @@ LENGTH, BATCH = 20, 4
 TEXTS = [f"the {'old ' * (i % 9)}dog no {i}, it's here" for i in range(60)]
 
 
-def open_sentences(settings, length=LENGTH, batch_size=BATCH, seed=0, spec=None):
-    return settings.open(length=length, batch_size=batch_size, seed=seed, spec=spec)
+def open_sentences(settings, length=LENGTH, batch_size=BATCH, seed=0, spec=None, split="dev"):
+    return settings.open(length=length, batch_size=batch_size, seed=seed, spec=spec, split=split)
+
+
+def by_hash(texts):
+    return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
 
 
 @pytest.fixture
@@ -89,12 +94,16 @@ def test_a_row_is_a_sentence_between_two_ends(settings):
 
 def test_sentences_are_split_by_their_text(settings):
     data = open_sentences(settings)
-    assert (len(data.train), len(data.held_out)) == (48, 12)
+    assert (len(data.train), len(data.held_out), len(data.on("test").held_out)) == (48, 6, 6)
     epoch = [data.batch_at(step)["tokens"] for step in range(12)]
     trained = {row.tobytes() for tokens in epoch for row in tokens}
     assert len(trained) == 48, "an epoch visits every sentence"
-    held_out = {row.tobytes() for i in range(3) for row in data.held_out_at(i)["tokens"]}
-    assert not trained & held_out
+    held_out = [
+        {row.tobytes() for i in range(2) for row in data.on(split).held_out_at(i)["tokens"]}
+        for split in ("dev", "test")
+    ]
+    assert not trained & held_out[0]
+    assert not trained & held_out[1]
     assert [data.batch_at(step)["tokens"].tolist() for step in range(12, 24)] != [x.tolist() for x in epoch]
 
 
@@ -121,7 +130,64 @@ def test_every_held_out_sentence_is_scored_once(settings, batch_size):
     words = data.spec.tokenizer
     expected = sorted(words.decode(words.encode(text)) for text in TEXTS)
     trained = [words.decode(row) for row in data.train.rows(np.arange(len(data.train)), 41, words.end_of_text)[0]]
-    assert sorted(trained + held_out_texts(data)) == expected
+    assert sorted(trained + held_out_texts(data) + held_out_texts(data.on("test"))) == expected
+
+
+def test_the_smallest_hashes_are_test_the_next_dev_in_their_order(settings, tmp_path):
+    ranked = by_hash(TEXTS)
+    for texts in (TEXTS, TEXTS[::-1]):
+        (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+        data = open_sentences(dataclasses.replace(settings, tokenizer="bytes"), length=90)
+        assert held_out_texts(data.on("test")) == ranked[:6]
+        assert held_out_texts(data) == ranked[6:12]
+        assert settings.sentences().train == [text for text in texts if text not in ranked[:12]]
+
+
+def test_doubles_are_in_one_part(settings, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS + TEXTS[::2]), encoding="utf-8")
+    parts = settings.sentences()
+    for part in parts.each:
+        assert sorted(part) == sorted([*set(part), *(set(part) & set(TEXTS[::2]))])
+    assert sorted(itertools.chain(*parts.each)) == sorted(TEXTS + TEXTS[::2])
+
+
+def test_definitions_for_test_are_those_of_the_hash_and_as_many_are_for_dev():
+    parts = Sentences().sentences()
+    definitions = read_wordnet("definitions")
+    ranked = by_hash(set(definitions))
+    assert len(ranked) == 116_919
+    assert [len(set(part)) for part in parts.each] == [116_919 - 2 * 5846, 5846, 5846]
+    assert set(parts.held_out["test"]) == set(ranked[:5846])
+    assert set(parts.held_out["dev"]) == set(ranked[5846 : 2 * 5846])
+    assert sum(map(len, parts.each)) == len(definitions)
+
+
+def test_sentences_to_score_that_are_named_are_dev_and_test(settings, tmp_path):
+    other = [f"sentence {i}" for i in range(7)]
+    (tmp_path / "other.txt").write_text("\n".join(other))
+    halved = dataclasses.replace(settings, held_out_path=str(tmp_path / "other.txt")).sentences()
+    assert halved.train == TEXTS
+    assert halved.held_out == {"test": by_hash(other)[:4], "dev": by_hash(other)[4:]}
+    (tmp_path / "last.txt").write_text("the last")
+    apart = dataclasses.replace(settings, test_path=str(tmp_path / "last.txt"))
+    both = dataclasses.replace(apart, held_out_path=str(tmp_path / "other.txt")).sentences()
+    assert (both.train, both.held_out) == (TEXTS, {"dev": by_hash(other), "test": ["the last"]})
+    ranked = by_hash(TEXTS)
+    assert apart.sentences().held_out == {"dev": ranked[:6], "test": ["the last"]}
+
+
+def test_a_source_of_any_size_can_be_scored_whole(settings, tmp_path):
+    spec = open_sentences(settings).spec
+    (tmp_path / "texts.txt").write_text("the dog\n")
+    data = open_sentences(settings, spec=spec, split="all")
+    assert held_out_texts(data) == ["the dog"]
+    assert "all of 1 sentences" in data.describe()
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    whole = open_sentences(dataclasses.replace(settings, tokenizer="bytes"), length=90, split="all")
+    assert held_out_texts(whole) == by_hash(TEXTS)
+    (tmp_path / "texts.txt").write_text("dog " * 30)
+    with pytest.raises(UserError, match="no sentence of less than 20 tokens"):
+        open_sentences(settings, spec=spec, split="all")
 
 
 def test_sentences_that_are_too_long_are_left_out_and_counted(settings):
@@ -131,7 +197,7 @@ def test_sentences_that_are_too_long_are_left_out_and_counted(settings):
     lines = encode_lines(words, TEXTS, 12)
     assert (len(lines), lines.too_long) == (len(fitting), len(TEXTS) - len(fitting))
     data = open_sentences(settings, length=12)
-    assert len(data.train) + len(data.held_out) == len(fitting)
+    assert len(data.train) + len(data.held_out) + len(data.on("test").held_out) == len(fitting)
     assert f"({lines.too_long} of 12 tokens or more left out)" in data.describe()
     assert max(data.batch_at(step)["length"].max() for step in range(20)) == 13
 
@@ -152,8 +218,9 @@ def test_other_tokenizers_cut_sentences_too(settings, kind):
 
 def test_unknown_words_are_told(settings):
     data = open_sentences(dataclasses.replace(settings, vocabulary=3), length=40)
-    ids = np.concatenate([data.spec.tokenizer.encode(text) for text in split_documents(TEXTS, 0.2)[1]])
-    assert f"{np.mean(ids == data.spec.tokenizer.unknown):.1%} of those held out unknown" in data.describe()
+    for split, texts in (("test", by_hash(TEXTS)[:6]), ("dev", by_hash(TEXTS)[6:12])):
+        ids = np.concatenate([data.spec.tokenizer.encode(text) for text in texts])
+        assert f"{np.mean(ids == data.spec.tokenizer.unknown):.1%} of those in {split}" in data.on(split).describe()
 
 
 # -------------------------------------------------------------------------------------------------- files
@@ -169,8 +236,8 @@ def test_wordnet_has_its_sentences():
 
 
 def test_json_lines_and_windows_files(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"s": " one two "}\n\n{"s": "three"}\n')
-    (tmp_path / "b.txt").write_bytes(b"one two\r\nthree\r\n")
+    (tmp_path / "a.jsonl").write_text('{"s": " one two "}\n\n{"s": "three"}\n{"s": "four"}\n')
+    (tmp_path / "b.txt").write_bytes(b"one two\r\nthree\r\nfour\r\n")
     read = [
         open_sentences(Sentences(path=str(tmp_path / name), field="s", held_out=0.5, tokenizer="bytes"), length=20)
         for name in ("a.jsonl", "b.txt")
@@ -180,10 +247,14 @@ def test_json_lines_and_windows_files(tmp_path):
 
 
 def test_held_out_sentences_may_have_a_file_of_their_own(settings, tmp_path):
-    (tmp_path / "other.txt").write_text("the dog\n")
-    data = open_sentences(dataclasses.replace(settings, held_out_path=str(tmp_path / "other.txt")), length=40)
-    assert held_out_texts(data) == ["the dog"]
+    (tmp_path / "other.txt").write_text("the dog\nold\n")
+    settings = dataclasses.replace(settings, held_out_path=str(tmp_path / "other.txt"))
+    data = open_sentences(settings, length=40)
+    assert {*held_out_texts(data), *held_out_texts(data.on("test"))} == {"the dog", "old"}
     assert len(data.train) == len(TEXTS)
+    (tmp_path / "other.txt").write_text("the dog\n")
+    with pytest.raises(UserError, match=r"other.txt has 1 different sentence, too few for dev and test: give at .* 2"):
+        open_sentences(settings, length=40)
 
 
 @pytest.mark.parametrize(
@@ -191,10 +262,18 @@ def test_held_out_sentences_may_have_a_file_of_their_own(settings, tmp_path):
     [
         ("empty.txt", b" \n\n", r"empty\.txt is empty"),
         ("latin1.txt", b"fine\ncaf\xe9\n", r"not UTF-8 text \(byte 0xe9 at offset 8, in line 2\)"),
-        ("one.txt", b"once\nonce\n", r"one\.txt has one sentence"),
+        (
+            "one.txt",
+            b"once\nonce\n",
+            r"one\.txt has 1 different sentence, too few for train, dev and test: give at least 3",
+        ),
         ("bad.jsonl", b'{"text": "fine"}\n{"txt": 1}\n', r"line 2 of .*bad\.jsonl has no field 'text'"),
         ("worse.jsonl", b'{"text": "fine"}\nnot json\n', r"line 2 of .*worse\.jsonl is not JSON"),
-        ("long.txt", b"a b c d e f g h\na b c d e f g i\n", r"no sentence to train on of less than 7 tokens"),
+        (
+            "long.txt",
+            b"a b c d e f g h\na b c d e f g i\na b c d e f g j\n",
+            r"no sentence to train on of less than 7 tokens",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told(tmp_path, name, contents, message):

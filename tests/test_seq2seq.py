@@ -1,7 +1,11 @@
 """Sequence to sequence: what a loss depends on, decoding that reads on, beams, alignments, scores and bad input."""
 
+import hashlib
 import itertools
+import json
 from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,7 @@ from command_line import call, refused
 from flax import nnx
 
 from zoo import Optimizer, Run, fit
+from zoo.core.config import from_json, to_json
 from zoo.core.errors import UserError
 from zoo.core.family import Setup
 from zoo.data.pairs import Pairs
@@ -215,11 +220,11 @@ def sources_of(lengths):
     return [np.append(draw.integers(0, 10, n), end).astype(np.int32) for n in lengths]
 
 
-def log_probability(net, source, target, length=LENGTH):
+def log_probability(net, source, target, length=LENGTH, spec=SPEC):
     """log P(target | source), by one look at the whole."""
-    tokens, lengths = pad(SPEC.source, [source], 1, length)
+    tokens, lengths = pad(spec.source, [source], 1, length)
     memory = net.encode(jnp.asarray(tokens), jnp.arange(length)[None] < lengths[:, None])
-    read = jnp.asarray([[SPEC.target.end_of_text, *target[:-1]]], jnp.int32)
+    read = jnp.asarray([[spec.target.end_of_text, *target[:-1]]], jnp.int32)
     log_probs = np.asarray(jax.nn.log_softmax(net.decode(read, memory)))[0]
     return float(log_probs[np.arange(len(target)), list(target)].sum())
 
@@ -309,19 +314,46 @@ def trained(tmp_path_factory):
 
 def test_scores_are_of_the_split_that_is_asked_for(trained):
     figures = trained.evaluate()
-    assert figures["scored_split"] == "dev"
-    assert figures["scored_sources"] == len(trained.data.references("dev"))
+    assert figures["scored_sources"] == len(trained.data.references())
     names = ["error_rate", "exact_match", "token_error_rate"]
     for name in (*names, *(f"{name}_unstripped" for name in names), "bleu", "rougeL", "perplexity"):
         assert np.isfinite(figures[name]), name
     other = trained.evaluate(split="test", sources=3, strip="")
-    assert (other["scored_split"], other["scored_sources"]) == ("test", 3)
+    assert other["scored_sources"] == 3
     assert "error_rate_unstripped" not in other
+
+
+def test_losses_are_of_the_split_that_is_asked_for(trained, capsys):
+    """Against the log-probability of each target, which the file and the hash of its source say are in the split."""
+    lines = [line.split("\t") for line in Path(trained.run.data.path).read_text().splitlines()]
+    ranked = sorted({line[0] for line in lines}, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    spec, sixth = trained.model.spec, round(0.2 * len(ranked))
+    losses = {}
+    for split, sources in (("test", ranked[:sixth]), ("dev", ranked[sixth : 2 * sixth])):
+        pairs = [(s, t) for s, t in lines if s in sources and max(len(s), len(t.split())) < LENGTH]
+        targets = [np.append(spec.target.encode(target), spec.target.end_of_text) for _, target in pairs]
+        read = [encode_source(spec, source, LENGTH) for source, _ in pairs]
+        nats = -sum(map(partial(log_probability, trained.net(), spec=spec), read, targets))
+        shown = call(capsys, "evaluate", trained.path, "--json", *(("--split", "test") if split == "test" else ()))
+        found = json.loads(shown.out)
+        assert found == json.loads((trained.path / "scores.jsonl").read_text().splitlines()[-1])
+        assert (found["split"], found["data"]) == (split, trained.run.data.path)
+        losses[split] = found["loss"]
+        assert found["loss"] == pytest.approx(nats / sum(map(len, targets)), rel=1e-4)
+        assert found["nats_per_target"] == pytest.approx(nats / len(pairs), rel=1e-4)
+        assert found["perplexity"] == pytest.approx(np.exp(nats / sum(map(len, targets))), rel=1e-4)
+    assert abs(losses["dev"] - losses["test"]) > 1e-3
+
+
+def test_settings_of_an_earlier_run_that_had_a_split_of_its_own_load(trained):
+    config = to_json(trained.run)
+    config["scoring"]["split"] = "test"
+    assert from_json(config, Run, "config.json") == trained.run
 
 
 def test_stripping_is_done_on_both_sides(trained, monkeypatch):
     """A model that writes the right phones with other digits is right once they are stripped."""
-    references = trained.data.references("dev")
+    references = trained.data.references()
 
     def right_but_for_digits(net, spec, sources, **settings):
         texts = [references[spec.source.decode(source)][0] for source in sources]

@@ -1,13 +1,13 @@
 import dataclasses
+import hashlib
 import json
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
 
 from zoo.core.errors import UserError
-from zoo.data.documents import split_documents
-from zoo.data.sources import HELD_OUT_PLAYS, read_plays
+from zoo.data.sources import DEV_PLAYS, TEST_PLAYS, read_plays
 from zoo.data.specs import BlockSpec
 from zoo.data.text import Text
 from zoo.data.tokenizers import Bytes, Characters
@@ -15,8 +15,19 @@ from zoo.data.tokenizers import Bytes, Characters
 LENGTH, BATCH = 7, 3
 
 
-def open_text(settings, length=LENGTH, batch_size=BATCH, seed=0, spec=None):
-    return settings.open(length=length, batch_size=batch_size, seed=seed, spec=spec)
+def open_text(settings, length=LENGTH, batch_size=BATCH, seed=0, spec=None, split="dev"):
+    return settings.open(length=length, batch_size=batch_size, seed=seed, spec=spec, split=split)
+
+
+def stream_of(texts):
+    """The bytes of documents, each between two end-of-text tokens."""
+    return [i for text in texts for i in (256, *text.encode(), 256)]
+
+
+def parts_of(settings):
+    """The documents of each part, by name."""
+    parts = settings.documents()
+    return {"train": parts.train, **parts.held_out}
 
 
 @pytest.fixture
@@ -71,16 +82,21 @@ def test_shapes_and_types(corpus):
         np.testing.assert_array_equal(batch["row"], np.arange(BATCH))
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3])
+@pytest.mark.parametrize("share", [0.05, 0.5])
+@pytest.mark.parametrize("split", ["dev", "test"])
 @pytest.mark.parametrize("length", [1, 4, 7, 60])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_every_held_out_token_is_a_target_once(corpus, share, length, batch_size):
-    settings, texts = corpus
-    data = open_text(dataclasses.replace(settings, held_out=share), length, batch_size)
-    _, held_out = split_documents(texts, share)
-    stream = [i for text in held_out for i in (256, *text.encode(), 256)]
+def test_every_held_out_token_is_a_target_once(corpus, share, split, length, batch_size):
+    settings = dataclasses.replace(corpus[0], held_out=share)
+    data = open_text(settings, length, batch_size).on(split)
+    held_out = parts_of(settings)[split]
+    stream = stream_of(held_out)
     batches = held_out_batches(data)
-    assert [pair for batch in batches for pair in scored_pairs(batch)] == list(pairwise(stream))
+    assert sorted(pair for batch in batches for pair in scored_pairs(batch)) == sorted(pairwise(stream))
+    in_order = held_out_batches(data.in_order())
+    assert [pair for batch in in_order for pair in scored_pairs(batch)] == list(pairwise(stream))
+    rows = np.concatenate([batch["row"] for batch in batches])
+    np.testing.assert_array_equal(rows, np.arange(len(rows)))
     assert sum(batch["bytes"].sum() for batch in batches) == sum(len(text.encode()) for text in held_out)
     assert sum(batch["characters"].sum() for batch in batches) == sum(map(len, held_out))
     for batch in batches:
@@ -88,10 +104,9 @@ def test_every_held_out_token_is_a_target_once(corpus, share, length, batch_size
 
 
 def test_an_epoch_covers_every_training_token(corpus):
-    settings, texts = corpus
+    settings, _ = corpus
     data = open_text(settings, batch_size=1)
-    train, _ = split_documents(texts, 0.3)
-    stream = [i for text in train for i in (256, *text.encode(), 256)]
+    stream = stream_of(parts_of(settings)["train"])
     for epoch in range(3):
         rows = [data.batch_at(epoch * data.blocks + i)["tokens"][0] for i in range(data.blocks)]
         pairs = [pair for row in rows for pair in pairwise(row)]
@@ -110,38 +125,105 @@ def test_epochs_differ_in_order_and_in_where_blocks_begin(corpus):
     assert len({frozenset(epoch) for epoch in epochs}) > 1
 
 
-def test_split_holds_out_whole_documents_whatever_their_order():
+def write_documents(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_whole_documents_are_in_one_part_whatever_their_order(tmp_path):
     texts = [f"document {i % 40}" for i in range(50)]
-    train, held_out = split_documents(texts, 0.1)
-    assert len(set(held_out)) == 4
-    assert not set(train) & set(held_out)
-    assert sorted(train + held_out) == sorted(texts)
-    assert set(split_documents(texts[::-1], 0.1)[1]) == set(held_out)
-    assert [len(part) for part in split_documents(["a", "b"], 0.9)] == [1, 1]
+    settings = Text(path=write_documents(tmp_path / "a.jsonl", texts), held_out=0.2)
+    parts = parts_of(settings)
+    ranked = sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    assert set(parts["test"]) == set(ranked[:4])
+    assert set(parts["dev"]) == set(ranked[4:8])
+    assert set(parts["train"]) == set(ranked[8:])
+    assert sorted(chain(*parts.values())) == sorted(texts), "doubles are kept"
+    write_documents(tmp_path / "a.jsonl", texts[::-1])
+    assert {name: set(part) for name, part in parts_of(settings).items()} == {
+        name: set(part) for name, part in parts.items()
+    }
 
 
-def test_one_document_is_split_at_its_end(tmp_path):
+def test_few_documents_make_three_parts_too(tmp_path):
+    three = parts_of(Text(path=write_documents(tmp_path / "a.jsonl", ["one", "two", "three"])))
+    assert [len(part) for part in three.values()] == [1, 1, 1]
+    first, last = sorted(["one and", "two"], key=lambda text: hashlib.sha256(text.encode()).digest())
+    two = parts_of(Text(path=write_documents(tmp_path / "a.jsonl", ["one and", "two"]), held_out=0.9))
+    assert two == {"train": [last], "dev": [first[: len(first) // 2]], "test": [first[len(first) // 2 :]]}
+    for text in ("a", "ab"):
+        with pytest.raises(
+            UserError, match=f"has {len(text)} characters?, too few for train, dev and test: give at least 3"
+        ):
+            parts_of(Text(path=write_documents(tmp_path / "a.jsonl", [text])))
+
+
+def test_one_document_is_cut_at_its_end(tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("0123456789" * 10)
     data = open_text(Text(path=str(path), held_out=0.25))
     tokenizer = data.spec.tokenizer
     assert tokenizer.decode(data.train) == ("0123456789" * 10)[:75]
-    assert tokenizer.decode(data.held_out) == ("0123456789" * 10)[75:]
+    assert tokenizer.decode(data.held_out) == ("0123456789" * 10)[75:87]
+    assert tokenizer.decode(data.on("test").held_out) == ("0123456789" * 10)[87:]
+    assert parts_of(Text(path=str(path))).keys() == {"train", "dev", "test"}
+    assert [len(part[0]) for part in parts_of(Text(path=str(path))).values()] == [90, 5, 5]
 
 
-def test_shakespeare_holds_out_two_plays():
+def test_texts_to_score_that_are_named_are_dev_and_test(tmp_path):
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}-{name} ")
+    paths = {name: str(tmp_path / f"{name}.txt") for name in ("train", "dev", "test")}
+    halved = parts_of(Text(path=paths["train"], held_out_path=paths["dev"]))
+    assert halved == {"train": ["train-train "], "dev": ["dev-"], "test": ["dev "]}
+    whole = parts_of(Text(path=paths["train"], held_out_path=paths["dev"], test_path=paths["test"]))
+    assert whole == {"train": ["train-train "], "dev": ["dev-dev "], "test": ["test-test "]}
+    only_test = parts_of(Text(path=paths["train"], test_path=paths["test"], held_out=0.5))
+    assert only_test == {"train": ["train-tra"], "dev": ["in "], "test": ["test-test "]}
+    write_documents(tmp_path / "many.jsonl", [f"text {i}" for i in range(9)])
+    several = parts_of(Text(path=paths["train"], held_out_path=str(tmp_path / "many.jsonl")))
+    assert (len(several["dev"]), len(several["test"])) == (5, 4)
+    assert set(several["dev"] + several["test"]) == {f"text {i}" for i in range(9)}
+
+
+def test_the_first_windows_are_from_anywhere(tmp_path):
+    """Windows are ordered by a hash of their tokens: those of the first batches are spread over the text."""
+    path = tmp_path / "one.txt"
+    path.write_text("".join(f"{i:06d}|" for i in range(2000)))
+    data = open_text(Text(path=str(path), held_out=0.5), length=7, batch_size=50)
+    first = data.held_out_at(0)["tokens"][:, 1:]
+    places = np.array([int(text[:6]) for text in (data.spec.tokenizer.decode(row) for row in first) if text[0] != "|"])
+    assert abs(places.mean() - 1250) < 4 * 500 / 12**0.5 / 50**0.5
+    ordered = data.in_order().held_out_at(0)
+    np.testing.assert_array_equal(ordered["tokens"][1:, 0], ordered["tokens"][:-1, -1])
+    np.testing.assert_array_equal(data.in_order().on("test").in_order().held_out_at(0)["row"], np.arange(50))
+
+
+def test_a_source_of_any_size_can_be_scored_whole(tmp_path):
+    path = tmp_path / "tiny.txt"
+    path.write_text("ab")
+    data = open_text(Text(path=str(path)), spec=BlockSpec(Characters("abc")), split="all")
+    assert [pair for batch in held_out_batches(data) for pair in scored_pairs(batch)] == [(3, 0), (0, 1), (1, 3)]
+    assert "all of 1 documents, 2 characters; 4 tokens" in data.describe()
+    plays = Text().documents("all")
+    assert plays.held_out["all"] == plays.train == list(read_plays().values())
+
+
+def test_shakespeare_has_two_plays_for_dev_and_two_for_test():
     plays = read_plays()
     assert len(plays) == 38
     data = open_text(Text(), length=64)
     tokenizer = data.spec.tokenizer
     end = tokenizer.end_of_text
-    held_out = tokenizer.decode(data.held_out)
-    assert held_out == "".join(plays[title] for title in HELD_OUT_PLAYS)
-    assert (data.train == end).sum() == 2 * 36
-    assert "MACBETH:\n" not in tokenizer.decode(data.train)
+    assert TEST_PLAYS == ("Macbeth", "Twelfth Night")
+    for split, titles in (("dev", DEV_PLAYS), ("test", TEST_PLAYS)):
+        assert tokenizer.decode(data.on(split).held_out) == "".join(plays[title] for title in titles)
+    assert (data.train == end).sum() == 2 * 34
+    for name in ("MACBETH", "OTHELLO", "VIOLA", "ROSALIND"):
+        assert f"\n{name}:\n" not in tokenizer.decode(data.train)
     assert "\n\nROMEO:\n" in tokenizer.decode(data.train)
     assert "38" not in tokenizer.characters
-    assert "36 documents to train on and 2 held out" in data.describe()
+    assert "34 documents to train on, 2 for dev and 2 for test" in data.describe()
     assert not set("*_#\\") & set(tokenizer.characters)
 
 
@@ -167,8 +249,9 @@ def test_glob_reads_each_file_as_a_document(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("a.txt", "b.txt", "sub/c.txt"):
         (tmp_path / name).write_text(f"text of {name} " * 5)
-    assert open_text(Text(path=f"{tmp_path}/*.txt")).documents == (1, 1)
-    assert open_text(Text(path=f"{tmp_path}/**/*.txt")).documents == (2, 1)
+    assert {len(part) for part in parts_of(Text(path=f"{tmp_path}/*.txt")).values()} == {1}
+    (tmp_path / "sub" / "d.txt").write_text("text of d " * 5)
+    assert [len(part) for part in parts_of(Text(path=f"{tmp_path}/**/*.txt")).values()] == [2, 1, 1]
 
 
 def test_a_spec_keeps_its_tokenizer_and_refuses_what_it_lacks(tmp_path):
@@ -190,7 +273,7 @@ BAD_FILES = {
     "empty.txt": (b"", "empty.txt is empty"),
     "blank.txt": (b" \n\n", "blank.txt is empty"),
     "latin1.txt": (b"caf\xe9 " * 30, r"latin1.txt is not UTF-8 text \(byte 0xe9 at offset 3, in line 1\)"),
-    "short.txt": (b"abcd", r"short.txt has 5 tokens to train on, and a block needs 8"),
+    "short.txt": (b"abcd", r"short.txt has 4 tokens to train on, and a block needs 8"),
     "bad.jsonl": (b'{"text": "a"}\n{"text": \n', "line 2 of .*bad.jsonl is not JSON"),
     "field.jsonl": (
         b'{"text": "a"}\n\n{"body": "b", "id": 1}\n',
@@ -263,9 +346,14 @@ def tfds_folder(tmp_path):
 
 def test_tfds(tfds_folder):
     data = open_text(Text(tfds="tiny", tfds_dir=str(tfds_folder), tfds_held_out_split="test"))
-    assert data.documents == (15, 5)
+    assert "15 documents to train on, 3 for dev and 2 for test" in data.describe()
     assert "train text 3 é" in data.spec.tokenizer.decode(data.train)
-    assert "test text 4 é" in data.spec.tokenizer.decode(data.held_out)
+    held_out = [data.spec.tokenizer.decode(data.on(split).held_out) for split in ("dev", "test")]
+    assert sum("test text 4 é" in text for text in held_out) == 1
+    both = Text(tfds="tiny", tfds_dir=str(tfds_folder), tfds_held_out_split="train", tfds_test_split="test")
+    assert [len(part) for part in parts_of(both).values()] == [15, 15, 5]
+    alone = parts_of(Text(tfds="tiny", tfds_dir=str(tfds_folder), tfds_test_split="test", held_out=0.4))
+    assert [len(part) for part in alone.values()] == [12, 3, 5]
     with pytest.raises(UserError, match=r"no text feature 'body'.*text"):
         open_text(Text(tfds="tiny", tfds_dir=str(tfds_folder), field="body"))
     with pytest.raises(UserError, match="validation"):
@@ -273,10 +361,9 @@ def test_tfds(tfds_folder):
 
 
 def test_rows_of_a_stream_go_on_where_they_ended(corpus):
-    settings, texts = corpus
+    settings, _ = corpus
     data = open_text(dataclasses.replace(settings, order="stream"))
-    train, _ = split_documents(texts, 0.3)
-    stream = [i for text in train for i in (256, *text.encode(), 256)]
+    stream = stream_of(parts_of(settings)["train"])
     rounds = -(-len(stream) // (BATCH * LENGTH)) + 1
     batches = [data.batch_at(step) for step in range(2 * rounds)]
     for before, after in pairwise(batches):

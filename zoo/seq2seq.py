@@ -30,7 +30,7 @@ from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
-from zoo.data.pairs import PairSet, Part
+from zoo.data.pairs import PairSet
 from zoo.data.specs import PairSpec
 from zoo.metrics.text import WordTokenizer, bleu, error_rate, exact_match, perplexity, rouge
 from zoo.nn.lengths import Sums, at_length
@@ -54,10 +54,11 @@ class State(NamedTuple):
 class Scores(Scoring):
     """How targets are found for held-out sources, and compared with the right ones."""
 
-    split: Part = "dev"
-    """Which held-out sources: dev, which may be looked at while training, or test."""
+    removed: ClassVar[tuple[str, ...]] = ("split",)
+    """Fields of earlier versions: the split is one of `evaluate.py`'s own flags now."""
+
     sources: int = 0
-    """How many of them; 0: all."""
+    """How many of the split's sources; 0: all."""
     num_beams: int = 5
     """How many unfinished targets the search keeps; 1: it always takes the likeliest symbol."""
     length_penalty: float = 0.0
@@ -186,7 +187,7 @@ class Seq2Seq(Family):
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
         assert isinstance(data, PairSet)
-        references = list(data.references(scoring.split).items())
+        references = list(data.references().items())
         references = references[: scoring.sources or len(references)]
         fitting = [source for source, _ in references if len(model.spec.source.encode(source)) < self.context]
         found = translate(
@@ -207,7 +208,7 @@ class Seq2Seq(Family):
             right = [[strip(scoring.strip, target) for target in targets] for targets in right]
         figures |= error_rates(texts, right)
         figures |= bleu(texts, right, scoring.words) | rouge(texts, right, scoring.words)
-        how = {"split": scoring.split, "sources": len(texts), "num_beams": scoring.num_beams, "strip": scoring.strip}
+        how = {"sources": len(texts), "num_beams": scoring.num_beams, "strip": scoring.strip}
         return figures | {f"scored_{name}": value for name, value in how.items()}
 
     def sample(

@@ -155,7 +155,9 @@ def _dataclass_from_json(data: Any, expected: Any, where: str) -> Any:
     kind = typing.cast(Any, kind)
     hints = typing.get_type_hints(kind, include_extras=True)
     names = [field.name for field in dataclasses.fields(kind)]
-    given = {name: item for name, item in data.items() if name != "class"}
+    # What an earlier version saved and this one does not have.
+    without = {"class", *getattr(kind, "removed", ())}
+    given = {name: item for name, item in data.items() if name not in without}
     for name in given:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names

@@ -19,7 +19,8 @@ from zoo.core.parallel import Parallel, Strategy
 from zoo.core.platform import exact_float32, prepare
 from zoo.core.progress import to_console
 from zoo.core.rundir import RunDir
-from zoo.data.dataset import DataSet
+from zoo.data.dataset import Data, DataSet
+from zoo.data.splits import Split
 
 
 class Trained:
@@ -55,19 +56,38 @@ class Trained:
 
     @property
     def data(self) -> DataSet:
-        """The data set that the run was trained on, opened when first asked for."""
+        """The data set that the run was trained on, opened when first asked for; held out is dev."""
         if self._data is None:
-            self._data = self.run.data.open(
-                length=self.run.family.length,
-                batch_size=self.run.batch_size,
-                seed=self.run.seed,
-                spec=self.model.spec,
-            )
+            self._data = self._open(self.run.data)
         return self._data
 
     def setting(self) -> dict[str, str]:
         """What figures computed here depend on besides the run: the precision and the kind of device."""
         return {"precision": compute_dtype(self.run), "device": jax.devices()[0].device_kind}
+
+    def _open(self, data: Data, **split: Split) -> DataSet:
+        return data.open(
+            length=self.run.family.length,
+            batch_size=self.run.batch_size,
+            seed=self.run.seed,
+            spec=self.model.spec,
+            **split,
+        )
+
+    def held_out(self, split: Split = "dev", data: Data | None = None) -> DataSet:
+        """Data to score the model on.
+
+        Args:
+            split: which rows: `dev`, `test`, or `all`, those that were trained on among them.
+            data: settings of another source of the same kind; None: the run's own.
+
+        Raises:
+            UserError: the data cannot be read, or the model cannot take it.
+        """
+        if data is None or data == self.run.data:
+            return self.data.on(split) if split != "all" else self._open(self.run.data, split="all")
+        data.check_tokenizer(self.model.spec)
+        return self._open(data, split=split)
 
     def sample(self, seed: int = 0, stream: Callable[[str], None] | None = None, **request: Any) -> Artifacts:
         """Makes samples.
@@ -81,11 +101,13 @@ class Trained:
         with exact_float32():
             return self.model.family.sample(self.model, asked, key_of(seed), stream)
 
-    def evaluate(self, seed: int = 0, **scoring: Any) -> Metrics:
-        """Scores the whole held-out split.
+    def evaluate(self, seed: int = 0, split: Split = "dev", data: DataSet | None = None, **scoring: Any) -> Metrics:
+        """Scores all rows of a split.
 
         Args:
             seed: of the noise, for objectives that have some.
+            split: `dev` to choose by, `test` to report, or `all` rows.
+            data: from `held_out`, whose split counts then; None: the run's own.
             **scoring: fields of the family's `Scoring`.
         """
         family, key = self.model.family, key_of(seed)
@@ -93,9 +115,10 @@ class Trained:
         strategy = Parallel(devices=devices).start(self.run.batch_size)
         compiled = compile_evaluation(strategy, family, key)
         asked = construct(family.Scoring, vars(self.run.scoring) | scoring)
+        data = data or self.held_out(split)
         with exact_float32():
-            means = evaluate_split(strategy, compiled, strategy.place(self.model.state), self.data)
-            return means | family.score(self.model, means, self.data, asked, key)
+            means = evaluate_split(strategy, compiled, strategy.place(self.model.state), data)
+            return means | family.score(self.model, means, data, asked, key)
 
 
 def key_of(seed: int) -> jax.Array:
@@ -229,13 +252,13 @@ def compile_evaluation(strategy: Strategy, family: Family, key: jax.Array) -> Ca
 def evaluate_split(
     strategy: Strategy, compiled: Callable[..., Any], state: State, data: DataSet, batches: int = 0
 ) -> Metrics:
-    """Means over the held-out split, each row once: sums and weights are added, then divided.
+    """Means over the data's split, each row once: sums and weights are added, then divided.
 
     Args:
         strategy: devices.
         compiled: from `compile_evaluation`.
         state: on the devices.
-        data: whose held-out split to score.
+        data: whose held-out rows to score.
         batches: how many batches of it; 0: all.
     """
     sums: dict[str, np.ndarray] = {}

@@ -1,6 +1,7 @@
 """Data as a function: batch number `step` is `batch_at(step)`, and nothing else has to be remembered."""
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Int64, Integer
 
 from zoo.core.artifacts import Artifacts
 from zoo.data.specs import Spec
+from zoo.data.splits import Split
 
 Batch = dict[str, np.ndarray]
 
@@ -32,14 +34,24 @@ class Shuffled:
 
 
 class DataSet(abc.ABC):
-    """An opened data set: a spec, training batches by number, and a fixed held-out split."""
+    """An opened data set: a spec, training batches by number, and the held-out rows of one split.
+
+    Held-out rows come in an order without meaning, so that the first of them are a random sample. Subclasses are
+    dataclasses.
+    """
 
     spec: Spec
+    split: Split = "dev"
+    """Which rows are held out; training looks at dev."""
+
+    def on(self, split: Split) -> "DataSet":
+        """The same data with the held-out rows of another split; nothing is read again."""
+        return self if split == self.split else dataclasses.replace(self, split=split)  # type: ignore[type-var]
 
     @property
     @abc.abstractmethod
     def held_out_batches(self) -> int:
-        """How many batches hold the whole held-out split."""
+        """How many batches hold all rows of the split."""
 
     @abc.abstractmethod
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
@@ -69,6 +81,11 @@ class DataSet(abc.ABC):
 class Data(abc.ABC):
     """A data set's settings, a frozen dataclass; fields are the command line's `--data.*` flags."""
 
+    @property
+    def name(self) -> str:
+        """What the source is called; another name is another source."""
+        return type(self).__name__
+
     def check_tokenizer(self, spec: Any) -> None:  # noqa: B027 - most data has no tokenizer
         """Refuses a spec of an earlier run whose tokenizer is not the kind that these settings ask for.
 
@@ -77,7 +94,9 @@ class Data(abc.ABC):
         """
 
     @abc.abstractmethod
-    def open(self, *, length: int | None, batch_size: int, seed: int, spec: Any = None) -> DataSet:
+    def open(
+        self, *, length: int | None, batch_size: int, seed: int, spec: Any = None, split: Split = "dev"
+    ) -> DataSet:
         """Reads the data.
 
         Args:
@@ -85,7 +104,10 @@ class Data(abc.ABC):
             batch_size: rows in the global batch.
             seed: of the order of the training rows.
             spec: of an earlier run, whose tokenizer must be used and must fit; None makes one from the data.
+            split: the rows that are held out; with `all`, nothing is kept for training, and a source may be of any
+                size.
 
         Raises:
-            UserError: the data is missing, empty, too short, unreadable, or does not fit `spec`.
+            UserError: the data is missing, empty, too short, too little for three parts, unreadable, or does not fit
+                `spec`.
         """

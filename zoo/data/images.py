@@ -4,11 +4,11 @@ import functools
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
 from zoo.core.artifacts import Artifacts, grid
 from zoo.core.errors import UserError, require
@@ -17,8 +17,10 @@ from zoo.data.augment import Augment
 from zoo.data.dataset import Batch, Data, DataSet, Shuffled
 from zoo.data.image_files import Fitting, Pictures, colour, read_folder
 from zoo.data.specs import ImageSpec
+from zoo.data.splits import Part, Parts, Shares, Split, cut_by_hash, make_parts
 
 PREVIEW = 64
+MNIST_DEV = 5_000 / image_arrays.MNIST_TRAINING
 SPLITS = {"train", "training", "test", "val", "valid", "validation"}
 
 
@@ -27,19 +29,24 @@ class Images(Data):
     """Images: MNIST unless another set, a folder, an array or a TFDS set is named."""
 
     embedded: Literal["mnist", "emoji"] = "mnist"
-    """Images that come with this package: MNIST's handwritten digits, 28x28 and grey, held out are its 10,000 test
-    images; or 1,911 emoji, 64x64 and coloured, by category. Unless `path` or `tfds` is given."""
+    """Images that come with this package: MNIST's handwritten digits, 28x28 and grey, 5,000 of its 60,000 training
+    images for dev and its 10,000 others for test; or 1,911 emoji, 64x64 and coloured, by category. Unless `path` or
+    `tfds` is given."""
 
     path: str = ""
     """A folder of pictures (PNG, JPEG, WebP, BMP or a GIF's first; the folders in it, if there are two or more, are
     classes), or an .npz or .npy file of images [n h w c] ('images', with 'labels', in an .npz)."""
 
     held_out: float = 0.1
-    """Share of the images that is never trained on, chosen by a hash of their contents. MNIST is split already, and so
-    is an .npz with held-out images."""
+    """Share of the images that is never trained on, chosen by a hash of their contents: half is dev, half test. The
+    test images of an .npz that has some are those, and half this share of the others is dev; MNIST is split already."""
 
     held_out_path: str = ""
-    """Images to score instead, a folder or file like `path`; all of `path` is then trained on."""
+    """Images to score instead, a folder or file like `path`; all of `path` is then trained on. Half of them are dev
+    and half test, or all of them dev where test images are given too."""
+
+    test_path: str = ""
+    """Images for test alone, a folder or file like `path`."""
 
     tfds: str = ""
     """A TensorFlow Datasets set that is prepared on this machine as array_record, such as 'cifar10', instead of
@@ -49,7 +56,10 @@ class Images(Data):
     """The split of the TFDS set to train on."""
 
     tfds_held_out_split: str = ""
-    """The split of the TFDS set to score; empty: the share `held_out` of `tfds_split`."""
+    """The split of the TFDS set to score, like `held_out_path`; empty: the share `held_out` of `tfds_split`."""
+
+    tfds_test_split: str = ""
+    """The split of the TFDS set for test alone."""
 
     tfds_dir: str = ""
     """The folder of prepared TFDS sets; empty: where TFDS keeps them."""
@@ -77,58 +87,98 @@ class Images(Data):
             ("held_out", "above 0 and below 1", 0 < self.held_out < 1),
             ("size", "0 or more pixels", self.size >= 0),
         )
-        if self.tfds and (self.path or self.held_out_path):
+        if self.tfds and (self.path or self.held_out_path or self.test_path):
             raise UserError("--data.tfds and --data.path name two sources of images: give one of them")
-        if self.held_out_path and not self.path:
-            raise UserError("--data.held-out-path goes with --data.path: give both")
+        if (self.held_out_path or self.test_path) and not self.path:
+            flag = "held-out-path" if self.held_out_path else "test-path"
+            raise UserError(f"--data.{flag} goes with --data.path: give both")
 
-    def open(self, *, length: int | None, batch_size: int, seed: int, spec: ImageSpec | None = None) -> "ImageSet":
+    @property
+    def name(self) -> str:
+        """What the images are called."""
+        tfds = f"{self.tfds} {self.tfds_split}" if self.tfds else ""
+        return tfds or self.path or {"mnist": "MNIST", "emoji": "Noto emoji"}[self.embedded]
+
+    def open(
+        self,
+        *,
+        length: int | None,
+        batch_size: int,
+        seed: int,
+        spec: ImageSpec | None = None,
+        split: Split = "dev",
+    ) -> "ImageSet":
         """Reads the images and splits them; see `Data.open`."""
-        name = self.tfds or self.path or {"mnist": "MNIST", "emoji": "Noto emoji"}[self.embedded]
-        train, held_out = self._read()
-        if held_out is None:
-            train, held_out = split_pictures(train, self.held_out, name)
-        channels = max(part.images.shape[-1] for part in (train, held_out))
-        images, held_out_images = (_with_channels(part.images, channels) for part in (train, held_out))
-        if images.shape[1:] != held_out_images.shape[1:]:
-            kinds = " and ".join(_kind(*part.shape[1:]) for part in (images, held_out_images))
+        pictures = self.pictures(split)
+        channels = max(part.images.shape[-1] for part in pictures.each)
+        shapes = dict.fromkeys(part.images.shape[1:3] for part in pictures.each)
+        if len(shapes) > 1:
+            kinds = " and ".join(f"{width}x{height}" for height, width in shapes)
             raise UserError(f"training and held-out images differ in size, {kinds}: give --data.size, such as 64")
-        self.augment.check(*images.shape[1:])
-        classes = spec.classes if spec else tuple(dict.fromkeys(train.classes + held_out.classes))
-        height, width, channels = images.shape[1:]
+        ((height, width),) = shapes
+        self.augment.check(height, width, channels)
+        classes = spec.classes if spec else tuple(dict.fromkeys(sum((part.classes for part in pictures.each), ())))
         found = ImageSpec(height, width, channels, classes)
-        if spec not in (None, found):
-            raise UserError(_misfit(found, spec, name))
+        if spec is not None and spec != found:
+            raise UserError(_misfit(found, spec, self.name))
         return ImageSet(
             spec=found,
-            images=images,
-            labels=_labels(train, classes, name),
-            held_out_images=held_out_images,
-            held_out_labels=_labels(held_out, classes, name),
+            parts=pictures.map(
+                lambda part: Labelled(_with_channels(part.images, channels), _labels(part, classes, self.name))
+            ),
             batch_size=batch_size,
             seed=seed,
-            name=name,
-            skipped=train.skipped + held_out.skipped,
+            name=self.name,
+            skipped=sum(part.skipped for part in pictures.each),
             augmentation=self.augment,
+            split=split,
         )
 
-    def _read(self) -> tuple[Pictures, Pictures | None]:
-        """Pictures to train on, and those to hold out where they are apart already."""
+    def pictures(self, split: Split = "dev") -> Parts[Pictures]:
+        """The pictures of each part, held-out ones in the order of a hash; with `all`, those of the source, so too.
+
+        Raises:
+            UserError: there are none, they cannot be read, or fewer are different than there are parts.
+        """
+        train, test = self._read(self.path, self.tfds_split)
+        if split == "all":
+            return Parts.whole(self._cut(train if test is None else join(train, test), {}, "dev")["dev"])
+        dev = self._read_other(self.held_out_path, self.tfds_held_out_split)
+        test = self._read_other(self.test_path, self.tfds_test_split) or test
+        embedded = not (self.path or self.tfds)
+        share = 2 * MNIST_DEV if embedded and self.embedded == "mnist" else self.held_out
+        return make_parts(train, dev, test, share, self._cut)
+
+    def _cut(self, pictures: Pictures, shares: Shares, rest: Part) -> dict[Part, Pictures]:
+        """Cuts pictures in parts by a hash of their contents, before they are brought to a size; see `cut_by_hash`."""
+        source = self.held_out_path or self.tfds_held_out_split if rest == "dev" else self.name
+        places = cut_by_hash(pictures.digests, shares, rest, "picture", source)
+        return {
+            part: Pictures(
+                pictures.images[at],
+                pictures.labels[at],
+                tuple(pictures.digests[i] for i in at),
+                pictures.classes,
+                pictures.skipped if part == rest else 0,
+            )
+            for part, at in places.items()
+        }
+
+    def _read_other(self, path: str, tfds_split: str) -> Pictures | None:
+        """Held-out pictures that are named apart, if any are."""
+        return self._read(path, tfds_split)[0] if path or tfds_split else None
+
+    def _read(self, path: str, tfds_split: str) -> tuple[Pictures, Pictures | None]:
+        """The pictures of a source, and its test pictures where it has some."""
         embedded = not (self.path or self.tfds)
         behind = self.background or ("black" if embedded and self.embedded == "mnist" else "white")
         size = (self.size, self.size) if self.size else None
         fitting = Fitting(size, self.fit, self.channels, colour(behind))
         if self.tfds:
-            train, held_out = (
-                image_arrays.read_tfds(self.tfds, split, self.tfds_dir, fitting) if split else None
-                for split in (self.tfds_split, self.tfds_held_out_split)
-            )
-            assert train is not None
-            return train, held_out
+            return image_arrays.read_tfds(self.tfds, tfds_split, self.tfds_dir, fitting), None
         if embedded:
             return image_arrays.mnist(fitting) if self.embedded == "mnist" else (image_arrays.emoji(fitting), None)
-        train, held_out = _read_path(self.path, fitting)
-        return train, _read_path(self.held_out_path, fitting)[0] if self.held_out_path else held_out
+        return _read_path(path, fitting)
 
 
 def _read_path(path: str, fitting: Fitting) -> tuple[Pictures, Pictures | None]:
@@ -144,26 +194,16 @@ def _read_path(path: str, fitting: Fitting) -> tuple[Pictures, Pictures | None]:
     return pictures, None
 
 
-def split_pictures(pictures: Pictures, share: float, name: str) -> tuple[Pictures, Pictures]:
-    """Splits pictures into those to train on and those to hold out, by their contents alone.
-
-    Held out are those whose SHA-256 is smallest, `share` of the different pictures but at least one; so the split
-    depends neither on the order of files nor on the size that they are brought to, and no picture is on both sides.
-
-    Raises:
-        UserError: there are no two different pictures.
-    """
-    ranked = sorted(set(pictures.digests))
-    if len(ranked) < 2:
-        raise UserError(f"{name} has one picture, and at least two are needed: one to train on and one to hold out")
-    chosen = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
-    out = np.array([digest in chosen for digest in pictures.digests])
-
-    def part(which: Bool[np.ndarray, " n"], skipped: int) -> Pictures:
-        digests = tuple(digest for digest, taken in zip(pictures.digests, which, strict=True) if taken)
-        return Pictures(pictures.images[which], pictures.labels[which], digests, pictures.classes, skipped)
-
-    return part(~out, pictures.skipped), part(out, 0)
+def join(one: Pictures, other: Pictures) -> Pictures:
+    """The pictures of one source with the same classes."""
+    channels = max(part.images.shape[-1] for part in (one, other))
+    return Pictures(
+        np.concatenate([_with_channels(part.images, channels) for part in (one, other)]),
+        np.concatenate([one.labels, other.labels]),
+        one.digests + other.digests,
+        one.classes,
+        one.skipped + other.skipped,
+    )
 
 
 def _with_channels(images: UInt8[np.ndarray, "n h w c"], channels: int) -> UInt8[np.ndarray, "n h w c2"]:
@@ -201,27 +241,46 @@ def _misfit(found: ImageSpec, wanted: ImageSpec, name: str) -> str:
     return f"images of {name} are {kinds[0]}, and the run's are {kinds[1]}: give {right}"
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSet(DataSet):
-    """Images in memory. An epoch visits each training image once, in an order drawn from (seed, epoch).
+class Labelled(NamedTuple):
+    """Images with labels."""
 
-    Attributes:
-        images: to train on, uint8 [n h w c].
-        labels: indices into `spec.classes`, int32 [n]; -1 where there is none.
-        held_out_images: never trained on.
-        held_out_labels: theirs.
-    """
-
-    spec: ImageSpec
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
-    held_out_images: UInt8[np.ndarray, "m h w c"]
-    held_out_labels: Int32[np.ndarray, " m"]
+    """Indices into `spec.classes`; -1 where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(DataSet):
+    """Images in memory. An epoch visits each training image once, in an order drawn from (seed, epoch)."""
+
+    spec: ImageSpec
+    parts: Parts[Labelled]
     batch_size: int
     seed: int
     name: str
     skipped: int
     augmentation: Augment
+    split: Split = "dev"
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "n h w c"]:
+        """The images to train on."""
+        return self.parts.train.images
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """Their labels."""
+        return self.parts.train.labels
+
+    @property
+    def held_out_images(self) -> UInt8[np.ndarray, "m h w c"]:
+        """The images of the split."""
+        return self.parts.held_out[self.split].images
+
+    @property
+    def held_out_labels(self) -> Int32[np.ndarray, " m"]:
+        """Their labels."""
+        return self.parts.held_out[self.split].labels
 
     @functools.cached_property
     def _order(self) -> Shuffled:
@@ -229,7 +288,7 @@ class ImageSet(DataSet):
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold the whole held-out split."""
+        """Batches that hold all images of the split."""
         return -(-len(self.held_out_images) // self.batch_size)
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
@@ -247,7 +306,7 @@ class ImageSet(DataSet):
         }
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`, in order. `row` is the image's index in the whole split.
+        """Held-out batch `index`, in the order of a hash. `row` is the image's index in the whole split.
 
         Rows past the end of the split repeat its last image and are not valid.
         """
@@ -279,6 +338,6 @@ class ImageSet(DataSet):
         classes = f"{len(spec.classes)} classes" if spec.classes else "no labels"
         skipped = f"; {self.skipped} unreadable files skipped" if self.skipped else ""
         return (
-            f"{self.name}: {len(self.images):,} images to train on and {len(self.held_out_images):,} held out, "
+            f"{self.name}: {self.parts.sizes('images', lambda part: len(part.images))}, "
             f"{_kind(spec.height, spec.width, spec.channels)}, {classes}{skipped}"
         )

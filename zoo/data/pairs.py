@@ -1,27 +1,26 @@
 """Pairs of a source and a target for sequence-to-sequence models: CMUdict's words and phones, or a file of pairs."""
 
 import functools
-import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from zoo.core.errors import UserError, require
 from zoo.data.dataset import Batch, Data, DataSet
-from zoo.data.sentences import Lines, pack
+from zoo.data.sentences import Lines, check_fits, pack
 from zoo.data.sources import read_cmudict, read_pairs
 from zoo.data.specs import PairSpec
+from zoo.data.splits import Parts, Split, cut_by_hash, digest
 from zoo.data.tokenizers import Characters, Kind, Tokenizer, alphabet, check_kind, make_tokenizer
 
 Pair = tuple[str, str]
-Part = Literal["dev", "test"]
 
 EXAMPLES = 64
-"""How many held-out sources the spec keeps."""
+"""How many dev sources the spec keeps."""
 
 
 @dataclass(frozen=True)
@@ -68,34 +67,49 @@ class Pairs(Data):
             ("test", f"below 1 - data.dev, {1 - self.dev:.3g}", self.dev + self.test < 1),
         )
 
+    @property
+    def name(self) -> str:
+        """What the pairs are called."""
+        return self.path or "CMUdict"
+
     def check_tokenizer(self, spec: PairSpec) -> None:
         """Refuses a run's spec whose tokenizers are of other kinds; see `check_kind`."""
         check_kind(spec.source, self.source_tokenizer, "source-tokenizer")
         check_kind(spec.target, self.target_tokenizer, "target-tokenizer")
 
-    def open(self, *, length: int | None, batch_size: int, seed: int, spec: PairSpec | None = None) -> "PairSet":
+    def open(
+        self,
+        *,
+        length: int | None,
+        batch_size: int,
+        seed: int,
+        spec: PairSpec | None = None,
+        split: Split = "dev",
+    ) -> "PairSet":
         """Reads the pairs, splits them and turns them into tokens; see `Data.open`."""
         if length is None:
             raise UserError("pairs are rows of tokens, and this model family has no context length for them")
         pairs = read_pairs(self.path, (self.source_field, self.target_field)) if self.path else read_cmudict()
-        train, dev, test = split_pairs(pairs, self.dev, self.test)
+        parts = split_pairs(pairs, self.dev, self.test, self.name) if split != "all" else whole_pairs(pairs)
+        train, *rest = parts.each
         if spec is None:
-            source = _tokenizer(self.source_tokenizer, self.source_vocabulary, 0, train, dev + test)
-            target = _tokenizer(self.target_tokenizer, self.target_vocabulary, 1, train, dev + test)
-            fitting = [text for text in dict(dev) if len(source.encode(text)) < length]
+            held_out = list(chain(*rest))
+            source = _tokenizer(self.source_tokenizer, self.source_vocabulary, 0, train, held_out)
+            target = _tokenizer(self.target_tokenizer, self.target_vocabulary, 1, train, held_out)
+            fitting = [text for text in dict(parts.held_out[split]) if len(source.encode(text)) < length]
             spec = PairSpec(source, target, tuple(fitting[:EXAMPLES]))
         for side, tokenizer in enumerate((spec.source, spec.target)):
             if isinstance(tokenizer, Characters):
                 tokenizer.check(alphabet(pair[side] for pair in pairs))
         return PairSet(
             spec=spec,
-            train=encode_pairs(spec, train, length),
-            dev=encode_pairs(spec, dev, length),
-            texts={"dev": dev, "test": test},
+            parts=parts.map(lambda rows: encode_pairs(spec, rows, length, rows is train and split != "all")),
+            texts=parts,
             length=length,
             batch_size=batch_size,
             seed=seed,
-            name=self.path or "CMUdict",
+            name=self.name,
+            split=split,
         )
 
 
@@ -104,33 +118,37 @@ def _tokenizer(kind: Kind, vocabulary: int, side: int, train: list[Pair], held_o
     return make_tokenizer(kind, [pair[side] for pair in train], [pair[side] for pair in held_out], vocabulary)
 
 
-def split_pairs(pairs: Sequence[Pair], dev: float, test: float) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """Splits pairs into those to train on, to look at while training, and to test at the end, by their sources alone.
+def split_pairs(pairs: Sequence[Pair], dev: float, test: float, name: str = "the data") -> Parts[list[Pair]]:
+    """Splits pairs by a hash of their sources alone: all targets of a source are in one part; see `cut_by_hash`.
 
-    The sources with the smallest SHA-256 are tested, the next are looked at, in this order; at least one each. So the
-    split does not depend on the order of lines, and no source is in two parts.
+    Args:
+        pairs: with doubles, which are left out.
+        dev: share of the different sources.
+        test: likewise.
+        name: of the pairs, for errors.
 
     Raises:
         UserError: there are fewer than three different sources.
     """
-    ranked = sorted({source for source, _ in pairs}, key=lambda source: hashlib.sha256(source.encode()).digest())
-    if len(ranked) < 3:
-        raise UserError(f"there are {len(ranked)} different sources: give at least three, to train, look and test on")
-    tested = max(1, round(test * len(ranked)))
-    looked_at = min(tested + max(1, round(dev * len(ranked))), len(ranked) - 1)
-    tested = min(tested, looked_at - 1)
-    rank = {source: i for i, source in enumerate(ranked)}
-    # Held-out pairs in the order of the hash, so that the first of them are any.
-    ordered = sorted(dict.fromkeys(pairs), key=lambda pair: rank[pair[0]])
-    parts: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
-    for pair in ordered:
-        parts[2 if rank[pair[0]] < tested else 1 if rank[pair[0]] < looked_at else 0].append(pair)
-    return parts
+    pairs = list(dict.fromkeys(pairs))
+    digests = [digest(source) for source, _ in pairs]
+    places = cut_by_hash(digests, {"test": test, "dev": dev}, "train", "source", name)
+    found = {part: [pairs[i] for i in places[part]] for part in places}
+    return Parts(_by_hash(found["train"]), {"dev": found["dev"], "test": found["test"]})
+
+
+def whole_pairs(pairs: Sequence[Pair]) -> Parts[list[Pair]]:
+    """All pairs, none twice, in the order of a hash of their sources."""
+    return Parts.whole(_by_hash(list(dict.fromkeys(pairs))))
+
+
+def _by_hash(pairs: list[Pair]) -> list[Pair]:
+    return sorted(pairs, key=lambda pair: digest(pair[0]))
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedPairs:
-    """Pairs as tokens, those left out that are too long, in the order of their length."""
+    """Pairs as tokens, those left out that are too long."""
 
     source: Lines
     target: Lines
@@ -144,41 +162,54 @@ class EncodedPairs:
         return self.source.too_long
 
 
-def encode_pairs(spec: PairSpec, pairs: Sequence[Pair], length: int) -> EncodedPairs:
-    """Tokens of those pairs of which each side, with an end-of-text after it, has at most `length`."""
+def encode_pairs(spec: PairSpec, pairs: Sequence[Pair], length: int, by_length: bool = False) -> EncodedPairs:
+    """Tokens of those pairs of which each side, with an end-of-text after it, has at most `length`.
+
+    Args:
+        spec: has the tokenizers.
+        pairs: texts.
+        length: of the model's context.
+        by_length: whether the shortest come first; else pairs are in their order.
+    """
     encoded = [(spec.source.encode(source), spec.target.encode(target)) for source, target in pairs]
-    sizes = np.array([max(len(source), len(target)) for source, target in encoded], np.int64)
-    order = [i for i in np.argsort(sizes, kind="stable") if sizes[i] < length]
-    left_out = len(pairs) - len(order)
-    source, target = ([encoded[i][side] for i in order] for side in (0, 1))
+    fitting = [pair for pair in encoded if max(map(len, pair)) < length]
+    if by_length:
+        fitting.sort(key=lambda pair: max(map(len, pair)))
+    left_out = len(pairs) - len(fitting)
+    source, target = ([pair[side] for pair in fitting] for side in (0, 1))
     return EncodedPairs(pack(spec.source, source, left_out), pack(spec.target, target, left_out))
 
 
 @dataclass(frozen=True, eq=False)
 class PairSet(DataSet):
-    """Pairs in memory; the held-out split is `dev`.
+    """Pairs in memory.
 
-    The pairs of a batch are of similar length. An epoch cuts the pairs, sorted by length and those of one length in an
-    order drawn from (seed, epoch), into batches, and takes these in an order drawn likewise; the last batch of the
-    longest is filled up with pairs from the beginning.
+    The pairs of a training batch are of similar length. An epoch cuts the pairs, sorted by length and those of one
+    length in an order drawn from (seed, epoch), into batches, and takes these in an order drawn likewise; the last
+    batch of the longest is filled up with pairs from the beginning.
     """
 
     spec: PairSpec
-    train: EncodedPairs
-    dev: EncodedPairs
-    texts: dict[str, list[Pair]]
+    parts: Parts[EncodedPairs]
+    texts: Parts[list[Pair]]
     length: int
     batch_size: int
     seed: int
     name: str
+    split: Split = "dev"
 
     def __post_init__(self) -> None:
-        for part, pairs in (("to train on", self.train), ("held out", self.dev)):
-            if not len(pairs):
-                raise UserError(
-                    f"{self.name} has no pair {part} of less than {self.length} tokens, the model's context: give a "
-                    "longer --family.context, or shorter pairs"
-                )
+        check_fits(self.parts, self.name, "pair", self.length)
+
+    @property
+    def train(self) -> EncodedPairs:
+        """The pairs to train on."""
+        return self.parts.train
+
+    @property
+    def held_out(self) -> EncodedPairs:
+        """The pairs of the split."""
+        return self.parts.held_out[self.split]
 
     @property
     def batches(self) -> int:
@@ -187,8 +218,8 @@ class PairSet(DataSet):
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold the whole held-out split."""
-        return -(-len(self.dev) // self.batch_size)
+        """Batches that hold all pairs of the split."""
+        return -(-len(self.held_out) // self.batch_size)
 
     @functools.cached_property
     def _sizes(self) -> Int64[np.ndarray, " n"]:
@@ -210,12 +241,13 @@ class PairSet(DataSet):
         return place[np.argsort(self._sizes[place], kind="stable")], random.permutation(self.batches)
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`, the shortest pairs first; `row` is the pair's index in the whole split.
+        """Held-out batch `index`, in the order of a hash; `row` is the pair's index in the whole split.
 
         Rows past the end of the split repeat its last pair and are not valid.
         """
         row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
-        return self._batch(self.dev, np.minimum(row, len(self.dev) - 1).astype(np.int64), row, row < len(self.dev))
+        place = np.minimum(row, len(self.held_out) - 1).astype(np.int64)
+        return self._batch(self.held_out, place, row, row < len(self.held_out))
 
     def _batch(self, pairs: EncodedPairs, place: Int64[np.ndarray, " b"], row: Int32[np.ndarray, " b"], valid) -> Batch:
         source, source_length = pairs.source.rows(place, self.length + 1, self.spec.source.end_of_text)
@@ -229,10 +261,10 @@ class PairSet(DataSet):
             "valid": valid,
         }
 
-    def references(self, part: Part) -> dict[str, list[str]]:
-        """The sources of a part of the data, in an order without meaning, each with all its targets."""
+    def references(self) -> dict[str, list[str]]:
+        """The sources of the split, in the order of a hash, each with all its targets."""
         found: dict[str, list[str]] = {}
-        for source, target in self.texts[part]:
+        for source, target in self.texts.held_out[self.split]:
             found.setdefault(source, []).append(target)
         return found
 
@@ -241,11 +273,11 @@ class PairSet(DataSet):
         return f"{zlib.crc32(self.train.target.tokens.tobytes(), zlib.crc32(self.train.source.tokens.tobytes())):08x}"
 
     def describe(self) -> str:
-        """Pairs, those left out, sources held out, and vocabularies in one line."""
-        left_out = self.train.too_long + self.dev.too_long
+        """Pairs, those left out, sources of the split, and vocabularies in one line."""
+        left_out = sum(part.too_long for part in self.parts.each)
         longer = f" ({left_out:,} of {self.length} tokens or more left out)" if left_out else ""
         sides = (f"{tokenizer.vocab_size:,} {tokenizer.kind}" for tokenizer in (self.spec.source, self.spec.target))
         return (
-            f"{self.name}: {len(self.train):,} pairs to train on and {len(self.dev):,} held out{longer}, "
-            f"{len(self.references('test')):,} sources to test; from {' to '.join(sides)}"
+            f"{self.name}: {self.parts.sizes('pairs', len)}{longer}, {len(self.references()):,} sources in "
+            f"{self.split}; from {' to '.join(sides)}"
         )

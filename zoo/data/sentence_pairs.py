@@ -8,8 +8,10 @@ Lines are as the text has them; with a tokenizer that keeps no line ends (WordPi
 """
 
 import functools
+import hashlib
 import zlib
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from zoo.core.errors import UserError
 from zoo.data.dataset import Batch, DataSet, Shuffled
 from zoo.data.documents import Documents
 from zoo.data.specs import SegmentSpec
+from zoo.data.splits import Parts, Split
 from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, make_tokenizer
 from zoo.data.word_pieces import CLASSIFY, MASK, PADDING
 
@@ -41,23 +44,30 @@ class SentencePairs(Documents):
         check_kind(spec.tokenizer, self.tokenizer)
 
     def open(
-        self, *, length: int | None, batch_size: int, seed: int, spec: SegmentSpec | None = None
+        self,
+        *,
+        length: int | None,
+        batch_size: int,
+        seed: int,
+        spec: SegmentSpec | None = None,
+        split: Split = "dev",
     ) -> "SegmentPairs":
         """Reads the documents, splits them and turns them into tokens; see `Data.open`."""
         if length is None or length < FRAME + 2:
             raise UserError(f"a pair of segments takes at least {FRAME + 2} tokens, and this model sees {length}")
-        train, held_out = self.documents()
-        spec = spec or make_spec(self._make_tokenizer(train, held_out))
-        if isinstance(spec.tokenizer, Characters):
-            spec.tokenizer.check(alphabet(train + held_out))
+        documents = self.documents(split)
+        train, *held_out = documents.each
+        tokenizer = spec.tokenizer if spec else self._make_tokenizer(train, list(chain(*held_out)))
+        if isinstance(tokenizer, Characters):
+            tokenizer.check(alphabet(chain(*documents.each)))
         return SegmentPairs(
-            spec=spec,
-            train=_read(spec.tokenizer, train, length - FRAME, self.name),
-            held_out=_read(spec.tokenizer, held_out, length - FRAME, self.name),
+            spec=spec or make_spec(tokenizer),
+            parts=documents.map(lambda texts: _read(tokenizer, texts, length - FRAME, self.name)),
             length=length,
             batch_size=batch_size,
             seed=seed,
             name=self.name,
+            split=split,
         )
 
     def _make_tokenizer(self, train: list[str], held_out: list[str]) -> Tokenizer:
@@ -125,17 +135,27 @@ class SegmentPairs(DataSet):
     """Pairs cut from a corpus; see the module.
 
     A training row begins at a line that is drawn without replacement until all lines had their turn; where it is cut
-    and what its b is, follows from (seed, row). Held-out rows are windows one after another, each from the first line
-    after the window before it, and every second has its own b.
+    and what its b is, follows from (seed, row). Held-out rows are windows that do not overlap, each from the first line
+    after the window before it, in the order of a hash of their tokens; every second has its own b.
     """
 
     spec: SegmentSpec
-    train: Corpus
-    held_out: Corpus
+    parts: Parts[Corpus]
     length: int
     batch_size: int
     seed: int
     name: str
+    split: Split = "dev"
+
+    @property
+    def train(self) -> Corpus:
+        """The text to train on."""
+        return self.parts.train
+
+    @property
+    def held_out(self) -> Corpus:
+        """The text of the split."""
+        return self.parts.held_out[self.split]
 
     @functools.cached_property
     def _order(self) -> Shuffled:
@@ -149,11 +169,13 @@ class SegmentPairs(DataSet):
             if begin >= free:
                 found.append(begin)
                 free = begin + self.length - FRAME
-        return found
+        windows = (self.held_out.tokens[begin : begin + self.length - FRAME] for begin in found)
+        digests = [hashlib.sha256(window.astype("<i4").tobytes()).digest() for window in windows]
+        return [found[i] for i in sorted(range(len(found)), key=digests.__getitem__)]
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold the whole held-out split."""
+        """Batches that hold all windows of the split."""
         return -(-len(self._windows) // self.batch_size)
 
     @functools.cached_property
@@ -224,8 +246,9 @@ class SegmentPairs(DataSet):
 
     def describe(self) -> str:
         """Documents, tokens, lines, vocabulary and pairs in one line."""
+        tokens = " + ".join(f"{len(part.tokens):,}" for part in self.parts.each)
         return (
-            f"{self.name}: {len(self.train.ends)} documents to train on and {len(self.held_out.ends)} held out; "
-            f"{len(self.train.tokens):,} + {len(self.held_out.tokens):,} tokens of {self.spec.vocab_size:,} "
-            f"({self.spec.tokenizer.kind}), {len(self.train.lines):,} lines; {len(self._windows):,} held-out pairs"
+            f"{self.name}: {self.parts.sizes('documents', lambda part: len(part.ends))}; {tokens} tokens of "
+            f"{self.spec.vocab_size:,} ({self.spec.tokenizer.kind}), {len(self.train.lines):,} lines to train on; "
+            f"{len(self._windows):,} pairs in {self.split}"
         )

@@ -4,6 +4,7 @@ import functools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,9 @@ from jaxtyping import Int32, Int64, Integer
 
 from zoo.core.errors import UserError
 from zoo.data.dataset import Batch, Data, DataSet, Shuffled
-from zoo.data.documents import split_documents
 from zoo.data.sources import read_lines, read_wordnet
 from zoo.data.specs import LineSpec
+from zoo.data.splits import Part, Parts, Shares, Split, cut_by_hash, digest, make_parts
 from zoo.data.tokenizers import Characters, Kind, Tokenizer, Words, alphabet, check_kind, make_tokenizer
 
 
@@ -31,11 +32,15 @@ class Sentences(Data):
     field: str = "text"
     """The field that holds the sentence in JSON lines."""
 
-    held_out: float = 0.05
-    """Share of the sentences that is never trained on, chosen by a hash of their text."""
+    held_out: float = 0.1
+    """Share of the sentences that is never trained on, chosen by a hash of their text: half is dev, half test."""
 
     held_out_path: str = ""
-    """Sentences to score instead, a file or glob like `path`; all of `path` is then trained on."""
+    """Sentences to score instead, a file or glob like `path`; all of `path` is then trained on. Half of them are dev
+    and half test, or all of them dev where `test_path` is given."""
+
+    test_path: str = ""
+    """Sentences for test alone, a file or glob like `path`."""
 
     tokenizer: Kind = "words"
     """What a token is: a word, a character, a byte, a byte pair learned from the text, or a token of GPT-2's."""
@@ -43,42 +48,67 @@ class Sentences(Data):
     vocabulary: int = 10000
     """How many tokens 'words' or 'bpe' take from the text: the most frequent; other words are unknown."""
 
+    @property
+    def name(self) -> str:
+        """What the sentences are called."""
+        return self.path or f"WordNet's {self.wordnet}"
+
     def check_tokenizer(self, spec: LineSpec) -> None:
         """Refuses a run's spec whose tokenizer is of another kind; see `check_kind`."""
         check_kind(spec.tokenizer, self.tokenizer)
 
-    def open(self, *, length: int | None, batch_size: int, seed: int, spec: LineSpec | None = None) -> "SentenceSet":
+    def open(
+        self,
+        *,
+        length: int | None,
+        batch_size: int,
+        seed: int,
+        spec: LineSpec | None = None,
+        split: Split = "dev",
+    ) -> "SentenceSet":
         """Reads the sentences, splits them and turns them into tokens; see `Data.open`."""
         if length is None:
             raise UserError("sentences are rows of tokens, and this model family has no context length for them")
-        train, held_out = self._sentences()
+        sentences = self.sentences(split)
+        train, *rest = sentences.each
+        held_out = list(chain(*rest))
         tokenizer = spec.tokenizer if spec else make_tokenizer(self.tokenizer, train, held_out, self.vocabulary)
         if isinstance(tokenizer, Characters):
             tokenizer.check(alphabet(train + held_out))
         return SentenceSet(
             spec=spec or LineSpec(tokenizer),
-            train=encode_lines(tokenizer, train, length),
-            held_out=encode_lines(tokenizer, held_out, length),
+            parts=sentences.map(lambda texts: encode_lines(tokenizer, texts, length)),
             length=length,
             batch_size=batch_size,
             seed=seed,
-            name=self.path or f"WordNet's {self.wordnet}",
+            name=self.name,
+            split=split,
         )
 
-    def _sentences(self) -> tuple[list[str], list[str]]:
-        """Training and held-out sentences."""
+    def sentences(self, split: Split = "dev") -> Parts[list[str]]:
+        """The sentences of each part, held-out ones in the order of a hash; with `all`, those of the source, so too.
+
+        Raises:
+            UserError: a setting is wrong, or there are no sentences, or fewer different ones than parts.
+        """
         if not 0 < self.held_out < 1:
             raise UserError(
-                f"--data.held-out {self.held_out} is not a share: give a number between 0 and 1, such as 0.05"
+                f"--data.held-out {self.held_out} is not a share: give a number between 0 and 1, such as 0.1"
             )
-        if self.held_out_path and not self.path:
-            raise UserError(f"--data.held-out-path {self.held_out_path} is given without a --data.path to train on")
-        sentences = read_lines(self.path, self.field) if self.path else read_wordnet(self.wordnet)
-        if self.held_out_path:
-            return sentences, read_lines(self.held_out_path, self.field)
-        if len(set(sentences)) < 2:
-            raise UserError(f"{self.path} has one sentence: give at least two different ones, one to be held out")
-        return split_documents(sentences, self.held_out)
+        for flag, path in (("held-out-path", self.held_out_path), ("test-path", self.test_path)):
+            if path and not self.path:
+                raise UserError(f"--data.{flag} {path} is given without a --data.path to train on")
+        train = read_lines(self.path, self.field) if self.path else read_wordnet(self.wordnet)
+        if split == "all":
+            return Parts.whole(self._cut(train, {}, "dev")["dev"])
+        dev, test = (read_lines(path, self.field) if path else None for path in (self.held_out_path, self.test_path))
+        return make_parts(train, dev, test, self.held_out, self._cut)
+
+    def _cut(self, sentences: Sequence[str], shares: Shares, rest: Part) -> dict[Part, list[str]]:
+        """Cuts sentences in parts by a hash of their text; see `cut_by_hash`."""
+        source = self.held_out_path if rest == "dev" else self.name
+        places = cut_by_hash([digest(text) for text in sentences], shares, rest, "sentence", source)
+        return {part: [sentences[i] for i in places[part]] for part in places}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,25 +152,46 @@ def pack(tokenizer: Tokenizer, encoded: Sequence[Int32[np.ndarray, " _"]], too_l
     )
 
 
+def check_fits(parts: Parts[Any], name: str, row: str, length: int) -> None:
+    """Refuses data of which a part has no row that fits into the model's context.
+
+    Raises:
+        UserError: names the part.
+    """
+    to_train = {} if "all" in parts.held_out else {"train": parts.train}
+    for part, rows in (to_train | parts.held_out).items():
+        if not len(rows):
+            purpose = {"train": "to train on ", "all": ""}.get(part, f"for {part} ")
+            raise UserError(
+                f"{name} has no {row} {purpose}of less than {length} tokens, the model's context: give a longer "
+                f"--family.context, or shorter {row}s"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class SentenceSet(DataSet):
     """Sentences in memory. An epoch visits each training sentence once, in an order drawn from (seed, epoch)."""
 
     spec: LineSpec
-    train: Lines
-    held_out: Lines
+    parts: Parts[Lines]
     length: int
     batch_size: int
     seed: int
     name: str
+    split: Split = "dev"
 
     def __post_init__(self) -> None:
-        for part, lines in (("to train on", self.train), ("held out", self.held_out)):
-            if not len(lines):
-                raise UserError(
-                    f"{self.name} has no sentence {part} of less than {self.length} tokens, the model's context: "
-                    "give a longer --family.context, or shorter sentences"
-                )
+        check_fits(self.parts, self.name, "sentence", self.length)
+
+    @property
+    def train(self) -> Lines:
+        """The sentences to train on."""
+        return self.parts.train
+
+    @property
+    def held_out(self) -> Lines:
+        """The sentences of the split."""
+        return self.parts.held_out[self.split]
 
     @functools.cached_property
     def _order(self) -> Shuffled:
@@ -148,7 +199,7 @@ class SentenceSet(DataSet):
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold the whole held-out split."""
+        """Batches that hold all sentences of the split."""
         return -(-len(self.held_out) // self.batch_size)
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
@@ -158,7 +209,7 @@ class SentenceSet(DataSet):
         return self._batch(self.train, place, row, np.ones(row.shape, bool))
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`, in order; `row` is the sentence's index in the whole split.
+        """Held-out batch `index`, in the order of a hash; `row` is the sentence's index in the whole split.
 
         Rows past the end of the split repeat its last sentence and are not valid.
         """
@@ -180,11 +231,11 @@ class SentenceSet(DataSet):
         words = words[words != tokenizer.end_of_text]
         unknown = ""
         if isinstance(tokenizer, Words):
-            unknown = f", {np.mean(words == tokenizer.unknown):.1%} of those held out unknown"
-        left_out = self.train.too_long + self.held_out.too_long
+            unknown = f", {np.mean(words == tokenizer.unknown):.1%} of those in {self.split} unknown"
+        left_out = sum(part.too_long for part in self.parts.each)
         longer = f" ({left_out:,} of {self.length} tokens or more left out)" if left_out else ""
+        tokens = " + ".join(f"{len(part.tokens):,}" for part in self.parts.each)
         return (
-            f"{self.name}: {len(self.train):,} sentences to train on and {len(self.held_out):,} held out{longer}; "
-            f"{len(self.train.tokens):,} + {len(self.held_out.tokens):,} tokens of {tokenizer.vocab_size:,} "
-            f"({tokenizer.kind}){unknown}"
+            f"{self.name}: {self.parts.sizes('sentences', len)}{longer}; {tokens} tokens of "
+            f"{tokenizer.vocab_size:,} ({tokenizer.kind}){unknown}"
         )

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from zoo.core.errors import UserError
 
-HELD_OUT_PLAYS = ("Macbeth", "Twelfth Night")
+DEV_PLAYS = ("Othello", "As You Like It")
+TEST_PLAYS = ("Macbeth", "Twelfth Night")
 
 
 def read_plays() -> dict[str, str]:

@@ -1,18 +1,22 @@
 """Text for language models: documents to one stream of tokens, cut in blocks for training and scored whole."""
 
+import dataclasses
 import functools
+import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Integer
+from jaxtyping import Int32, Int64, Integer
 
 from zoo.core.errors import UserError
 from zoo.data.dataset import Batch, DataSet, Shuffled
 from zoo.data.documents import Documents
 from zoo.data.specs import BlockSpec
+from zoo.data.splits import Parts, Split
 from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, make_tokenizer
 
 
@@ -38,34 +42,51 @@ class Text(Documents):
         """
         check_kind(spec.tokenizer, self.tokenizer)
 
-    def open(self, *, length: int | None, batch_size: int, seed: int, spec: BlockSpec | None = None) -> "TextBlocks":
+    def open(
+        self,
+        *,
+        length: int | None,
+        batch_size: int,
+        seed: int,
+        spec: BlockSpec | None = None,
+        split: Split = "dev",
+    ) -> "TextBlocks":
         """Reads the documents, splits them and turns them into tokens; see `Data.open`."""
         if length is None:
             raise UserError("text is cut in blocks, and this model family has no context length to cut it by")
-        train, held_out = self.documents()
+        documents = self.documents(split)
+        train, *rest = documents.each
+        held_out = list(chain(*rest))
         tokenizer = spec.tokenizer if spec else make_tokenizer(self.tokenizer, train, held_out, self.vocabulary)
         if isinstance(tokenizer, Characters):
             tokenizer.check(alphabet(train + held_out))
         return TextBlocks(
             spec=spec or BlockSpec(tokenizer),
-            train=_stream(tokenizer, train),
-            held_out=_stream(tokenizer, held_out),
+            parts=documents.map(lambda texts: make_stream(tokenizer, texts)),
             length=length,
             batch_size=batch_size,
             seed=seed,
             order=self.order,
             name=self.name,
-            documents=(len(train), len(held_out)),
-            characters=sum(map(len, train)) + sum(map(len, held_out)),
+            split=split,
         )
 
 
-def _stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Integer[np.ndarray, " t"]:
-    """All documents in a row, each between two end-of-text tokens, in the smallest type that holds the ids."""
+class Stream(NamedTuple):
+    """Documents in a row."""
+
+    tokens: Integer[np.ndarray, " t"]
+    """Each document between two end-of-text tokens, in the smallest type that holds the ids."""
+    documents: int
+    characters: int
+
+
+def make_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Stream:
+    """The tokens of documents in a row."""
     end = np.array([tokenizer.end_of_text])
     parts = [part for text in documents for part in (end, tokenizer.encode(text), end)]
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    return np.concatenate(parts, dtype=dtype, casting="unsafe")
+    return Stream(np.concatenate(parts, dtype=dtype, casting="unsafe"), len(documents), sum(map(len, documents)))
 
 
 @dataclass(frozen=True)
@@ -78,25 +99,41 @@ class TextBlocks(DataSet):
 
     In the order `stream`, the rows of a batch go round the circle at equal distances, a block in each step, and never
     begin anew; the seed says where the first of them begins.
+
+    Held-out text is cut in windows from its begin, and these come in the order of a hash of their tokens; `in_order`
+    has them in the order of the text.
     """
 
     spec: BlockSpec
-    train: Integer[np.ndarray, " t"]
-    held_out: Integer[np.ndarray, " h"]
+    parts: Parts[Stream]
     length: int
     batch_size: int
     seed: int
     order: str
     name: str
-    documents: tuple[int, int]
-    characters: int
+    split: Split = "dev"
+    ordered: bool = False
 
     def __post_init__(self):
-        if len(self.train) < self.length + 1:
+        if self.split != "all" and len(self.train) < self.length + 1:
             raise UserError(
                 f"{self.name} has {len(self.train)} tokens to train on, and a block needs {self.length + 1}: "
                 "give more text, or a shorter context"
             )
+
+    @property
+    def train(self) -> Integer[np.ndarray, " t"]:
+        """The tokens to train on."""
+        return self.parts.train.tokens
+
+    @property
+    def held_out(self) -> Integer[np.ndarray, " h"]:
+        """The tokens of the split."""
+        return self.parts.held_out[self.split].tokens
+
+    def in_order(self) -> "TextBlocks":
+        """The same data with held-out windows in the order of the text, for a state that is carried along it."""
+        return dataclasses.replace(self, ordered=True)
 
     @functools.cached_property
     def _order(self) -> Shuffled:
@@ -109,12 +146,18 @@ class TextBlocks(DataSet):
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold the whole held-out split."""
-        return -(-self._windows // self.batch_size)
+        """Batches that hold all windows of the split."""
+        return -(-len(self._windows) // self.batch_size)
 
-    @property
-    def _windows(self) -> int:
-        return -(-(len(self.held_out) - 1) // self.length)
+    @functools.cached_property
+    def _windows(self) -> Int64[np.ndarray, " w"]:
+        """Where held-out windows begin."""
+        begin = np.arange(0, len(self.held_out) - 1, self.length, dtype=np.int64)
+        if self.ordered:
+            return begin
+        windows = (self.held_out[i : i + self.length + 1].astype("<i4").tobytes() for i in begin)
+        digests = [hashlib.sha256(window).digest() for window in windows]
+        return begin[sorted(range(len(begin)), key=digests.__getitem__)]
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
         """Training batch `step`: `tokens` int32 [b, length + 1]; `length`, `row` int32, `valid`, `continues` bool [b].
@@ -140,14 +183,15 @@ class TextBlocks(DataSet):
         }
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`: windows in order, each target once; the last window is padded with end-of-text.
+        """Held-out batch `index`: windows, each target once; the text's last window is padded with end-of-text.
 
         `characters` and `bytes` int32 [b] say how much text the targets of each row stand for. `row` is the window's
         index in the whole split, so noise in an evaluation would not depend on the batch size.
         """
         row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
-        begin = self.length * row.astype(np.int64)
-        targets_left = len(self.held_out) - 1 - begin
+        end = len(self.held_out) - 1
+        begin = np.append(self._windows, end)[np.minimum(row, len(self._windows))]
+        targets_left = end - begin
         length = np.where(targets_left > 0, np.minimum(targets_left, self.length) + 1, 0)
         place = np.arange(self.length + 1)[None, :]
         tokens = self.held_out[np.minimum(begin[:, None] + place, len(self.held_out) - 1)]
@@ -176,11 +220,11 @@ class TextBlocks(DataSet):
 
     def describe(self) -> str:
         """Documents, characters, tokens and vocabulary in one line."""
-        train, held_out = self.documents
+        characters = sum(part.characters for part in self.parts.each)
+        tokens = " + ".join(f"{len(part.tokens):,}" for part in self.parts.each)
         return (
-            f"{self.name}: {train} documents to train on and {held_out} held out, {self.characters:,} characters; "
-            f"{len(self.train):,} + {len(self.held_out):,} tokens of {self.spec.tokenizer.vocab_size:,} "
-            f"({self.spec.tokenizer.kind})"
+            f"{self.name}: {self.parts.sizes('documents', lambda part: part.documents)}, {characters:,} characters; "
+            f"{tokens} tokens of {self.spec.tokenizer.vocab_size:,} ({self.spec.tokenizer.kind})"
         )
 
 

@@ -189,7 +189,8 @@ def write_classifier(trained: Trained, path: Path) -> dict[str, str]:
     params = flatten_dict(trained.model.state.net.eval_params, sep=".")
     params = {name: np.asarray(x, np.float16) for name, x in params.items()}
     extractor = Extractor("unscaled", "", make_classifier(family, spec, params, 1.0))
-    batches = [trained.data.held_out_at(index) for index in range(trained.data.held_out_batches)]
+    data = trained.held_out("test")
+    batches = [data.held_out_at(index) for index in range(data.held_out_batches)]
     valid = np.concatenate([batch["valid"] for batch in batches])
     image, label = (np.concatenate([batch[name] for batch in batches])[valid] for name in ("image", "label"))
     features, logits = extractor(image)
@@ -198,7 +199,7 @@ def write_classifier(trained: Trained, path: Path) -> dict[str, str]:
         "family": json.dumps(to_json(family)),
         "spec": json.dumps(to_json(spec)),
         "scale": repr(float(scale)),
-        "data": trained.data.describe(),
+        "data": data.describe(),
         "steps": str(trained.model.step),
         "held_out_accuracy": f"{(logits.argmax(1) == label)[label >= 0].mean():.4f}",
     }

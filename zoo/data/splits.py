@@ -1,0 +1,124 @@
+"""Three parts of a data set: `train` is learned from, `dev` chooses settings and checkpoints, `test` is reported.
+
+The SHA-256 of a row's contents says which part it is in: the smallest are test, the next dev, the others train. So the
+parts do not depend on the order of files, and equal rows are in one part. Held-out rows are in the order of that hash,
+so that the first N of them are a random sample.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Int64
+
+from zoo.core.errors import UserError
+
+Split = Literal["dev", "test", "all"]
+"""Which rows are scored: `dev` to choose by, `test` to report, or `all` of a source that nothing is trained on."""
+
+Part = Literal["train", "dev", "test"]
+Shares = Mapping[Part, float]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Parts(Generic[T]):
+    """Rows to train on, and held-out rows: those of `dev` and `test`, or `all` of a source, which are `train` too."""
+
+    train: T
+    held_out: dict[Split, T]
+
+    @classmethod
+    def whole(cls, rows: T) -> "Parts[T]":
+        """A source of which all rows are scored."""
+        return cls(rows, {"all": rows})
+
+    def map(self, function: Callable[[T], U]) -> "Parts[U]":
+        """The same parts of something else, made once for each."""
+        train = function(self.train)
+        held_out = {name: train if rows is self.train else function(rows) for name, rows in self.held_out.items()}
+        return Parts(train, held_out)
+
+    @property
+    def each(self) -> tuple[T, ...]:
+        """Every part once."""
+        return (self.train, *(rows for rows in self.held_out.values() if rows is not self.train))
+
+    def sizes(self, unit: str, count: Callable[[T], int]) -> str:
+        """How many rows each part has, such as "800 images to train on, 100 for dev and 100 for test"."""
+        if "all" in self.held_out:
+            return f"all of {count(self.train):,} {unit}"
+        dev, test = (count(self.held_out[name]) for name in ("dev", "test"))
+        return f"{count(self.train):,} {unit} to train on, {dev:,} for dev and {test:,} for test"
+
+
+def digest(text: str) -> bytes:
+    """The SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def cut_by_hash(
+    digests: Sequence[bytes], shares: Shares, rest: Part, unit: str, source: str
+) -> dict[Part, Int64[np.ndarray, " _"]]:
+    """Which rows are in which part.
+
+    Args:
+        digests: of each row's contents.
+        shares: of the different rows, at least one each; the first part has the smallest digests.
+        rest: the part of the other rows.
+        unit: what a row is, for an error, such as "picture".
+        source: where the rows are from, likewise.
+
+    Returns:
+        Row numbers: those of `train` in their order, those of held-out parts in the order of their digests.
+
+    Raises:
+        UserError: there are fewer different rows than parts.
+    """
+    ranked = sorted(set(digests))
+    if len(ranked) <= len(shares):
+        raise UserError(too_few(len(ranked), f"different {unit}", source, shares, rest))
+    sizes = [max(1, round(share * len(ranked))) for share in shares.values()]
+    while sum(sizes) >= len(ranked):  # one is left for the rest
+        sizes[max(reversed(range(len(sizes))), key=sizes.__getitem__)] -= 1
+    rank = {digest: i for i, digest in enumerate(ranked)}
+    ranks = np.array([rank[digest] for digest in digests], np.int64)
+    part = np.searchsorted(np.cumsum(sizes), ranks, side="right")
+    order = np.argsort(ranks, kind="stable")
+    found = {name: order[part[order] == i] for i, name in enumerate((*shares, rest))}
+    return found | {"train": np.sort(found["train"])} if "train" in found else found
+
+
+def too_few(count: int, unit: str, source: str, shares: Shares, rest: Part) -> str:
+    """Says that there is too little data for the parts asked for."""
+    names = sorted((*shares, rest), key=["train", "dev", "test"].index)
+    needed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"{source} has {count} {unit}{'s' * (count > 1)}, too few for {needed}: give at least {len(names)}"
+
+
+def make_parts(
+    train: T, dev: T | None, test: T | None, share: float, cut: Callable[[T, Shares, Part], dict[Part, T]]
+) -> Parts[T]:
+    """Three parts, of which dev and test may be given.
+
+    Args:
+        train: rows to train on.
+        dev: held-out rows that are given; without `test`, half of them are the test rows.
+        test: rows to report on that are given.
+        share: of `train` that is held out where neither is given, half dev and half test; where `test` is given, half
+            that share is dev.
+        cut: cuts rows in shares and a rest, as `cut_by_hash` does.
+    """
+    half = share / 2
+    parts: dict[Part, T] = {"train": train}
+    if dev is not None:
+        parts |= cut(dev, {} if test is not None else {"test": 0.5}, "dev")
+    else:
+        parts |= cut(train, {"dev": half} if test is not None else {"test": half, "dev": half}, "train")
+    if test is not None:
+        parts |= cut(test, {}, "test")
+    return Parts(parts["train"], {"dev": parts["dev"], "test": parts["test"]})
