@@ -63,7 +63,7 @@ class Unigram(Family):
             nats, count = row_nats(net, batch)
             return nats.sum(), count.sum(), {}
 
-        lm, metrics = state.lm.descend(loss, batch, key)
+        lm, metrics = state.lm.descend(loss, batch, step, key)
         return State(lm), metrics
 
     def evaluate(self, state, batch, key):

@@ -137,7 +137,7 @@ def test_r1_is_what_the_discriminator_pays(batch):
 
     @partial(jax.jit, static_argnums=0)
     def descend(family, state):
-        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, KEY)[1]
+        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, 0, KEY)[1]
 
     plain, paying = descend(family, state), descend(replace(family, r1=3.0), state)
     np.testing.assert_allclose(paying["r1_penalty"], (slopes(state.disc) ** 2).sum() / 6, rtol=1e-4)

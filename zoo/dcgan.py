@@ -210,8 +210,8 @@ class DCGAN(Family):
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         # One key for both: they draw the same z, so that the compiler finds G(z) computed already.
-        disc, of_disc = state.disc.descend(partial(self.disc_loss, gen=state.gen), batch, key)
-        gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, key)
+        disc, of_disc = state.disc.descend(partial(self.disc_loss, gen=state.gen), batch, step, key)
+        gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, step, key)
         metrics = {"loss": of_disc.pop("loss"), "gen_loss": of_gen.pop("loss")}
         for name in ("grad_norm", "learning_rate"):
             metrics |= {f"disc_{name}": of_disc.pop(name), f"gen_{name}": of_gen.pop(name)}

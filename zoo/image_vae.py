@@ -184,7 +184,7 @@ class ImageVAE(Family):
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         weight = self.beta * warm_up(step, self.kl_warmup_steps)
-        vae, metrics = state.vae.descend(partial(self.loss, weight=weight), batch, key)
+        vae, metrics = state.vae.descend(partial(self.loss, weight=weight), batch, step, key)
         return State(vae), metrics
 
     def loss(

@@ -255,7 +255,7 @@ class MaskedLM(Family):
         return State(Learner.create(Encoder(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        mlm, metrics = state.mlm.descend(self.loss, batch, key)
+        mlm, metrics = state.mlm.descend(self.loss, batch, step, key)
         return State(mlm), metrics
 
     def loss(self, net: Encoder, batch: Batch, key: Key[Array, ""]) -> tuple[jax.Array, jax.Array, Metrics]:

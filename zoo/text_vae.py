@@ -189,13 +189,13 @@ class TextVAE(Family):
         weight = jnp.asarray(self.beta * warm_up(step, self.kl_warmup_steps, self.kl_cycle_steps), jnp.float32)
         loss, lagging = partial(self.loss, weight=weight), state.lagging
         if lagging is None:
-            vae, metrics = state.vae.descend(loss, batch, key)
+            vae, metrics = state.vae.descend(loss, batch, step, key)
             return State(vae, None), metrics | {"kl_weight": weight}
 
         vae, metrics = jax.lax.cond(
             lagging.alone,
-            lambda vae: vae.descend(loss, batch, key, only=("encoder",)),
-            lambda vae: vae.descend(loss, batch, key),
+            lambda vae: vae.descend(loss, batch, step, key, only=("encoder",)),
+            lambda vae: vae.descend(loss, batch, step, key),
             state.vae,
         )
         information = batch_information(*parallel.all_rows(metrics.pop("posterior").value))

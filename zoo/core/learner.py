@@ -59,7 +59,7 @@ class Learner:
         strong = partial(jax.tree.map, lambda x: jnp.asarray(x, x.dtype))
         params, memory = strong(params), strong(memory)
         still = {name: params.pop(name) for name in frozen}
-        transform = setup.optimizer.transform(setup.total_steps)
+        transform = setup.optimizer.transform()
         return cls(
             params=params,
             memory=memory,
@@ -97,13 +97,19 @@ class Learner:
         return replace(self, params=params, ema=ema)
 
     def descend(
-        self, loss_fn: LossFn, batch: Batch, key: jax.Array, only: Collection[str] | None = None
+        self,
+        loss_fn: LossFn,
+        batch: Batch,
+        step: jax.Array | int,
+        key: jax.Array,
+        only: Collection[str] | None = None,
     ) -> tuple["Learner", Metrics]:
         """One update by the gradient of `sum of totals / sum of weights` over microbatches and devices.
 
         Args:
             loss_fn: see `LossFn`; its network is live, and what it leaves in memory is kept.
             batch: arrays that lead with the batch row.
+            step: how many training steps were done before: what the schedule reads, whatever this learner has taken.
             key: the same for all microbatches and devices: noise is drawn per row.
             only: the submodules to update; other parameters and their optimizer state stay untouched.
 
@@ -133,17 +139,17 @@ class Learner:
             scale = jnp.minimum(1.0, self.optimizer.clip_norm / (norm + 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
 
-        transform = self.optimizer.transform(self.total_steps)
+        rate = jnp.asarray(self.optimizer.learning_rate_at(self.total_steps)(jnp.asarray(step)))
+        transform = self.optimizer.transform()
         params, opt_state = dict(self.params), dict(self.opt_state)
         for name in trained:
             moves, opt_state[name] = transform.update(grads[name], opt_state[name], params[name])
-            params[name] = optax.apply_updates(params[name], moves)
+            params[name] = jax.tree.map(lambda p, u: p - rate * u, params[name], moves)
         new = replace(self, params=params, memory=memory, opt_state=opt_state, updates=self.updates + 1)
         new = replace(new, ema=self._average(new))
 
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in pairs.items()}
-        rate = self.optimizer.learning_rate_at(self.total_steps)(self.updates)
-        return new, metrics | {"grad_norm": norm, "learning_rate": jnp.asarray(rate)} | rows
+        return new, metrics | {"grad_norm": norm, "learning_rate": rate} | rows
 
     def _merge(self, params: Any, memory: Any) -> Any:
         """The live network."""

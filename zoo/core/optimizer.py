@@ -57,7 +57,7 @@ class Optimizer:
         )
 
     def learning_rate_at(self, total_steps: int) -> optax.Schedule:
-        """The learning rate as a function of the number of updates done."""
+        """The learning rate as a function of the number of training steps done."""
         decay_steps = max(total_steps - self.warmup_steps, 1)
         last = self.learning_rate * self.final_fraction
         if self.schedule == "cosine":
@@ -73,14 +73,18 @@ class Optimizer:
         rise = optax.linear_schedule(self.learning_rate / (w + 1), self.learning_rate, w)
         return optax.join_schedules([rise, after], [w])
 
-    def transform(self, total_steps: int) -> optax.GradientTransformation:
-        """The optax chain. Clipping is not in it: the norm is the whole network's, whatever part is updated."""
-        rate = self.learning_rate_at(total_steps)
+    def transform(self) -> optax.GradientTransformation:
+        """What a gradient becomes before it is multiplied by the learning rate and subtracted from the parameters.
+
+        The learning rate is not in it, since its schedule reads the training step and not a count of updates, which
+        several networks or submodules do not share; nor is clipping: the norm is the whole network's.
+        """
         if self.name == "sgd":
-            return optax.sgd(rate, momentum=self.momentum or None)
+            return optax.chain(optax.trace(self.momentum) if self.momentum else optax.identity())
+        adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
         if self.name == "adam":
-            return optax.adam(rate, self.beta1, self.beta2, self.epsilon)
-        return optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay, mask=decays)
+            return optax.chain(adam)
+        return optax.chain(adam, optax.add_decayed_weights(self.weight_decay, mask=decays))
 
 
 def decays(params: Any) -> Any:
