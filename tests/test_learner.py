@@ -188,3 +188,36 @@ def test_schedules_read_the_training_step_and_adam_its_own_updates(batch):
     np.testing.assert_allclose(moved["kernel"], 0.4, rtol=1e-4)
     counts = {name: int(state[0].count) for name, state in new.opt_state.items()}
     assert counts == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize("settings", [{}, {"microbatches": 2}], ids=["whole", "microbatches"])
+def test_a_batch_without_weight_changes_nothing_and_is_reported(batch, settings):
+    step = jax.jit(lambda learner, batch: learner.descend(loss, batch, 0, KEY))
+    learner, metrics = step(make(weight_decay=0.1, ema_decay=0.9, **settings), batch)
+    assert metrics["skipped"] == 0
+    new, metrics = step(learner, batch | {"weight": jnp.zeros(8)})
+    jax.tree.map(np.testing.assert_array_equal, new, learner)
+    assert metrics["skipped"] == 1
+    assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+    np.testing.assert_array_equal(metrics["rows"].value, batch["row"] * 10)
+
+
+def test_a_loss_may_need_means_over_all_microbatches(batch):
+    """The variance of the outputs: a microbatch has another mean than the batch."""
+
+    def outputs(net, batch, key):
+        y = net(batch["x"])[:, 0]
+        return y.sum(), jnp.float32(len(y))
+
+    def relative(net, batch, key, means=None):
+        y = net(batch["x"])[:, 0]
+        mean = jax.lax.stop_gradient(y.mean()) if means is None else means
+        return ((y - mean) ** 2).sum(), jnp.float32(len(y)), {}
+
+    whole, told = make(name="sgd").descend(relative, batch, 0, KEY, sums_fn=outputs)
+    y = np.asarray(make().net()(batch["x"]))
+    np.testing.assert_allclose(told["loss"], y.var(), rtol=1e-5)
+    parts, told_in_parts = make(name="sgd", microbatches=4).descend(relative, batch, 0, KEY, sums_fn=outputs)
+    np.testing.assert_allclose(told_in_parts["loss"], y.var(), rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), whole.params, parts.params)
+    assert parts.memory["seen"] == 8  # the first pass leaves nothing in memory
