@@ -135,8 +135,8 @@ def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
 def distinct_n(texts: Sequence[str], n: int, tokenize: WordTokenizer = "13a") -> float:
     """The number of different n-grams of words in the texts, divided by that of all words; 0 without a word.
 
-    Li et al. 2016, "A diversity-promoting objective function for neural conversation models", section 5.3: "scaled by
-    total number of generated tokens". It falls with the amount of text, so compare equal amounts.
+    Li et al. 2016, "A diversity-promoting objective function for neural conversation models", who divide by tokens for
+    every n. It falls with the amount of text, so compare equal amounts.
     """
     cut, grams, total = _Words(tokenize), set[tuple[str, ...]](), 0
     for text in texts:
