@@ -1,6 +1,7 @@
 """`Learner.descend`: one gradient for all families, whatever the microbatches, parts and averages."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import optax
 import pytest
 from flax import nnx
 
+from zoo.core.config import read_json, to_json
+from zoo.core.errors import UserError
 from zoo.core.family import Rows, Setup
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
@@ -159,6 +162,8 @@ class Case:
         Case("cosine", {0: 1 / 11, 9: 10 / 11, 10: 1.0, 60: 0.55, 110: 0.1, 200: 0.1}),
         Case("linear", {10: 1.0, 60: 0.55, 110: 0.1}),
         Case("constant", {0: 1 / 11, 10: 1.0, 110: 1.0}),
+        # A fifth of 110 steps is 22: from 1 at step 88 to 0.1 at step 110.
+        Case("wsd", {0: 1 / 11, 10: 1.0, 88: 1.0, 99: 0.55, 110: 0.1, 200: 0.1}),
     ],
 )
 def test_schedules(case):
@@ -221,3 +226,23 @@ def test_a_loss_may_need_means_over_all_microbatches(batch):
     np.testing.assert_allclose(told_in_parts["loss"], y.var(), rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), whole.params, parts.params)
     assert parts.memory["seen"] == 8  # the first pass leaves nothing in memory
+
+
+def test_a_longer_wsd_schedule_is_the_same_until_the_shorter_one_falls():
+    rates = [Optimizer(schedule="wsd", warmup_steps=5).learning_rate_at(steps) for steps in (100, 1000)]
+    steps = jnp.arange(81)
+    np.testing.assert_array_equal(*(jax.vmap(rate)(steps) for rate in rates))
+    assert rates[0](90) < rates[1](90)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_weight_decay_that_does_nothing_is_refused_in_new_runs_and_read_in_old(tmp_path, name):
+    with pytest.raises(UserError, match=rf"weight_decay is 0\.1.*{name}.*--optimizer\.name adamw"):
+        Optimizer(name=name, weight_decay=0.1)
+    path = tmp_path / "config.json"
+    fields = to_json(Optimizer(name="adamw", weight_decay=0.1)) | {"name": name}
+    path.write_text(json.dumps(fields))
+    old = read_json(path, Optimizer)
+    assert (old.name, old.weight_decay) == (name, 0.1)
+    with pytest.raises(UserError, match="weight_decay"):
+        replace(old)  # as `fit` does

@@ -184,8 +184,8 @@ class DCGAN(Family):
             ("disc_learning_rate_ratio", "above 0", self.disc_learning_rate_ratio > 0),
         )
         refuse(
-            f"family.r1 is {self.r1}, a penalty on each image's own logit, which with family.disc_norm batch depends on "
-            "the whole batch; give --family.disc-norm spectral or none",
+            f"family.r1 is {self.r1}, a penalty on each image's own logit, which depends on the whole batch with "
+            "family.disc_norm batch; give --family.disc-norm spectral or none",
             when=self.r1 > 0 and self.disc_norm == "batch",
         )
 

@@ -91,8 +91,9 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
         run = replace(run, rundir=f"runs/{type(run.family).__module__.rpartition('.')[2]}")
     rundir = RunDir(run.rundir)
     resuming = rundir.has_checkpoints() and not fresh
-    # Of a saved run these may be what is refused by now.
-    run = saved = replace(run, family=replace(run.family), optimizer=replace(run.optimizer))
+    family: Any = run.family
+    # Made anew, since a saved run may have been read with settings that are refused by now.
+    run = saved = replace(run, family=replace(family), optimizer=replace(run.optimizer))
     if resuming:
         saved = rundir.config()
         check_may_go_on(saved, run)
@@ -103,7 +104,7 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
         with to_file(rundir.path / LOG), closing(session.checkpoints):
             rundir.launched(start, session.data.fingerprint(), compute_dtype(run))
             log.info("data: %s", session.data.describe())
-            _warn(saved, run, start)
+            warn(saved, run, start)
             stop.training = True
             state, done = _loop(session, state, start, seconds, console)
             session.checkpoints.close()
@@ -131,13 +132,13 @@ def check_may_go_on(saved: Run, run: Run) -> None:
         )
 
 
-def _warn(saved: Run, run: Run, start: int) -> None:
-    """Says once what the settings do that nobody may expect: to the rate of a longer run, and by microbatches."""
+def warn(saved: Run, run: Run, start: int) -> None:
+    """Warns where another --steps moves the learning rate from `start` on, and where microbatches change the result."""
     before, after = (float(run.optimizer.learning_rate_at(steps)(start)) for steps in (saved.steps, run.steps))
     if start < run.steps and not math.isclose(before, after, rel_tol=1e-6):
         log.warning(
-            "--steps %d, was %d, moves the learning rate at step %d from %g to %g: --optimizer.schedule %s is over all "
-            "steps; wsd, for a new run, holds it until the last of them",
+            "--steps is %d and was %d: this moves the learning rate at step %d from %g to %g, as the schedule is %s; "
+            "that of --optimizer.schedule wsd depends on --steps only in its decay",
             run.steps, saved.steps, start, before, after, run.optimizer.schedule,
         )  # fmt: skip
     if run.optimizer.microbatches > 1 and run.family.couples_rows:

@@ -15,7 +15,7 @@ from zoo.core import parallel
 from zoo.core.family import Batch, Metrics, Rows, Setup
 from zoo.core.optimizer import Optimizer
 
-LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, Any]]]
+LossFn = Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
 """`loss_fn(net, batch, key) -> (total, weight, metrics)`: the loss summed over rows, what to divide it by, and metrics
 as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and comes back as it is."""
 
