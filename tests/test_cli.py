@@ -63,7 +63,7 @@ class Unigram(Family):
             nats, count = row_nats(net, batch)
             return nats.sum(), count.sum(), {}
 
-        lm, metrics = state.lm.descend(loss, batch, key)
+        lm, metrics = state.lm.descend(loss, batch, step, key)
         return State(lm), metrics
 
     def evaluate(self, state, batch, key):
@@ -406,6 +406,7 @@ def test_two_processes_do_not_train_in_one_place(train: Train, run: Path) -> Non
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_good_checkpoints(train: Train, tmp_path: Path) -> None:
     rundir = tmp_path / "run"
     sgd = ("--optimizer.name", "sgd", "--optimizer.warmup-steps", "0", "--optimizer.clip-norm", "0")
+    sgd = (*sgd, "--optimizer.weight-decay", "0")
     seldom = ("--save-every", "1", "--eval-every", "0", "--log-every", "10")
     refused(
         train(rundir, *seldom, *sgd, "--optimizer.learning-rate", "1e38"), "--optimizer.learning-rate", "--init.from"

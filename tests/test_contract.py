@@ -15,7 +15,7 @@ import pytest
 from zoo.core.checkpoint import flatten
 from zoo.core.config import Run, from_json, load_config, to_json
 from zoo.core.family import Family, Model, Setup
-from zoo.core.harness import fit
+from zoo.core.harness import first_state, fit
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
@@ -40,6 +40,9 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 # Clipped, since a loss in nats an image is hundreds of times one in nats a token; `grad_norm` is told before clipping.
 SGD = Optimizer(name="sgd", learning_rate=0.05, momentum=0.0, schedule="constant", clip_norm=1.0)
+
+FREE_BITS = {"positions": 0.003, "images": 0.1}
+"""Nats, about what the units of the shrunk autoencoders of texts and images have before the first step."""
 
 
 def shrink(family: Family) -> Family:
@@ -266,12 +269,17 @@ def test_devices_do_not_change_the_result(run, parallel):
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_microbatches_do_not_change_the_result(run, strategy):
-    full = Bench(with_noise(replace(run, parallel=Parallel(devices=1))))
-    if any(learner.memory for learner in _learners(full.state)):
-        pytest.skip("what a network remembers of a batch, as in BatchNorm, depends on the batch's size")
-    run = with_noise(replace(run, parallel=Parallel(strategy, devices=2)))
+    run = with_noise(run)
+    if hasattr(run.family, "free_bits"):  # with a floor that lies between the microbatches' own means
+        run = replace(run, family=replace(run.family, free_bits=FREE_BITS[run.family.unit], kl_warmup_steps=0))
+    full = Bench(replace(run, parallel=Parallel(devices=1)))
+    run = replace(run, parallel=Parallel(strategy, devices=2))
     parts = Bench(replace(run, optimizer=replace(run.optimizer, microbatches=4)))
     told, told_parts = full.advance(3), parts.advance(3)
+    if run.family.couples_rows:
+        with pytest.raises(AssertionError):  # declared where it is so, and nowhere else
+            assert_close(full.params(), parts.params())
+        return
     assert_close(full.params(), parts.params())
     for name in told[-1]:
         np.testing.assert_allclose(told[-1][name], told_parts[-1][name], rtol=1e-4, err_msg=name)
@@ -358,14 +366,16 @@ def test_a_trained_run_loads_samples_and_scores(run):
     assert all(loaded.net(name) is not None for name in learners)
 
 
-def test_fine_tuning_starts_from_the_other_runs_weights(run):
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_run_that_starts_from_another_samples_and_scores_as_it_does(run, ema_decay):
     run = for_fit(run)
-    fitted(run)
-    tuned = replace(run, init=replace(run.init, source=run.rundir), rundir=run.rundir + "-tuned", steps=1, eval_every=1)
-    frozen = replace(tuned, optimizer=replace(SGD, learning_rate=0.0))
-    start, source = fit(frozen).model.state, load_run(run.rundir).model.state
-    for a, b in zip(_learners(start), _learners(source), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, a.eval_params, b.eval_params)
+    source = fitted(run)
+    tuned = replace(run, optimizer=replace(SGD, ema_decay=ema_decay), seed=1, parallel=Parallel(devices=1))
+    strategy = tuned.parallel.start(tuned.batch_size)
+    state = first_state(tuned, source.model.spec, strategy, load_run(run.rundir))
+    started = Trained(run, replace(source.model, state=inference_state(state)), source.path)
+    assert started.sample(seed=5, n=2) == source.sample(seed=5, n=2)
+    assert started.evaluate() == source.evaluate()
 
 
 def _learners(state: Any) -> list[Learner]:

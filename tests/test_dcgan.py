@@ -121,7 +121,7 @@ def test_r1_of_a_linear_discriminator_is_the_square_of_its_weights():
 
 def test_r1_is_what_the_discriminator_pays(batch):
     """The loss is gamma / 2 higher for every unit of penalty, and an image's penalty is its own and no other's."""
-    family, state = make()
+    family, state = make(disc_norm="none")
     # Kernels large enough that a penalty shows.
     steep = jax.tree.map(lambda leaf: 10 * leaf if leaf.ndim == 4 else leaf, state.disc.params)
     state = state._replace(disc=state.disc.with_params(steep))
@@ -137,12 +137,36 @@ def test_r1_is_what_the_discriminator_pays(batch):
 
     @partial(jax.jit, static_argnums=0)
     def descend(family, state):
-        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, KEY)[1]
+        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, 0, KEY)[1]
 
     plain, paying = descend(family, state), descend(replace(family, r1=3.0), state)
     np.testing.assert_allclose(paying["r1_penalty"], (slopes(state.disc) ** 2).sum() / 6, rtol=1e-4)
     np.testing.assert_allclose(paying["loss"] - plain["loss"], 1.5 * paying["r1_penalty"], rtol=1e-2)
     assert abs(paying["grad_norm"] - plain["grad_norm"]) > 1e-3
+
+
+def test_r1_with_spectral_normalisation_is_of_the_network_that_trains(batch):
+    """The penalty is that of the next call in training, and the vectors move as often as without it."""
+    family, state = make(disc_norm="spectral")
+    paying = replace(family, r1=3.0)
+
+    @jax.jit
+    def slopes(disc):
+        x = from_pixels(batch["image"])
+        return jax.grad(lambda x: disc.net()(x, batch["label"], train=True).sum())(x)
+
+    @partial(jax.jit, static_argnums=0)
+    def descend(family, state):
+        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, 0, KEY)
+
+    (plain, _), (paid, metrics) = descend(family, state), descend(paying, state)
+    np.testing.assert_allclose(metrics["r1_penalty"], (slopes(state.disc) ** 2).sum() / 6, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), paid.memory, plain.memory)
+
+
+def test_r1_is_refused_where_a_logit_depends_on_other_images():
+    with pytest.raises(UserError, match=r"r1 is 1\.0.*--family\.disc-norm spectral or none"):
+        DCGAN(r1=1.0)
 
 
 # ------------------------------------------------------------------------------------------- who moves when

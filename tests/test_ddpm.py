@@ -66,6 +66,13 @@ def make_model(family: DDPM, spec: ImageSpec = SPEC) -> Model:
     return Model(family, spec, state._replace(unet=unet), 0, FewPictures)
 
 
+@pytest.mark.parametrize("channels", [(7, 9), (6, 5)])
+def test_odd_channels_make_a_network_that_draws(channels):
+    pixels = draw(make_model(replace(FAMILY, channels=channels)))
+    assert pixels.shape[-3:] == (8, 8, 1)
+    assert pixels.std() > 0
+
+
 def draw(model: Model, seed: int = 0, **request: Any) -> np.ndarray:
     """Two samples in five steps, unless something else is asked for."""
     made = model.family.sample(model, PictureRequest(**({"n": 2, "steps": 5} | request)), jax.random.key(seed))

@@ -210,7 +210,7 @@ def test_what_is_free_has_no_gradient():
 
     @jax.jit
     def gradient_norm(weight):
-        return learner.descend(partial(family.loss, weight=weight), batch, jax.random.key(0))[1]["grad_norm"]
+        return learner.descend(partial(family.loss, weight=weight), batch, 0, jax.random.key(0))[1]["grad_norm"]
 
     assert gradient_norm(0.0) == gradient_norm(1e6) > 0
 

@@ -23,7 +23,7 @@ from zoo.data.sentence_pairs import SentencePairs, make_spec
 from zoo.data.tokenizers import BPE, Characters
 from zoo.interop.tokenizer_json import read_tokenizer
 from zoo.interop.transformers import export_run, import_run, read_transformers, write_transformers
-from zoo.masked_lm import HELD_OUT_MASKS, Encoder, MaskedLM
+from zoo.masked_lm import HELD_OUT_MASKS, Encoder, MaskedLM, ranks
 from zoo.metrics.intervals import wilson_interval
 from zoo.sampling.fill import FillRequest
 from zoo.sampling.logits import Knobs
@@ -497,3 +497,9 @@ def test_scores_stand_beside_the_unigram_model_s(tmp_path):
 def test_settings_that_make_no_network_are_named(field, value):
     with pytest.raises(UserError, match=str(value)):
         replace(BERT, **{field: value})
+
+
+def test_ties_before_the_label_count_against_it():
+    logits = jnp.array([[[2.0, 1.0, 2.0, 2.0, 3.0]] * 4]).reshape(1, 4, 5)
+    # Best first: 4, then the ties 0, 2, 3 in their order, then 1.
+    np.testing.assert_array_equal(ranks(logits, jnp.array([[0, 1, 3, 4]])), [[1, 4, 3, 0]])

@@ -100,7 +100,7 @@ def test_error_rate_is_to_the_nearest_reference_and_summed_before_divided():
 
 def test_variety():
     assert distinct_n(["a b a b", "a b"], 1) == pytest.approx(2 / 6)
-    assert distinct_n(["a b a b", "a b"], 2) == pytest.approx(2 / 4)
+    assert distinct_n(["a b a b", "a b"], 2) == pytest.approx(2 / 6)  # of tokens, as in Li et al. 2016
     assert distinct_n(["", "one"], 2) == 0.0
     assert distinct_n(["我我能"], 1) == 1.0
     assert distinct_n(["我我能"], 1, "zh") == pytest.approx(2 / 3)

@@ -35,7 +35,7 @@ from jax.nn import log_sigmoid, relu, sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image, sheet
-from zoo.core.errors import UserError, require
+from zoo.core.errors import UserError, refuse, require
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.data.augment import diff_augment
@@ -153,7 +153,8 @@ class DCGAN(Family):
     label_smoothing: float = 0.0
     """Real images count as real with 1 minus this probability, for the discriminator (not with hinge)."""
     r1: float = 0.0
-    """Weight gamma of the gradient penalty gamma / 2 E |d logit(x) / d x|^2 on real images."""
+    """Weight gamma of the gradient penalty gamma / 2 E |d logit(x) / d x|^2 on real images (not with disc_norm batch,
+    where an image's logit depends on the others)."""
     disc_norm: Normalisation = "batch"
     """Normalisation in the discriminator: batch (DCGAN), spectral (of each kernel), or none."""
     disc_learning_rate_ratio: float = 1.0
@@ -166,6 +167,7 @@ class DCGAN(Family):
     accepts: ClassVar[type] = ImageSpec
     unit: ClassVar[str] = "images"
     monitor: ClassVar[tuple[str, str]] = ("fid", "min")
+    couples_rows: ClassVar[str] = "batch normalisation takes its moments over a microbatch"
     Request: ClassVar[type] = GANRequest
     Scoring: ClassVar[type] = ImageScoring
 
@@ -180,6 +182,11 @@ class DCGAN(Family):
             ("label_smoothing", "0 with family.objective hinge, which has no labels", smooths),
             ("r1", "at least 0", self.r1 >= 0),
             ("disc_learning_rate_ratio", "above 0", self.disc_learning_rate_ratio > 0),
+        )
+        refuse(
+            f"family.r1 is {self.r1}, a penalty on each image's own logit, which depends on the whole batch with "
+            "family.disc_norm batch; give --family.disc-norm spectral or none",
+            when=self.r1 > 0 and self.disc_norm == "batch",
         )
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
@@ -210,10 +217,10 @@ class DCGAN(Family):
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         # One key for both: they draw the same z, so that the compiler finds G(z) computed already.
-        disc, of_disc = state.disc.descend(partial(self.disc_loss, gen=state.gen), batch, key)
-        gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, key)
+        disc, of_disc = state.disc.descend(partial(self.disc_loss, gen=state.gen), batch, step, key)
+        gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, step, key)
         metrics = {"loss": of_disc.pop("loss"), "gen_loss": of_gen.pop("loss")}
-        for name in ("grad_norm", "learning_rate"):
+        for name in ("grad_norm", "learning_rate", "skipped"):
             metrics |= {f"disc_{name}": of_disc.pop(name), f"gen_{name}": of_gen.pop(name)}
         return State(gen, disc), metrics | of_disc | of_gen
 
@@ -227,7 +234,7 @@ class DCGAN(Family):
         fakes = gen.net()(normal(z_key, rows, (self.latent,)), label, train=True)
         count, metrics, penalty = jnp.float32(len(rows)), {}, jnp.zeros(len(rows))
         if self.r1:
-            # In evaluation, where no image's logit depends on the others of its batch.
+            # Before the first call in training, with whose spectral norms it computes, and which alone moves them.
             penalty = gradient_penalty(lambda x: net(x, label, train=False), x)
             metrics["r1_penalty"] = (penalty.sum(), count)
         real = net(x, label, train=True)

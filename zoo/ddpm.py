@@ -206,7 +206,7 @@ class DDPM(Family):
     # ---------------------------------------------------------------------------------------------- loss
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        unet, metrics = state.unet.descend(self.loss, batch, key)
+        unet, metrics = state.unet.descend(self.loss, batch, step, key)
         return State(unet), metrics
 
     def loss(self, net: UNet, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:

@@ -184,11 +184,18 @@ class ImageVAE(Family):
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         weight = self.beta * warm_up(step, self.kl_warmup_steps)
-        vae, metrics = state.vae.descend(partial(self.loss, weight=weight), batch, key)
+        vae, metrics = state.vae.descend(
+            partial(self.loss, weight=weight), batch, step, key, sums_fn=self.kl_sums if self.free_bits else None
+        )
         return State(vae), metrics
 
     def loss(
-        self, net: Autoencoder, batch: Batch, key: Any, weight: Float[Array, ""] | float = 1.0
+        self,
+        net: Autoencoder,
+        batch: Batch,
+        key: Any,
+        weight: Float[Array, ""] | float = 1.0,
+        means: Float[Array, " latent"] | None = None,
     ) -> tuple[jax.Array, jax.Array, Metrics]:
         """-E_q log p(x|z) + weight KL over a batch in nats, with free bits, and how many images it is of."""
         pixel_key, code_key = jax.random.split(key)
@@ -196,7 +203,13 @@ class ImageVAE(Family):
         log_likelihood, kl = self.terms(net, x, code_key, batch["row"])
         count = jnp.asarray(float(len(kl)))
         pairs = {"reconstruction_nats": (-log_likelihood.sum(), count), "kl_nats": (kl.sum(), count)}
-        return (weight * free_bits(kl, self.free_bits).sum(1) - log_likelihood).sum(), count, pairs
+        return (weight * free_bits(kl, self.free_bits, means).sum(1) - log_likelihood).sum(), count, pairs
+
+    def kl_sums(self, net: Autoencoder, batch: Batch, key: Any) -> tuple[Float[Array, " latent"], jax.Array]:
+        """The KL of each unit summed over a batch, and how many images it is of: free bits need its mean."""
+        x = self.observe(batch["image"], jax.random.split(key)[0], batch["row"])  # as `loss` draws it
+        kl = kl_divergence(*net.encode(x))
+        return kl.sum(0), jnp.asarray(float(len(kl)))
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
         x = self.observe_held_out(batch)

@@ -176,7 +176,7 @@ class LSTMLM(Family):
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         carry = jax.tree.map(lambda x: jnp.where(batch["continues"][:, None], x, 0.0), state.carry.value)
-        lm, metrics = state.lm.descend(self.loss, batch | {"carry": carry}, key)
+        lm, metrics = state.lm.descend(self.loss, batch | {"carry": carry}, step, key)
         return State(lm, metrics.pop("carry")), metrics
 
     def loss(self, net: RecurrentLM, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:

@@ -180,6 +180,13 @@ class Encoder(nnx.Module):
         return h, g
 
 
+def ranks(logits: Float[Array, "b k vocab"], labels: Int[Array, "b k"]) -> Int[Array, "b k"]:
+    """How many symbols come before each label, the likeliest first; of equally likely ones the smaller first."""
+    of_label = jnp.take_along_axis(logits, labels[:, :, None], 2)
+    smaller = jnp.arange(logits.shape[2])[None, None, :] < labels[:, :, None]
+    return ((logits > of_label) | (logits == of_label) & smaller).sum(2)
+
+
 def _at(x: Float[Array, "b t width"], positions: Int[Array, "b k"]) -> Float[Array, "b k width"]:
     return jnp.take_along_axis(x, positions[:, :, None], axis=1)
 
@@ -255,7 +262,7 @@ class MaskedLM(Family):
         return State(Learner.create(Encoder(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        mlm, metrics = state.mlm.descend(self.loss, batch, key)
+        mlm, metrics = state.mlm.descend(self.loss, batch, step, key)
         return State(mlm), metrics
 
     def loss(self, net: Encoder, batch: Batch, key: Key[Array, ""]) -> tuple[jax.Array, jax.Array, Metrics]:
@@ -286,7 +293,7 @@ class MaskedLM(Family):
         logits = net.token_logits(asked)
         counted = targets.counted.astype(jnp.float32)
         count, nats = counted.sum(1), (cross_entropy(logits, targets.labels) * counted).sum(1)
-        likelier = (logits > jnp.take_along_axis(logits, targets.labels[:, :, None], 2)).sum(2)
+        likelier = ranks(logits.astype(jnp.float32), targets.labels)
         figures = {"masked_nats": (nats, count)}
         figures |= {f"masked_top{n}": (((likelier < n) * counted).sum(1), count) for n in (1, 5)}
         one, loss = jnp.ones(len(tokens)), nats / jnp.maximum(count, 1.0)

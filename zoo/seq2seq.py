@@ -148,7 +148,7 @@ class Seq2Seq(Family):
         return State(Learner.create(net, setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        net, metrics = state.net.descend(self.loss, batch, key)
+        net, metrics = state.net.descend(self.loss, batch, step, key)
         return State(net), metrics
 
     def loss(self, net: Network, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:

@@ -188,14 +188,15 @@ class TextVAE(Family):
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         weight = jnp.asarray(self.beta * warm_up(step, self.kl_warmup_steps, self.kl_cycle_steps), jnp.float32)
         loss, lagging = partial(self.loss, weight=weight), state.lagging
+        sums_fn = self.kl_sums if self.free_bits and self.latent else None
         if lagging is None:
-            vae, metrics = state.vae.descend(loss, batch, key)
+            vae, metrics = state.vae.descend(loss, batch, step, key, sums_fn=sums_fn)
             return State(vae, None), metrics | {"kl_weight": weight}
 
         vae, metrics = jax.lax.cond(
             lagging.alone,
-            lambda vae: vae.descend(loss, batch, key, only=("encoder",)),
-            lambda vae: vae.descend(loss, batch, key),
+            lambda vae: vae.descend(loss, batch, step, key, only=("encoder",), sums_fn=sums_fn),
+            lambda vae: vae.descend(loss, batch, step, key, sums_fn=sums_fn),
             state.vae,
         )
         information = batch_information(*parallel.all_rows(metrics.pop("posterior").value))
@@ -203,7 +204,12 @@ class TextVAE(Family):
         return State(vae, lagging.after(metrics["loss"], information, self.aggressive_window)), metrics | told
 
     def loss(
-        self, net: VAE, batch: Batch, key: Any, weight: Float[Array, ""] | float = 1.0
+        self,
+        net: VAE,
+        batch: Batch,
+        key: Any,
+        weight: Float[Array, ""] | float = 1.0,
+        means: Float[Array, " latent"] | None = None,
     ) -> tuple[jax.Array, jax.Array, Metrics]:
         """-E_q log p(w|z) + weight KL over a batch in nats, with free bits, and how many sentences it is of."""
         encoder_key, code_key, decoder_key = split(key, 3)
@@ -218,7 +224,12 @@ class TextVAE(Family):
         metrics: Metrics = {"reconstruction_nats": (reconstruction, count), "kl_nats": (kl.sum(), count)}
         if self.aggressive:
             metrics["posterior"] = Rows((z, mean, log_variance))
-        return reconstruction + weight * free_bits(kl, self.free_bits).sum(), count, metrics
+        return reconstruction + weight * free_bits(kl, self.free_bits, means).sum(), count, metrics
+
+    def kl_sums(self, net: VAE, batch: Batch, key: Any) -> tuple[Float[Array, " latent"], jax.Array]:
+        """The KL of each unit summed over a batch, and how many sentences it is of: free bits need its mean."""
+        kl = kl_divergence(*net.encode(batch, key=split(key, 3)[0]))  # with the dropout that `loss` draws
+        return kl.sum(0), jnp.asarray(float(len(kl)))
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
         net = state.vae.eval_net()

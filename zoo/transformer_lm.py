@@ -275,7 +275,7 @@ class TransformerLM(Family):
         return State(Learner.create(net, setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        lm, metrics = state.lm.descend(self.loss, batch, key)
+        lm, metrics = state.lm.descend(self.loss, batch, step, key)
         return State(lm), metrics
 
     def loss(self, net: Transformer, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from zoo.core.errors import UserError, require
+from zoo.core.errors import UserError, reading_saved, require
 from zoo.core.family import Family, Scoring
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
@@ -194,7 +194,8 @@ def read_json(path: Path, expected: Any) -> Any:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); restore it or start over with --fresh") from None
-    return from_json(data, expected, path.name)
+    with reading_saved():
+        return from_json(data, expected, path.name)
 
 
 def write_json(path: Path, value: Any) -> None:

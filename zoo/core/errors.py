@@ -3,7 +3,8 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
@@ -34,6 +35,31 @@ def require(settings: Any, prefix: str, *conditions: tuple[str, str, bool]) -> N
     for name, right, holds in conditions:
         if not holds:
             raise UserError(f"{prefix}{name} is {getattr(settings, name)!r}; it must be {right}")
+
+
+_reading_saved: ContextVar[bool] = ContextVar("_reading_saved", default=False)
+
+
+@contextmanager
+def reading_saved() -> Iterator[None]:
+    """While the settings of a saved run are read, `refuse` lets them pass."""
+    token = _reading_saved.set(True)
+    try:
+        yield
+    finally:
+        _reading_saved.reset(token)
+
+
+def refuse(message: str, when: bool) -> None:
+    """Refuses settings that earlier versions took, and with which nothing is to be trained from now on.
+
+    A run that was trained with them still samples, scores and starts others: see `reading_saved`.
+
+    Raises:
+        UserError: with the message.
+    """
+    if when and not _reading_saved.get():
+        raise UserError(message)
 
 
 class Interrupted(KeyboardInterrupt):

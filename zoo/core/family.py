@@ -114,6 +114,10 @@ class Family(abc.ABC):
     monitor: ClassVar[tuple[str, str]] = ("loss", "min")
     """The held-out metric that says which checkpoint is best, and whether "min" or "max" is."""
 
+    couples_rows: ClassVar[str] = ""
+    """Why the loss is no sum over rows, if it is none (batch normalisation): a step then depends on the number of
+    microbatches, which training warns of with these words."""
+
     Request: ClassVar[type[Request]] = Request
     Scoring: ClassVar[type[Scoring]] = Scoring
 

@@ -28,7 +28,7 @@ from zoo.core.errors import Interrupted, UserError
 from zoo.core.family import Metrics, Model, State
 from zoo.core.parallel import Strategy
 from zoo.core.platform import exact_float32, prepare
-from zoo.core.progress import Meter, Pace, format_figure, to_console, to_file
+from zoo.core.progress import Due, Meter, Pace, format_figure, to_console, to_file
 from zoo.core.rundir import LOG, RunDir
 from zoo.core.signals import Stop
 from zoo.core.trained import (
@@ -91,8 +91,12 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
         run = replace(run, rundir=f"runs/{type(run.family).__module__.rpartition('.')[2]}")
     rundir = RunDir(run.rundir)
     resuming = rundir.has_checkpoints() and not fresh
+    family: Any = run.family
+    # Made anew, since a saved run may have been read with settings that are refused by now.
+    run = saved = replace(run, family=replace(family), optimizer=replace(run.optimizer))
     if resuming:
-        check_may_go_on(rundir.config(), run)
+        saved = rundir.config()
+        check_may_go_on(saved, run)
     else:
         rundir.check_free(fresh)
     with to_console() as console, Stop.on_signals(console) as stop, closing(rundir), exact_float32():
@@ -100,6 +104,7 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
         with to_file(rundir.path / LOG), closing(session.checkpoints):
             rundir.launched(start, session.data.fingerprint(), compute_dtype(run))
             log.info("data: %s", session.data.describe())
+            warn(saved, run, start)
             stop.training = True
             state, done = _loop(session, state, start, seconds, console)
             session.checkpoints.close()
@@ -127,6 +132,31 @@ def check_may_go_on(saved: Run, run: Run) -> None:
         )
 
 
+def warn(saved: Run, run: Run, start: int) -> None:
+    """Warns where another --steps moves the learning rate from `start` on, and where microbatches change the result."""
+    before, after = (float(run.optimizer.learning_rate_at(steps)(start)) for steps in (saved.steps, run.steps))
+    if start < run.steps and not math.isclose(before, after, rel_tol=1e-6):
+        log.warning(
+            "--steps is %d and was %d: this moves the learning rate at step %d from %g to %g, as the schedule is %s; "
+            "that of --optimizer.schedule wsd depends on --steps only in its decay",
+            run.steps, saved.steps, start, before, after, run.optimizer.schedule,
+        )  # fmt: skip
+    if run.optimizer.microbatches > 1 and run.family.couples_rows:
+        log.warning("--optimizer.microbatches changes what is learned: %s", run.family.couples_rows)
+
+
+def first_state(run: Run, spec: Any, strategy: Strategy, source: Trained | None) -> State:
+    """The state before the first step: fresh, or that of the run to start from, on its devices."""
+    state = strategy.init(*_initial(run, spec))
+    return strategy.place(start_from(source, strategy.gather(state), run.family)) if source else state
+
+
+def _initial(run: Run, spec: Any) -> tuple[Callable[[jax.Array], State], jax.Array]:
+    """What makes a fresh state, and the key to give it."""
+    setup = make_setup(run)
+    return lambda key: run.family.init(spec, setup, key), jax.random.split(key_of(run.seed), 3)[0]
+
+
 def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) -> tuple[Session, State, int, float]:
     """Opens data and devices and makes or reads the state; touches the directory only when all of it has worked.
 
@@ -147,11 +177,7 @@ def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) 
         )
     if run.score_every:
         run.scoring.check(data.spec)
-    setup = make_setup(run)
-    init_key, step_key, eval_key = jax.random.split(key_of(run.seed), 3)
-
-    def make(key: jax.Array) -> State:
-        return family.init(data.spec, setup, key)
+    _, step_key, eval_key = jax.random.split(key_of(run.seed), 3)
 
     def train_step(state: State, batch: Any, step: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(step_key, step)
@@ -160,16 +186,14 @@ def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) 
     start, seconds = 0, 0.0
     if resuming:
         checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
-        start, state = checkpoints.restore_last(strategy.abstract(make, init_key))
+        start, state = checkpoints.restore_last(strategy.abstract(*_initial(run, data.spec)))
         state = strategy.place(state)
         checkpoints.clear_after(start)
         seconds = rundir.cut_back(start)
         if start < run.steps:
             rundir.write_config(run)
     else:
-        state = strategy.init(make, init_key)
-        if source:
-            state = strategy.place(start_from(source, strategy.gather(state), family))
+        state = first_state(run, data.spec, strategy, source)
         rundir.create(run, data.spec, fresh)
         rundir.write_preview(data.preview(step_key))
         checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
@@ -190,16 +214,23 @@ def _loop(session: Session, state: State, start: int, seconds: float, console: A
         return state, start
     log.info("%s from step %d to %d", run.rundir, start, run.steps)
     meter, done = Meter(console, start, run.steps, family.unit, units), start
-    pace, pending = Pace(start, seconds), None
+    pace, pending, skipped = Pace(start, seconds), None, []
 
     def report() -> None:
         """Logs the metrics of the last step that has some to log; waits for that step."""
         nonlocal pending
         if pending is None:
             return
-        step, metrics = pending[0], jax.device_get(pending[1])
+        step, metrics, skips = jax.device_get(pending)
         pending, rate = None, units * pace.at(step)
+        if count := int(sum(skips)):
+            log.warning(
+                "step %d: %d of the last %d steps changed nothing, as nothing in their batches was to be predicted",
+                step, count, len(skips),
+            )  # fmt: skip
         loss = float(metrics["loss"])
+        if metrics.get("skipped"):
+            del metrics["loss"]  # a mean over nothing
         if not math.isfinite(loss):
             raise UserError(f"the loss at step {step} is {loss}; {DIVERGED}")
         metrics |= {f"{family.unit}_per_second": rate}
@@ -212,10 +243,11 @@ def _loop(session: Session, state: State, start: int, seconds: float, console: A
                 break
             state, metrics = session.train_step(state, batch, np.int32(done))
             done += 1
+            skipped.append(metrics.get("skipped", 0.0))
             report()  # of the step before, while this one runs
             due = Due.at(run, done)
             if due.log or done == start + 1:
-                pending = done, metrics
+                pending, skipped = (done, metrics, skipped), []
             if not due.anything:
                 continue
             report()
@@ -251,39 +283,6 @@ def _batches(session: Session, start: int) -> Iterator[Any]:
             if step + 1 < session.run.steps:
                 ahead = reader.submit(read, step + 1)
             yield batch
-
-
-@dataclass(frozen=True)
-class Due:
-    """What is to be done after a step."""
-
-    log: bool
-    evaluate: bool
-    score: bool
-    sample: bool
-    save: bool
-
-    @classmethod
-    def at(cls, run: Run, done: int) -> "Due":
-        """What the settings ask for when `done` steps are done; the end asks for everything but samples and scores."""
-        last = done == run.steps
-
-        def every(steps: int) -> bool:
-            return steps > 0 and done % steps == 0
-
-        scored = every(run.score_every)
-        return cls(
-            log=every(run.log_every) or last,
-            evaluate=every(run.eval_every) or scored or last,
-            score=scored or (last and run.score_every > 0),
-            sample=every(run.sample_every),
-            save=every(run.save_every) or last,
-        )
-
-    @property
-    def anything(self) -> bool:
-        """Whether the loop has to stop for it."""
-        return self.evaluate or self.sample or self.save
 
 
 def _evaluate(session: Session, state: State, done: int, with_scores: bool, seconds: float) -> float | None:

@@ -15,9 +15,12 @@ from zoo.core import parallel
 from zoo.core.family import Batch, Metrics, Rows, Setup
 from zoo.core.optimizer import Optimizer
 
-LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, Any]]]
+LossFn = Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
 """`loss_fn(net, batch, key) -> (total, weight, metrics)`: the loss summed over rows, what to divide it by, and metrics
 as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and comes back as it is."""
+
+SumsFn = Callable[[Any, Batch, jax.Array], tuple[Any, jax.Array]]
+"""`sums_fn(net, batch, key) -> (sums, weight)`: arrays summed over rows, and what to divide them by for their means."""
 
 
 @partial(
@@ -59,7 +62,7 @@ class Learner:
         strong = partial(jax.tree.map, lambda x: jnp.asarray(x, x.dtype))
         params, memory = strong(params), strong(memory)
         still = {name: params.pop(name) for name in frozen}
-        transform = setup.optimizer.transform(setup.total_steps)
+        transform = setup.optimizer.transform()
         return cls(
             params=params,
             memory=memory,
@@ -91,32 +94,52 @@ class Learner:
         lean = replace(self, opt_state=None)
         return lean if self.ema is None else replace(lean, params={}, memory={})
 
-    def with_params(self, params: dict[str, Any]) -> "Learner":
-        """This learner starting from other weights: averages start there too."""
-        ema = None if self.ema is None else (jax.tree.map(jnp.copy, params), self.ema[1])
-        return replace(self, params=params, ema=ema)
+    @property
+    def eval_memory(self) -> dict[str, Any]:
+        """The memory that `eval_net` has."""
+        return self.memory if self.ema is None else self.ema[1]
+
+    def with_params(self, params: dict[str, Any], memory: dict[str, Any] | None = None) -> "Learner":
+        """This learner starting from other weights, and memory if it is given: averages start there too."""
+        memory = self.memory if memory is None else memory
+        ema = None if self.ema is None else jax.tree.map(jnp.copy, (params, memory))
+        return replace(self, params=params, memory=memory, ema=ema)
 
     def descend(
-        self, loss_fn: LossFn, batch: Batch, key: jax.Array, only: Collection[str] | None = None
+        self,
+        loss_fn: LossFn,
+        batch: Batch,
+        step: jax.Array | int,
+        key: jax.Array,
+        only: Collection[str] | None = None,
+        sums_fn: SumsFn | None = None,
     ) -> tuple["Learner", Metrics]:
         """One update by the gradient of `sum of totals / sum of weights` over microbatches and devices.
 
         Args:
             loss_fn: see `LossFn`; its network is live, and what it leaves in memory is kept.
             batch: arrays that lead with the batch row.
+            step: how many training steps were done before: what the schedule reads, whatever this learner has taken.
             key: the same for all microbatches and devices: noise is drawn per row.
             only: the submodules to update; other parameters and their optimizer state stay untouched.
+            sums_fn: of a loss that needs means over the whole batch (free bits). With microbatches it runs over all of
+                them first, without gradients, and `loss_fn` is given the means as `means=`; a batch that is taken
+                whole is not run twice: without `means=` `loss_fn` takes them over its own rows.
 
         Raises:
             ValueError: `only` names a submodule that there is not.
 
         Returns:
-            The learner after the update, and the metrics: `loss`, `grad_norm`, `learning_rate` and `loss_fn`'s own.
+            The learner after the update, and the metrics: `loss`, `grad_norm`, `learning_rate`, `skipped` and
+            `loss_fn`'s own. A batch whose weights sum to 0 has no loss: nothing changes, and `skipped` is 1, else 0.
         """
         if unknown := set(only or ()) - set(self.params):
             raise ValueError(f"only names {sorted(unknown)}; the submodules that can learn are {sorted(self.params)}")
         trained = {name: part for name, part in self.params.items() if only is None or name in only}
         held = {name: part for name, part in self.params.items() if name not in trained}
+
+        if sums_fn is not None and self.optimizer.microbatches > 1:
+            loss_fn = partial(loss_fn, means=self._means(sums_fn, batch, key))
 
         def objective(trained: Any, memory: Any, batch: Batch) -> tuple[jax.Array, Any]:
             net = self._merge(trained | held, memory)
@@ -127,23 +150,26 @@ class Learner:
 
         grads, weight, pairs, rows, memory = self._sum_microbatches(objective, trained, batch)
         grads, weight, pairs = parallel.total((grads, weight, pairs))
+        empty = weight == 0  # then what follows is 0 / 0, and none of it is kept
         grads = jax.tree.map(lambda g: g / weight, grads)
         norm = optax.tree.norm(grads)
         if self.optimizer.clip_norm:
             scale = jnp.minimum(1.0, self.optimizer.clip_norm / (norm + 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
 
-        transform = self.optimizer.transform(self.total_steps)
+        rate = jnp.asarray(self.optimizer.learning_rate_at(self.total_steps)(jnp.asarray(step)))
+        transform = self.optimizer.transform()
         params, opt_state = dict(self.params), dict(self.opt_state)
         for name in trained:
             moves, opt_state[name] = transform.update(grads[name], opt_state[name], params[name])
-            params[name] = optax.apply_updates(params[name], moves)
+            params[name] = jax.tree.map(lambda p, u: p - rate * u, params[name], moves)
         new = replace(self, params=params, memory=memory, opt_state=opt_state, updates=self.updates + 1)
         new = replace(new, ema=self._average(new))
+        new = jax.tree.map(lambda old, now: jnp.where(empty, old, now), self, new)
 
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in pairs.items()}
-        rate = self.optimizer.learning_rate_at(self.total_steps)(self.updates)
-        return new, metrics | {"grad_norm": norm, "learning_rate": jnp.asarray(rate)} | rows
+        norm, skipped = jnp.where(empty, 0.0, norm), empty.astype(jnp.float32)
+        return new, metrics | {"grad_norm": norm, "learning_rate": rate, "skipped": skipped} | rows
 
     def _merge(self, params: Any, memory: Any) -> Any:
         """The live network."""
@@ -157,8 +183,7 @@ class Learner:
             grads, (weight, pairs, rows, memory) = gradient(trained, self.memory, batch)
             return grads, weight, pairs, rows, memory
 
-        # Strided, so that each device has its share of every microbatch.
-        parts = jax.tree.map(lambda x: rearrange(x, "(b m) ... -> m b ...", m=count), batch)
+        parts = self._microbatches(batch)
 
         def one(carry: Any, part: Batch) -> Any:
             memory, sums = carry
@@ -171,6 +196,16 @@ class Learner:
         (memory, (grads, weight, pairs)), rows = jax.lax.scan(one, (self.memory, zeros), parts)
         rows = jax.tree.map(lambda x: rearrange(x, "m b ... -> (b m) ..."), rows)
         return grads, weight, pairs, rows, memory
+
+    def _microbatches(self, batch: Batch) -> Batch:
+        """The batch's parts, stacked; strided, so that each device has its share of every one."""
+        return jax.tree.map(lambda x: rearrange(x, "(b m) ... -> m b ...", m=self.optimizer.microbatches), batch)
+
+    def _means(self, sums_fn: SumsFn, batch: Batch, key: jax.Array) -> Any:
+        """Means over the whole batch, taken a microbatch at a time; constants to the gradient."""
+        parts = jax.lax.map(lambda part: sums_fn(self.net(), part, key), self._microbatches(batch))
+        sums, weight = parallel.total(jax.tree.map(lambda x: x.sum(0), parts))
+        return jax.tree.map(lambda x: x / weight, sums)
 
     def _average(self, new: "Learner") -> Any:
         """Moving averages after an update; the decay grows with the number of updates, so early weights fade."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from zoo.core.errors import require
+from zoo.core.errors import refuse, require
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,15 @@ class Optimizer:
     """adamw (Loshchilov & Hutter 2019), adam (Kingma & Ba 2015), or sgd with momentum."""
     learning_rate: float = 1e-3
     """Highest learning rate, reached when warm-up ends."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls from its highest value to its last over the steps after warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls from its highest value to its last: cosine and linear over all steps after warm-up;
+    wsd (warmup-stable-decay: Hu et al. 2024, "MiniCPM"; Hägele et al. 2024) linearly over the last of them."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
+    decay_fraction: float = 0.2
+    """Share of all steps over which wsd falls; before, a larger --steps changes nothing."""
     final_fraction: float = 0.1
-    """Learning rate at the last step, as a fraction of the highest (cosine and linear)."""
+    """Learning rate at the last step, as a fraction of the highest (cosine, linear and wsd)."""
     beta1: float = 0.9
     """Decay of Adam's first moment."""
     beta2: float = 0.999
@@ -46,6 +49,7 @@ class Optimizer:
             "optimizer.",
             ("learning_rate", "at least 0", self.learning_rate >= 0),
             ("warmup_steps", "at least 0", self.warmup_steps >= 0),
+            ("decay_fraction", "above 0 and at most 1", 0 < self.decay_fraction <= 1),
             ("final_fraction", "from 0 to 1", 0 <= self.final_fraction <= 1),
             ("beta1", "from 0 to below 1", 0 <= self.beta1 < 1),
             ("beta2", "from 0 to below 1", 0 <= self.beta2 < 1),
@@ -55,32 +59,45 @@ class Optimizer:
             ("microbatches", "at least 1", self.microbatches >= 1),
             ("ema_decay", "from 0 to below 1", 0 <= self.ema_decay < 1),
         )
+        refuse(
+            f"optimizer.weight_decay is {self.weight_decay}, which {self.name} does not apply; give --optimizer.name "
+            "adamw, or --optimizer.weight-decay 0",
+            when=self.weight_decay > 0 and self.name != "adamw",
+        )
 
     def learning_rate_at(self, total_steps: int) -> optax.Schedule:
-        """The learning rate as a function of the number of updates done."""
+        """The learning rate as a function of the number of training steps done."""
         decay_steps = max(total_steps - self.warmup_steps, 1)
         last = self.learning_rate * self.final_fraction
         if self.schedule == "cosine":
             after = optax.cosine_decay_schedule(self.learning_rate, decay_steps, alpha=self.final_fraction)
         elif self.schedule == "linear":
             after = optax.linear_schedule(self.learning_rate, last, decay_steps)
+        elif self.schedule == "wsd":
+            fall = min(max(round(self.decay_fraction * total_steps), 1), decay_steps)
+            after = optax.linear_schedule(self.learning_rate, last, fall, transition_begin=decay_steps - fall)
         else:
             after = optax.constant_schedule(self.learning_rate)
         if self.warmup_steps == 0:
             return after
-        # The first update already moves: update i of the warm-up has i + 1 of its w steps' worth.
+        # The first update already moves: update i = 0 ... w has (i + 1) / (w + 1) of the highest rate, which is that of
+        # the first update after the w of the warm-up.
         w = self.warmup_steps
         rise = optax.linear_schedule(self.learning_rate / (w + 1), self.learning_rate, w)
         return optax.join_schedules([rise, after], [w])
 
-    def transform(self, total_steps: int) -> optax.GradientTransformation:
-        """The optax chain. Clipping is not in it: the norm is the whole network's, whatever part is updated."""
-        rate = self.learning_rate_at(total_steps)
+    def transform(self) -> optax.GradientTransformation:
+        """What a gradient becomes before it is multiplied by the learning rate and subtracted from the parameters.
+
+        The learning rate is not in it, since its schedule reads the training step and not a count of updates, which
+        several networks or submodules do not share; nor is clipping: the norm is the whole network's.
+        """
         if self.name == "sgd":
-            return optax.sgd(rate, momentum=self.momentum or None)
+            return optax.chain(optax.trace(self.momentum) if self.momentum else optax.identity())
+        adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
         if self.name == "adam":
-            return optax.adam(rate, self.beta1, self.beta2, self.epsilon)
-        return optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay, mask=decays)
+            return optax.chain(adam)
+        return optax.chain(adam, optax.add_decayed_weights(self.weight_decay, mask=decays))
 
 
 def decays(params: Any) -> Any:

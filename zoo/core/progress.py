@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from zoo.core.config import Run
 
 log = logging.getLogger("zoo")
 
@@ -108,6 +111,39 @@ class Meter:
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step."""
+
+    log: bool
+    evaluate: bool
+    score: bool
+    sample: bool
+    save: bool
+
+    @classmethod
+    def at(cls, run: Run, done: int) -> "Due":
+        """What the settings ask for when `done` steps are done; the end asks for everything but samples and scores."""
+        last = done == run.steps
+
+        def every(steps: int) -> bool:
+            return steps > 0 and done % steps == 0
+
+        scored = every(run.score_every)
+        return cls(
+            log=every(run.log_every) or last,
+            evaluate=every(run.eval_every) or scored or last,
+            score=scored or (last and run.score_every > 0),
+            sample=every(run.sample_every),
+            save=every(run.save_every) or last,
+        )
+
+    @property
+    def anything(self) -> bool:
+        """Whether the loop has to stop for it."""
+        return self.evaluate or self.sample or self.save
 
 
 class Pace:

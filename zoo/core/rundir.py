@@ -203,7 +203,7 @@ class RunDir:
 
     def write_metrics(self, step: int, split: str, metrics: Metrics, seconds: float) -> None:
         """Adds a line to metrics.jsonl and the same figures to TensorBoard."""
-        names = ["loss", *(name for name in metrics if name != "loss")]
+        names = sorted(metrics, key=lambda name: name != "loss")  # the loss first
         record = {name: _plain(metrics[name]) for name in names}
         _append(self.path / METRICS, {"step": step, "split": split, **record, "seconds": round(seconds, 3)})
         for name, value in record.items():

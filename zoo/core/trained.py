@@ -214,16 +214,16 @@ def _find_step(checkpoints: Checkpoints, checkpoint: str, path: Path) -> int:
 
 
 def start_from(source: Trained, state: State, family: Family) -> State:
-    """A fresh state with another run's evaluation weights.
+    """A fresh state that samples and scores as another run does: with its evaluation weights and memory.
 
     Raises:
-        UserError: the weights have other names or shapes; the settings that differ are named.
+        UserError: these have other names or shapes; the settings that differ are named.
     """
     differing = [f"{name} is {old!r} there and {new!r} here" for name, (old, new) in
                  differences(source.run.family, family).items()]  # fmt: skip
     because = f" ({'; '.join(differing)})" if differing else ""
-    theirs = jax.tree.leaves(source.model.state, is_leaf=lambda node: isinstance(node, Learner))
-    sources = iter([node for node in theirs if isinstance(node, Learner)])
+    nodes = jax.tree.leaves(source.model.state, is_leaf=lambda node: isinstance(node, Learner))
+    sources = iter([node for node in nodes if isinstance(node, Learner)])
 
     def take(node: Any) -> Any:
         if not isinstance(node, Learner):
@@ -231,7 +231,9 @@ def start_from(source: Trained, state: State, family: Family) -> State:
         learner = next(sources, None)
         if learner is None:
             raise UserError(f"init.from is {source.path}, which has fewer networks than this run{because}")
-        given, wanted = flatten(learner.eval_params), flatten(node.params)
+        theirs = learner.eval_params | learner.frozen
+        given = flatten(theirs) | flatten(learner.eval_memory)
+        wanted = flatten(node.params | node.frozen) | flatten(node.memory)
         for name in sorted(given.keys() | wanted.keys()):
             here = wanted[name].shape if name in wanted else "absent"
             there = given[name].shape if name in given else "absent"
@@ -239,7 +241,9 @@ def start_from(source: Trained, state: State, family: Family) -> State:
                 raise UserError(
                     f"init.from is {source.path}, whose {name} is {there} while this run's is {here}{because}"
                 )
-        return node.with_params(learner.eval_params)
+        frozen = {name: theirs[name] for name in node.frozen}
+        started = node.with_params({name: theirs[name] for name in node.params}, learner.eval_memory)
+        return dataclasses.replace(started, frozen=frozen)
 
     return jax.tree.map(take, state, is_leaf=lambda node: isinstance(node, Learner))
 

@@ -111,7 +111,7 @@ class Classifier(Family):
         return State(Learner.create(ConvNet(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        net, metrics = state.net.descend(self.loss, batch, key)
+        net, metrics = state.net.descend(self.loss, batch, step, key)
         return State(net), metrics
 
     def loss(self, net: ConvNet, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:

@@ -13,7 +13,6 @@ sacreBLEU's tokenizers: "13a" (Western scripts), "zh" (each Chinese character a 
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,15 +133,17 @@ def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 
 def distinct_n(texts: Sequence[str], n: int, tokenize: WordTokenizer = "13a") -> float:
-    """How many of all n-grams of words in the texts are different ones, as a share; 0 where there is none.
+    """The number of different n-grams of words in the texts, divided by that of all words; 0 without a word.
 
-    It falls with the amount of text, so compare equal amounts.
+    Li et al. 2016, "A diversity-promoting objective function for neural conversation models", who divide by tokens for
+    every n. It falls with the amount of text, so compare equal amounts.
     """
-    cut, grams = _Words(tokenize), Counter[tuple[str, ...]]()
+    cut, grams, total = _Words(tokenize), set[tuple[str, ...]](), 0
     for text in texts:
         words = cut.tokenize(text)
         grams.update(zip(*(words[i:] for i in range(n)), strict=False))
-    return len(grams) / max(grams.total(), 1)
+        total += len(words)
+    return len(grams) / max(total, 1)
 
 
 def self_bleu(texts: Sequence[str], tokenize: WordTokenizer = "13a") -> float:

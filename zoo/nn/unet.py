@@ -78,9 +78,10 @@ class UNetSettings:
     def norm(self, channels: int, activation: Callable[[jax.Array], jax.Array] = identity) -> GroupNorm:
         """The group normalisation of a feature map.
 
-        A group has at least two channels: with one, it would take out again what the embedding adds to a channel.
+        A group has at least two channels: with one, it would take out again what the embedding adds to a channel. An
+        odd number of channels is one group.
         """
-        groups = math.gcd(self.groups, channels // 2)
+        groups = math.gcd(self.groups, channels // 2, channels)
         return GroupNorm(channels, groups, epsilon=self.norm_epsilon, activation=activation)
 
 

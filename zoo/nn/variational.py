@@ -23,12 +23,17 @@ def kl_divergence(mean: Float[Array, "b d"], log_variance: Float[Array, "b d"]) 
     return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
 
 
-def free_bits(kl: Float[Array, "b d"], floor: float) -> Float[Array, "b d"]:
+def free_bits(kl: Float[Array, "b d"], floor: float, mean: Float[Array, " d"] | None = None) -> Float[Array, "b d"]:
     """The KL that training is charged: a unit whose mean over the batch is below the floor costs that, no gradient.
 
     Kingma et al. 2016, "Improved variational inference with inverse autoregressive flow", equation 15.
+
+    Args:
+        kl: of each unit in nats.
+        floor: nats of each unit that are free.
+        mean: of each unit's KL over the whole batch, where these rows are a microbatch of it; None: they are all.
     """
-    free = parallel.mean(kl.mean(0)) < floor  # of the batch, or of a microbatch
+    free = (parallel.mean(kl.mean(0)) if mean is None else mean) < floor
     return jnp.where(free[None, :], floor, kl)
 
 
