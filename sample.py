@@ -49,6 +49,7 @@ def main() -> None:
     if asked.out:
         make_out(Path(asked.out))
 
+    from zoo.core.progress import to_console
     from zoo.core.trained import load_run
 
     trained = load_run(path, asked.checkpoint)
@@ -59,12 +60,16 @@ def main() -> None:
         print(text, end="", flush=True)
 
     watched = not asked.out and not asked.json and asked.request.n == 1
-    artifacts = deliver(trained.sample(asked.seed, stream if watched else None, **vars(asked.request)))
+    with to_console():
+        artifacts = deliver(trained.sample(asked.seed, stream if watched else None, **vars(asked.request)))
     if asked.out:
         for written in write_artifacts(Path(asked.out), artifacts):
             print(written)
     elif asked.json:
-        print("\n".join(artifact.json() for artifact in artifacts if isinstance(artifact, Text)))
+        texts = [artifact.json() for artifact in artifacts if isinstance(artifact, Text)]
+        if not texts:
+            raise UserError("json is for texts, and this run makes pictures: leave it out")
+        print("\n".join(texts))
     elif isinstance(artifacts[0], Image):
         print(write_summary(rundir.next_samples(), artifacts))
     else:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import pairwise
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import ROOT, call, refused
@@ -242,11 +241,13 @@ def test_sample_scores_texts_and_answers_files_of_prompts(run, tmp_path, capsys)
 
 
 def test_a_prompt_of_a_file_is_continued_as_it_would_be_alone(run, tmp_path):
-    trained, prompts = load_run(run), ["line", "of the", "text, "]
-    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    trained, prompts = load_run(run), ["line", "of the"]
+    (tmp_path / "two.txt").write_text("\n".join(prompts))
+    (tmp_path / "one.txt").write_text(prompts[0])
     for how in ({"temperature": 0.0}, {"num_beams": 3}):
-        many = trained.sample(prompts=str(tmp_path / "prompts.txt"), max_new_tokens=6, **how)
+        many = trained.sample(prompts=str(tmp_path / "two.txt"), max_new_tokens=6, **how)
         alone = [trained.sample(prompt=prompt, max_new_tokens=6, **how)[0].text for prompt in prompts]
         assert [text.text for text in many] == alone
-    first = trained.sample(prompts=str(tmp_path / "prompts.txt"), n=2, max_new_tokens=6)[:2]
-    assert [text.text for text in first] == [text.text for text in trained.sample(prompt="line", n=2, max_new_tokens=6)]
+    twice = [trained.sample(n=2, max_new_tokens=6, **{name: value})
+             for name, value in (("prompts", str(tmp_path / "one.txt")), ("prompt", prompts[0]))]  # fmt: skip
+    assert [text.text for text in twice[0]] == [text.text for text in twice[1]]

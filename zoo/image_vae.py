@@ -11,9 +11,8 @@ What training descends is  -E_q log p(x|z) + beta w KL,  with beta from Higgins 
 from 0 to 1 over `kl_warmup_steps` (Bowman et al. 2016); or with the KL term's free bits (Kingma et al. 2016, eq. 15):
 sum_j max(free_bits, mean over the batch of KL_j). Figures of the held-out split are of the bound itself, beta = 1.
 
-Importance weighting (Burda et al. 2016, "Importance weighted autoencoders", eq. 8) gives a tighter bound,
-    log p(x)  >=  E log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x),   z_i ~ q(z|x),
-which training climbs instead with `iw_samples` k > 1.
+With `iw_samples` k > 1 it climbs a tighter bound (Burda et al. 2016, "Importance weighted autoencoders", eq. 8),
+    log p(x)  >=  E log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x),   z_i ~ q(z|x).
 
 What p(x|z) is of, by `likelihood`; images are [b h w c] from -1 (black) to 1 (white), codes [b latent]:
 

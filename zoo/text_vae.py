@@ -18,7 +18,7 @@ has collapsed. What there is against it, each a setting of its own:
 
 With `iw_samples` k > 1 training climbs the importance-weighted bound instead (Burda et al. 2016, eq. 8),
 
-    log p(w)  >=  E log 1/k sum_i p(w|z_i) p(z_i) / q(z_i|w),   z_i ~ q(z|w)
+    log p(w)  >=  E log 1/k sum_i w_i,   w_i = p(w|z_i) p(z_i) / q(z_i|w),   z_i ~ q(z|w)
 
 Figures of held-out sentences are of the bound itself, beta = 1, with one z a sentence. With `latent` 0 the family is
 the same decoder as a plain language model, whose `loss` is what a VAE's is to be held against.
@@ -214,10 +214,7 @@ class TextVAE(Family):
     def loss(
         self, net: VAE, batch: Batch, key: Any, weight: Float[Array, ""] | float = 1.0
     ) -> tuple[jax.Array, jax.Array, Metrics]:
-        """-E_q log p(w|z) + weight KL over a batch in nats, with free bits, and how many sentences it is of.
-
-        With `iw_samples` k > 1: -log 1/k sum_i p(w|z_i) p(z_i) / q(z_i|w), and the KL is a metric only.
-        """
+        """-E_q log p(w|z) + weight KL with free bits, or -log 1/k sum_i w_i: nats of a batch, and how many rows."""
         encoder_key, code_key, decoder_key = split(key, 3)
         mean, log_variance = net.encode(batch, key=encoder_key)
         kl = kl_divergence(mean, log_variance)
@@ -320,15 +317,12 @@ def _row_nats(net: VAE, batch: Batch, z: Float[Array, "b latent"]) -> Float[Arra
     return row_cross_entropy(y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], real_targets(batch))
 
 
-def _log_likelihoods(
-    net: VAE, batch: Batch, z: Float[Array, "k b latent"], key: Key[Array, ""] | None
-) -> Float[Array, "k b"]:
+def _log_likelihoods(net: VAE, batch: Batch, z: Float[Array, "k b latent"], key: Key[Array, ""]) -> Float[Array, "k b"]:
     """log p(w|z) in nats of each sentence at k codes of its own, with a gradient; logits are of one code at a time."""
 
     @jax.checkpoint
     def one(number: Int[Array, ""], z: Float[Array, "b latent"]) -> Float[Array, " b"]:
-        noise = None if key is None else jax.random.fold_in(key, number)
-        y = net.decoder(batch["tokens"][:, :-1], z, key=noise, rows=batch["row"])
+        y = net.decoder(batch["tokens"][:, :-1], z, key=jax.random.fold_in(key, number), rows=batch["row"])
         nats = cross_entropy(net.decoder.embedding.logits(y), batch["tokens"][:, 1:])
         return -jnp.where(real_targets(batch), nats, 0.0).sum(1)
 
