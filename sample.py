@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from zoo.core.artifacts import Image, deliver, listing, write_artifacts, write_summary
+from zoo.core.artifacts import Image, Text, deliver, listing, write_artifacts, write_summary
 from zoo.core.config import parse_flags, split_arguments, trust_named
-from zoo.core.errors import run_script
+from zoo.core.errors import UserError, run_script
 from zoo.core.rundir import RunDir, make_out
 
 USAGE = "usage: python sample.py RUN [--flag value ...]; flags: python sample.py RUN --help"
@@ -24,6 +24,8 @@ class Sample:
     """Flags of sample.py: the family's request, and where to read and write."""
 
     request: Annotated[Any, tyro.conf.arg(name="")]
+    json: bool = False
+    """Print texts as JSON lines, one object for each."""
     seed: int = 0
     """Seed of the noise; sample i is the same however many are made."""
     out: str = ""
@@ -42,9 +44,12 @@ def main() -> None:
     trust_named(flags)
     family = rundir.config().family
     asked = parse_flags(Sample, Sample(family.Request()), flags, f"sample.py {path}")
+    if asked.out and asked.json:
+        raise UserError("json prints, and out writes files: give one of them")
     if asked.out:
         make_out(Path(asked.out))
 
+    from zoo.core.progress import to_console
     from zoo.core.trained import load_run
 
     trained = load_run(path, asked.checkpoint)
@@ -54,11 +59,17 @@ def main() -> None:
         streamed.append(text)
         print(text, end="", flush=True)
 
-    watched = not asked.out and asked.request.n == 1
-    artifacts = deliver(trained.sample(asked.seed, stream if watched else None, **vars(asked.request)))
+    watched = not asked.out and not asked.json and asked.request.n == 1
+    with to_console():
+        artifacts = deliver(trained.sample(asked.seed, stream if watched else None, **vars(asked.request)))
     if asked.out:
         for written in write_artifacts(Path(asked.out), artifacts):
             print(written)
+    elif asked.json:
+        texts = [artifact.json() for artifact in artifacts if isinstance(artifact, Text)]
+        if not texts:
+            raise UserError("json is for texts, and this run makes pictures: leave it out")
+        print("\n".join(texts))
     elif isinstance(artifacts[0], Image):
         print(write_summary(rundir.next_samples(), artifacts))
     else:

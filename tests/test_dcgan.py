@@ -198,6 +198,35 @@ def test_each_player_moves_and_remembers_in_its_own_step_alone(batch, disc_norm)
     np.testing.assert_allclose(metrics["gen_loss"], loss, rtol=1e-4)
 
 
+def test_the_discriminator_takes_its_steps_against_fresh_fakes_of_one_generator(batch):
+    """Plain gradient descent by hand, on the same real images and other noise each time."""
+    rate, k = 0.05, 3
+    sgd = Optimizer(name="sgd", learning_rate=rate, momentum=0.0, schedule="constant")
+    family, state = make(optimizer=sgd, disc_norm="none", disc_steps=k)
+    new, metrics = compiled_step(family)(state, batch)
+
+    x, label = from_pixels(batch["image"]), batch["label"]
+    keys = [jax.random.fold_in(KEY, 4), jax.random.fold_in(KEY, 5), KEY]
+
+    @jax.jit
+    def slope(params, fakes):
+        def loss(params):
+            disc = replace(state.disc, params=params).net()
+            return -value(disc(x, label, train=True), disc(fakes, label, train=True)).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    params, drawn = state.disc.params, []
+    for key in keys:
+        drawn.append(normal(jax.random.split(key, 4)[0], batch["row"], (4,)))
+        loss, gradient = slope(params, state.gen.net()(drawn[-1], label, train=True))
+        params = jax.tree.map(lambda w, g: w - rate * g, params, gradient)
+    assert len({z.tobytes() for z in map(np.asarray, drawn)}) == k
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.disc.params, params)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+    assert (new.disc.updates, new.gen.updates) == (k, 1)
+
+
 def memory(net):
     return Learner.create(net, Setup(OPTIMIZER, 10, 6)).memory
 
@@ -226,7 +255,13 @@ def test_augmentation_is_between_both_players_and_the_discriminator(batch):
 
 
 def test_smoothing_and_forms_are_refused_where_they_mean_nothing():
-    for settings in ({"objective": "hinge", "label_smoothing": 0.1}, {"width": 0}, {"latent": 1}, {"r1": -1.0}):
+    for settings in (
+        {"objective": "hinge", "label_smoothing": 0.1},
+        {"width": 0},
+        {"latent": 1},
+        {"r1": -1.0},
+        {"disc_steps": 0},
+    ):
         with pytest.raises(UserError, match=r"^family\."):
             DCGAN(**settings)
 

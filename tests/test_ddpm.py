@@ -16,11 +16,13 @@ import scipy.stats
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from zoo.core.config import Run, from_json, parse_flags, to_json
 from zoo.core.errors import UserError
 from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.core.trained import load_run
 from zoo.data.dataset import DataSet
+from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
 from zoo.ddpm import DDPM, DDPMScoring
 from zoo.interop.diffusers import export_run, import_run, read_diffusers, write_diffusers
@@ -404,7 +406,7 @@ def test_models_without_classes_refuse_labels_and_guidance():
 @pytest.mark.parametrize(
     ("settings", "spec", "says"),
     [
-        ({"conditional": True}, ImageSpec(8, 8, 1), "no classes to learn: give --family.no-conditional"),
+        ({"conditional": True}, ImageSpec(8, 8, 1), "the images have no classes: give --family.no-conditional"),
         ({"channels": (8,) * 5}, SPEC, "multiples of 16 pixels high and wide, and they are 8 x 8"),
         ({"channels": ()}, SPEC, "at least one level"),
         ({"head_width": 5}, SPEC, "multiples of head-width, 5"),
@@ -414,6 +416,34 @@ def test_models_without_classes_refuse_labels_and_guidance():
 def test_settings_that_cannot_work_say_why(settings, spec, says):
     with pytest.raises(UserError, match=says):
         replace(FAMILY, **settings).init(spec, Setup(Optimizer(), 10, 4), jax.random.key(0))
+
+
+@pytest.mark.parametrize(("given", "classes", "symbols"), [(None, (), 0), (None, ("a", "b"), 3), (False, ("a",), 0)])
+def test_conditioning_follows_the_data_unless_it_is_given(given, classes, symbols):
+    family = replace(FAMILY, conditional=given)
+    spec = ImageSpec(8, 8, 1, classes)
+    assert family.unet_settings(spec).symbols == symbols
+    assert family.guidable(spec) == (symbols > 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "conditional"), [([], None), (["--family.conditional"], True), (["--family.no-conditional"], False)]
+)
+def test_conditional_is_a_flag_with_a_counterpart_and_a_setting_of_three_values(flags, conditional):
+    run = parse_flags(Run, Run(family=FAMILY, data=Images()), flags, "train.py")
+    assert run.family.conditional is conditional
+    assert from_json(to_json(run), Run, "config.json") == run
+
+
+def test_pictures_without_classes_train_and_are_sampled():
+    spec = replace(SPEC, classes=())
+    batch = batch_of(2) | {"label": jnp.full(2, -1)}
+    state = FAMILY.init(spec, Setup(Optimizer(), 10, 2), jax.random.key(0))
+    total, weight, _ = FAMILY.loss(state.unet.net(), batch, jax.random.key(1))
+    assert np.isfinite(total / weight)
+    assert draw(Model(FAMILY, spec, state, 0)).shape == (2, 8, 8, 1)
+    with pytest.raises(UserError, match="guidance is 2, but the model was trained without classes"):
+        draw(Model(FAMILY, spec, state, 0), guidance=2.0)
 
 
 # ---------------------------------------------------------------------------------------- diffusers' U-Net

@@ -131,6 +131,32 @@ def test_importance_weighting_climbs_from_the_bound_to_the_likelihood():
     np.testing.assert_allclose(bound[2000], truth, atol=0.6)
 
 
+def test_training_with_several_codes_descends_the_tighter_bound():
+    settings = {"likelihood": "gaussian", "binarise": False, "scale": 0.5}
+    net, rows = Linear(0.5), jnp.arange(64)
+    x = net.decode(jax.random.normal(jax.random.key(7), (64, LATENT)))[..., 0]
+    x += 0.5 * jax.random.normal(jax.random.key(8), x.shape)
+    truth, loss = -net.log_likelihood(x).mean(), {}
+    for k, draws in ((2, 16), (300, 1)):
+        weighted = jax.jit(partial(replace(TINY, **settings, iw_samples=k).iw_loss, net, x, rows=rows))
+        loss[k] = np.mean([weighted(key=key)[0] / 64 for key in jax.random.split(jax.random.key(1), draws)])
+    elbo = replace(TINY, **settings)
+    terms = jax.jit(lambda key: elbo.terms(net, x, key, rows))
+    plain = np.mean([(kl.sum(1) - fits).mean() for fits, kl in map(terms, jax.random.split(jax.random.key(2), 16))])
+    assert plain > loss[2] > loss[300] > truth - 0.02
+    np.testing.assert_allclose(loss[300], truth, atol=0.1)
+
+
+def test_several_codes_train_both_networks():
+    family = replace(TINY, iw_samples=3)
+    model, (told,) = train(family, 1, learning_rate=1e-2)
+    before = start(family).state
+    assert {"loss", "kl_nats"} <= told.keys()
+    assert all(
+        map(lambda a, b: bool((a != b).any()), *map(jax.tree.leaves, (before.vae.params, model.state.vae.params)))
+    )
+
+
 def test_iw_bound_does_not_depend_on_the_batch_it_is_computed_in(model):
     x = jnp.asarray(Blobs().held_out_at(0)["image"] // 128 * 2.0 - 1, jnp.float32)
     weighted = jax.jit(lambda x, rows: TINY.iw_log_likelihood(model.state.vae.net(), x, jax.random.key(3), rows, 200))
@@ -365,6 +391,10 @@ def test_scores(model):
         (lambda: Pictures(images=("a.png",), interpolate=3), "two files"),
         (lambda: Pictures(images=("a.png",), reconstruct=3), "held-out images"),
         (lambda: Scores(iw_samples=-1), "iw_samples is -1"),
+        (lambda: ImageVAE(iw_samples=0), "family.iw_samples is 0; it must be at least 1"),
+        (lambda: ImageVAE(iw_samples=5, beta=2.0), "family.iw_samples is 5; it must be 1 with family.beta"),
+        (lambda: ImageVAE(iw_samples=5, kl_warmup_steps=9), "importance-weighted bound has none"),
+        (lambda: ImageVAE(iw_samples=5, free_bits=0.1), "importance-weighted bound has none"),
         (lambda: shapes(TINY, ImageSpec(8, 8, 3)), "3 channels"),
         (lambda: shapes(replace(TINY, network="conv"), ImageSpec(9, 8, 1)), "9 x 8"),
         (lambda: shapes(replace(TINY, network="conv"), ImageSpec(68, 68, 1)), "68 x 68"),

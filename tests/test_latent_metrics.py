@@ -18,7 +18,7 @@ from zoo.metrics.latent import (
     log_densities,
     mutual_information,
 )
-from zoo.nn.variational import draw_code, free_bits, kl_divergence, warm_up
+from zoo.nn.variational import draw_code, draw_codes, free_bits, iw_bound, kl_divergence, warm_up
 
 ROWS, UNITS, FEATURES, NOISE = 48, 3, 7, 0.6
 
@@ -74,6 +74,55 @@ def test_the_bound_is_the_evidence_where_q_is_the_posterior(model):
 def test_every_code_weighs_the_evidence_where_q_is_the_posterior(model):
     for k in (1, 3, 8):
         np.testing.assert_allclose(weighted(model, model.mean, model.log_variance, k), model.log_evidence(), rtol=1e-4)
+
+
+def log_weights(model, mean, log_variance, k, seed=0):
+    z, log_ratio = draw_codes(mean, log_variance, jax.random.key(seed), jnp.arange(ROWS), jnp.arange(k))
+    return model.log_likelihood(z) + log_ratio
+
+
+def test_one_code_has_the_bound_as_its_mean(model):
+    mean, log_variance = model.mean + 0.4, model.log_variance + 0.5
+    elbo = model.expected_log_likelihood(mean, log_variance) - kl_divergence(mean, log_variance).sum(1)
+    drawn = np.stack([iw_bound(weight[None]) for weight in log_weights(model, mean, log_variance, 4000)])
+    error = drawn.std(0) / math.sqrt(len(drawn))
+    assert (np.abs(drawn.mean(0) - elbo) < 4.5 * error).all()
+    assert error.max() < 0.1
+
+
+def test_training_climbs_from_the_bound_to_the_evidence(model):
+    mean, log_variance = model.mean + 0.4, model.log_variance + 0.5
+    truth = model.log_evidence().mean()
+    found = [iw_bound(log_weights(model, mean, log_variance, k)).mean() for k in (1, 10, 3000)]
+    assert found[0] < found[1] < found[2] < truth + 0.01
+    np.testing.assert_allclose(found[2], truth, atol=0.03)
+
+
+def test_the_bound_and_its_gradient_are_burdas_equations_8_and_13(model):
+    """In float64, from densities of scipy's; the gradient by central differences, with the same eps."""
+    k, mean, log_variance = 5, model.mean + 0.4, model.log_variance + 0.5
+    W, x = np.asarray(model.W, np.float64), np.asarray(model.x, np.float64)
+    z, _ = draw_codes(mean, log_variance, jax.random.key(0), jnp.arange(ROWS), jnp.arange(k))
+    eps = np.asarray((z - mean[None]) / jnp.exp(0.5 * log_variance)[None], np.float64)
+
+    def bound(shift, widen):
+        m, v = np.asarray(mean, np.float64) + shift, np.asarray(log_variance, np.float64) + widen
+        codes, log_pdf = m + np.exp(0.5 * v) * eps, scipy.stats.norm.logpdf
+        log_w = (
+            log_pdf(x, codes @ W, NOISE).sum(-1) + log_pdf(codes).sum(-1) - log_pdf(codes, m, np.exp(0.5 * v)).sum(-1)
+        )
+        return np.log(np.exp(log_w).mean(0)).sum()
+
+    def ours(shift, widen):
+        return iw_bound(log_weights(model, mean + shift, log_variance + widen, k)).sum()
+
+    zero, step = jnp.zeros((1, UNITS)), 1e-5
+    value, slopes = jax.value_and_grad(ours, (0, 1))(zero, zero)
+    np.testing.assert_allclose(value, bound(0.0, 0.0), rtol=1e-5)
+    for unit in range(UNITS):
+        d = step * np.eye(UNITS)[unit]
+        by_hand = [(bound(d, 0) - bound(-d, 0)) / (2 * step), (bound(0, d) - bound(0, -d)) / (2 * step)]
+        np.testing.assert_allclose([slope[0, unit] for slope in slopes], by_hand, rtol=2e-3, atol=2e-3)
 
 
 def test_weighting_climbs_from_the_bound_to_the_evidence_where_q_is_not(model):

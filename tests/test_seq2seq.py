@@ -396,6 +396,57 @@ def test_the_command_line(trained, capsys, tmp_path):
     refused(call(capsys, "evaluate", trained.path, "--strip", "("), "no regular expression")
 
 
+def test_a_target_has_the_log_probabilities_of_its_symbols(trained):
+    """Symbol by symbol from what `extend` predicts, and in sum what beam search ranks its targets by."""
+    model, source = trained.model, trained.model.spec.examples[0]
+    net, spec = model.state.net.eval_net(), model.spec
+    best = trained.sample(source=source, n=1)[0]
+    (scored,) = trained.sample(source=source, score=best.text)
+    record = scored.record
+    assert (record["source"], record["text"]) == (source, best.text)
+    np.testing.assert_allclose(record["log_probability"], best.scores["score"], rtol=1e-4)
+    np.testing.assert_allclose(sum(record["log_probabilities"]), record["log_probability"], rtol=1e-5)
+
+    end = spec.target.end_of_text
+    target = [end, *spec.target.encode(best.text), end]
+    read, count = jnp.asarray(encode_source(spec, source, model.family.context))[None], len(record["tokens"])
+    memory = net.encode(read, jnp.ones(read.shape, bool))
+    cache, found = net.init_cache(memory, model.family.context), []
+    for place in range(count):
+        logits, cache = net.extend(jnp.array([[target[place]]]), cache, place, memory)
+        found.append(jax.nn.log_softmax(logits[0])[target[place + 1]])
+    np.testing.assert_allclose(record["log_probabilities"], found, rtol=1e-4, atol=1e-5)
+    assert record["tokens"][-1] == "<end of text>"
+    with pytest.raises(UserError, match="score is 40 symbols long"):
+        trained.sample(source=source, score="A0 " * 40)
+    with pytest.raises(UserError, match="a target of a source that is given"):
+        trained.sample(score="a")
+
+
+def test_a_file_of_sources_is_answered_line_by_line(trained, capsys, tmp_path, caplog):
+    path, known = tmp_path / "sources.txt", trained.model.spec.examples[:2]
+    path.write_text("\n".join([known[0], "", "a" * 40, "?", known[1]]) + "\n")
+    answered = trained.sample(sources=str(path), n=3)
+    alone = [trained.sample(source=source, n=3) for source in known]
+    assert [text.text for text in answered] == [alone[0][0].text, "", "", "", alone[1][0].text]
+    for number, many in ((0, alone[0]), (4, alone[1])):
+        best = answered[number].record["best"]
+        assert [target["text"] for target in best] == [text.text for text in many]
+        np.testing.assert_allclose([t["score"] for t in best], [t.scores["score"] for t in many], rtol=1e-4)
+    assert [text.record["best"] for text in answered[1:4]] == [[], [], []]
+    for number, why in ((2, "source is empty"), (3, "source is 40 symbols long"), (4, "'?'")):
+        assert f"line {number} of {path} has an empty result: " in caplog.text
+        assert why in caplog.text
+
+    told = call(capsys, "sample", trained.path, "--sources", path)
+    assert told.code == 0
+    assert told.out.split("\n") == [*(text.text for text in answered), ""]
+    told = call(capsys, "sample", trained.path, "--sources", path, "--json", "--n", "3")
+    assert [json.loads(line) for line in told.out.splitlines()] == [text.record for text in answered]
+    refused(call(capsys, "sample", trained.path, "--sources", path, "--source", known[0]), "sources is", "source")
+    refused(call(capsys, "sample", trained.path, "--sources", tmp_path / "none"), "none cannot be read")
+
+
 def test_a_network_without_attention_has_none_to_draw(trained):
     model = replace(trained.model, family=replace(trained.model.family, attention="none"))
     with pytest.raises(UserError, match="has none to draw"):

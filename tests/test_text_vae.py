@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 from command_line import call, refused
 from flax import nnx
 
@@ -24,6 +26,7 @@ from zoo.nn.conditioned_lm import Conditioned, TextDecoder
 from zoo.nn.lagging import Lagging
 from zoo.nn.linear_cross_entropy import CHUNK, linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import cross_entropy, real_targets
+from zoo.nn.random import normal
 from zoo.sampling.sentences import SentenceRequest
 from zoo.text_vae import Scores, TextVAE
 
@@ -183,6 +186,34 @@ def test_free_bits_charge_each_unit_at_least_so_much(data):
     np.testing.assert_allclose(told["loss"], told["reconstruction_nats"] + LATENT * 5.0, rtol=1e-5)
 
 
+def test_with_several_codes_training_descends_the_importance_weighted_bound(data):
+    family = replace(TINY, iw_samples=3)
+    state, batch, key = start(family, data), data.batch_at(0), jax.random.key(0)
+    told = jax.jit(family.step)(state, batch, jnp.int32(0), key)[1]
+    net, batch = state.vae.net(), jax.tree.map(jnp.asarray, batch)
+    mean, log_variance = (np.asarray(x, np.float64) for x in net.encode(batch))
+    _, code_key, _ = jax.random.split(key, 3)
+    log_w = []
+    for i in range(3):
+        eps = normal(jax.random.fold_in(code_key, i), batch["row"], (LATENT,))
+        z, sigma = mean + np.exp(0.5 * log_variance) * np.asarray(eps), np.exp(0.5 * log_variance)
+        logits = net.decoder.embedding.logits(net.decoder(batch["tokens"][:, :-1], jnp.asarray(z, jnp.float32)))
+        nats = jnp.where(real_targets(batch), cross_entropy(logits, batch["tokens"][:, 1:]), 0).sum(1)
+        log_pdf = scipy.stats.norm.logpdf
+        log_w.append(-np.asarray(nats, np.float64) + (log_pdf(z) - log_pdf(z, mean, sigma)).sum(1))
+    bound = scipy.special.logsumexp(log_w, axis=0) - math.log(3)
+    np.testing.assert_allclose(told["loss"], -bound.mean(), rtol=1e-5)
+
+
+def test_both_networks_learn_from_several_codes(data):
+    family = replace(TINY, iw_samples=2, dropout=0.2, word_dropout=0.3)
+    state = start(family, data)
+    new = jax.jit(family.step)(state, data.batch_at(0), jnp.int32(0), jax.random.key(0))[0]
+    for name in ("encoder", "decoder"):
+        pairs = zip(*(jax.tree.leaves(vae.params[name]) for vae in (state.vae, new.vae)), strict=True)
+        assert all(bool((a != b).any()) for a, b in pairs), name
+
+
 def test_without_codes_it_is_a_language_model(data):
     family = replace(TINY, latent=0)
     state = start(family, data)
@@ -299,6 +330,10 @@ def test_the_verdict_names_what_is_left_to_try():
         assert f"--family.{flag}" in told
     tried = replace(TINY, free_bits=0.1, kl_warmup_steps=10, aggressive=True, word_dropout=0.1)
     assert tried.verdict(0.01, 0.002, 0).endswith("start over with --family.beta 0.5")
+    weighted = replace(TINY, iw_samples=5).verdict(0.01, 0.002, 0)
+    assert weighted.endswith("start over with --family.iw-samples 1 or --family.word-dropout 0.3")
+    weighted = replace(TINY, iw_samples=5).verdict(0.01, 0.002, 0)
+    assert weighted.endswith("start over with --family.iw-samples 1 or --family.word-dropout 0.3")
     assert TINY.verdict(6.0, 3.0, 3).startswith("in use")
     assert TINY.verdict(6.0, 0.1, 3).startswith("collapsed"), "a KL that tells nothing apart"
 
@@ -388,6 +423,9 @@ def test_the_command_line_refuses_in_one_sentence(data, tmp_path, capsys):
         ({"kl_cycle_steps": 5, "kl_warmup_steps": 9}, "family.kl_cycle_steps is 5; .* at least family.kl_warmup_steps"),
         ({"kl_cycle_steps": 5}, "family.kl_cycle_steps is 5; .* nothing rises"),
         ({"decoder": "transformer", "width": 9, "heads": 2}, "family.width is 9; it must be a multiple"),
+        ({"iw_samples": 5, "aggressive": True}, "family.iw_samples is 5; it must be 1 with .* aggressive"),
+        ({"iw_samples": 5, "free_bits": 0.1}, "importance-weighted bound has none"),
+        ({"iw_samples": 5, "latent": 0}, "family.iw_samples is 5; it must be 1 with family.latent 0"),
         ({"aggressive": True, "latent": 0}, "family.aggressive trains an encoder"),
     ],
 )

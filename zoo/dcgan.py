@@ -14,8 +14,9 @@ each player descends, by `objective`:
     nonsaturating    -V(D, G)                                      -log D(G(z))
     hinge            max(0, 1 - logit(x)) + max(0, 1 + logit(G(z)))  -logit(G(z))
 
-A step moves the discriminator once, then the generator once, judged by the discriminator that has just moved. Images
-are [b h w c] from -1 to 1, noise is [b latent], logits are [b].
+A step moves the discriminator `disc_steps` times, k of Goodfellow's algorithm 1, then the generator once, judged by the
+discriminator that has just moved. Each of the k steps has fakes of fresh noise but the same batch of real images, where
+algorithm 1 draws new ones. Images are [b h w c] from -1 to 1, noise is [b latent], logits are [b].
 
 The networks are those of `zoo.nn.gan`. Each player's batch normalisation has its own memory: the other's step computes
 with the moments of its batch, as training does, but leaves no trace in it.
@@ -50,6 +51,8 @@ from zoo.sampling.latent import slerp, truncated
 
 SIZES = (32, 64)
 SAMPLES_AT_ONCE = 256
+KEYS = 4
+"""Keys that the losses split a step's key in; `fold_in` of a smaller number would give one of them again."""
 
 Objective = Literal["minimax", "nonsaturating", "hinge"]
 
@@ -157,6 +160,8 @@ class DCGAN(Family):
     where an image's logit depends on the others)."""
     disc_norm: Normalisation = "batch"
     """Normalisation in the discriminator: batch (DCGAN), spectral (of each kernel), or none."""
+    disc_steps: int = 1
+    """Steps of the discriminator for each of the generator, on one batch of real images."""
     disc_learning_rate_ratio: float = 1.0
     """The discriminator's learning rate as a multiple of the generator's."""
     conditional: bool = False
@@ -181,6 +186,7 @@ class DCGAN(Family):
             ("label_smoothing", "from 0 to below 1", 0 <= self.label_smoothing < 1),
             ("label_smoothing", "0 with family.objective hinge, which has no labels", smooths),
             ("r1", "at least 0", self.r1 >= 0),
+            ("disc_steps", "at least 1", self.disc_steps >= 1),
             ("disc_learning_rate_ratio", "above 0", self.disc_learning_rate_ratio > 0),
         )
         refuse(
@@ -216,8 +222,14 @@ class DCGAN(Family):
             raise UserError("family.conditional is True, but the data has no classes; give --family.no-conditional")
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+        disc_loss = partial(self.disc_loss, gen=state.gen)
+
+        def ahead(i: jax.Array, disc: Learner) -> Learner:
+            return disc.descend(disc_loss, batch, step, jax.random.fold_in(key, KEYS + i))[0]
+
+        disc = jax.lax.fori_loop(0, self.disc_steps - 1, ahead, state.disc) if self.disc_steps > 1 else state.disc
         # One key for both: they draw the same z, so that the compiler finds G(z) computed already.
-        disc, of_disc = state.disc.descend(partial(self.disc_loss, gen=state.gen), batch, step, key)
+        disc, of_disc = disc.descend(disc_loss, batch, step, key)
         gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, step, key)
         metrics = {"loss": of_disc.pop("loss"), "gen_loss": of_gen.pop("loss")}
         for name in ("grad_norm", "learning_rate", "skipped"):
@@ -229,7 +241,7 @@ class DCGAN(Family):
     ) -> tuple[jax.Array, jax.Array, Metrics]:
         """The discriminator's loss over a batch of real images and as many fakes from `gen` as it is."""
         rows, label = batch["row"], batch["label"]
-        z_key, real_key, fake_key, _ = jax.random.split(key, 4)
+        z_key, real_key, fake_key, _ = jax.random.split(key, KEYS)
         x = self.seen(from_pixels(batch["image"]), real_key, rows)
         fakes = gen.net()(normal(z_key, rows, (self.latent,)), label, train=True)
         count, metrics, penalty = jnp.float32(len(rows)), {}, jnp.zeros(len(rows))
@@ -248,7 +260,7 @@ class DCGAN(Family):
     ) -> tuple[jax.Array, jax.Array, Metrics]:
         """The generator's loss, judged by `disc`, whose weights and memory stay as they are."""
         rows, label = batch["row"], batch["label"]
-        z_key, _, _, judged_key = jax.random.split(key, 4)
+        z_key, _, _, judged_key = jax.random.split(key, KEYS)
         fakes = net(normal(z_key, rows, (self.latent,)), label, train=True)
         fake = disc.net()(self.seen(fakes, judged_key, rows), label, train=True)
         return generator_loss(self.objective, fake).sum(), jnp.float32(len(rows)), {}

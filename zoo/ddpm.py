@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
+from tyro.conf import DisallowNone
 
 from zoo.core.artifacts import Artifacts
 from zoo.core.errors import UserError, require
@@ -115,8 +116,8 @@ class DDPM(Family):
     """What the network tells: the noise eps, the picture x0, or v (Salimans and Ho 2022)."""
     min_snr: float = 0.0
     """Gamma of min-SNR weighting (Hang et al. 2023), which evens out the noise levels; 5 is theirs; 0: L_simple."""
-    conditional: bool = True
-    """Whether the network is told the class of a picture."""
+    conditional: DisallowNone[bool | None] = None
+    """Whether the network is given the class of a picture; None: where the data has classes."""
     label_dropout: float = 0.1
     """Probability of withholding a label in training, which guidance needs."""
     clip: bool = True
@@ -161,14 +162,13 @@ class DDPM(Family):
         """The noise schedule: the share of signal in the variance at t = 0 .. T - 1."""
         return _alpha_bar(self.schedule, self.timesteps)
 
-    @property
-    def guidable(self) -> bool:
+    def guidable(self, spec: ImageSpec) -> bool:
         """Whether the network was trained with and without classes."""
-        return self.conditional and self.label_dropout > 0
+        return bool(self.classes(spec)) and self.label_dropout > 0
 
     def classes(self, spec: ImageSpec) -> tuple[str, ...]:
-        """Names of the classes that the network knows."""
-        return spec.classes if self.conditional else ()
+        """Names of the classes that the network knows; none: it is unconditional."""
+        return () if self.conditional is False else spec.classes
 
     def unet_settings(self, spec: ImageSpec) -> UNetSettings:
         """The network for pictures of a kind.
@@ -183,7 +183,8 @@ class DDPM(Family):
                 f"and wide, and they are {spec.height} x {spec.width}; give fewer levels, or --data.size"
             )
         if self.conditional and not spec.classes:
-            raise UserError("the images have no classes to learn: give --family.no-conditional")
+            raise UserError("family.conditional is True, but the images have no classes: give --family.no-conditional")
+        classes = self.classes(spec)
         return UNetSettings(
             height=spec.height,
             features_in=spec.channels,
@@ -197,7 +198,7 @@ class DDPM(Family):
             cos_first=self.cos_first,
             frequency_shift=self.frequency_shift,
             pad_evenly=self.pad_evenly,
-            symbols=len(spec.classes) + 1 if self.conditional else 0,  # the last stands for no class
+            symbols=len(classes) + 1 if classes else 0,  # the last stands for no class
         )
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
@@ -246,7 +247,7 @@ class DDPM(Family):
     def symbols(self, net: UNet, label: Int[Array, " b"], withheld: Any) -> Int[Array, " b"] | None:
         """Labels as the network takes them: pictures without a label, or with a withheld one, are of no class."""
         none = net.settings.symbols - 1
-        return jnp.where(withheld | (label < 0), none, label) if self.conditional else None
+        return jnp.where(withheld | (label < 0), none, label) if net.settings.symbols else None
 
     # --------------------------------------------------------------------------------------------- score
 
@@ -310,7 +311,7 @@ class DDPM(Family):
         none = jnp.full_like(symbol, net.settings.symbols - 1)
 
         def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            if not self.conditional:
+            if not net.settings.symbols:
                 return net(x_t, t)
 
             def add(i: jax.Array, total: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ What training descends is  -E_q log p(x|z) + beta w KL,  with beta from Higgins 
 from 0 to 1 over `kl_warmup_steps` (Bowman et al. 2016); or with the KL term's free bits (Kingma et al. 2016, eq. 15):
 sum_j max(free_bits, mean over the batch of KL_j). Figures of the held-out split are of the bound itself, beta = 1.
 
-Importance weighting (Burda et al. 2016, "Importance weighted autoencoders", eq. 8) gives a tighter bound,
+With `iw_samples` k > 1 it climbs a tighter bound (Burda et al. 2016, "Importance weighted autoencoders", eq. 8),
     log p(x)  >=  E log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x),   z_i ~ q(z|x).
 
 What p(x|z) is of, by `likelihood`; images are [b h w c] from -1 (black) to 1 (white), codes [b latent]:
@@ -48,7 +48,7 @@ from zoo.nn.autoencoder import Autoencoder
 from zoo.nn.likelihoods import bernoulli, discretised_logistic, gaussian
 from zoo.nn.pixels import binarise, from_pixels, to_pixels
 from zoo.nn.random import normal, uniform
-from zoo.nn.variational import draw_code, free_bits, kl_divergence, warm_up
+from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound, kl_divergence, warm_up
 from zoo.sampling.batches import over_rows
 from zoo.sampling.given import given_pictures
 from zoo.sampling.latent import interpolate, lerp, most_active, slerp, traverse
@@ -141,6 +141,9 @@ class ImageVAE(Family):
     free_bits: float = 0.0
     """Nats of each latent unit's KL, averaged over the batch, that training leaves free."""
 
+    iw_samples: int = 1
+    """Codes an image in training, k of the importance-weighted bound; 1: the ELBO with its closed KL."""
+
     accepts: ClassVar[type] = ImageSpec
     Request: ClassVar[type] = Pictures
     Scoring: ClassVar[type] = Scores
@@ -150,9 +153,12 @@ class ImageVAE(Family):
         require(
             self,
             "family.",
-            *((name, "at least 1", getattr(self, name) >= 1) for name in ("width", "layers", "hidden", "latent")),
+            *((name, "at least 1", getattr(self, name) >= 1)
+              for name in ("width", "layers", "hidden", "latent", "iw_samples")),
             *((name, "at least 0", getattr(self, name) >= 0)
               for name in ("scale", "beta", "kl_warmup_steps", "free_bits")),
+            ("iw_samples", f"1 with family.beta, kl_warmup_steps or free_bits, {NO_KL}",
+             self.iw_samples == 1 or (self.beta, self.kl_warmup_steps, self.free_bits) == (1, 0, 0)),
         )  # fmt: skip
         if self.binarise and self.likelihood != "bernoulli":
             raise UserError(
@@ -200,6 +206,8 @@ class ImageVAE(Family):
         """-E_q log p(x|z) + weight KL over a batch in nats, with free bits, and how many images it is of."""
         pixel_key, code_key = jax.random.split(key)
         x = self.observe(batch["image"], pixel_key, batch["row"])
+        if self.iw_samples > 1:
+            return self.iw_loss(net, x, code_key, batch["row"])
         log_likelihood, kl = self.terms(net, x, code_key, batch["row"])
         count = jnp.asarray(float(len(kl)))
         pairs = {"reconstruction_nats": (-log_likelihood.sum(), count), "kl_nats": (kl.sum(), count)}
@@ -210,6 +218,24 @@ class ImageVAE(Family):
         x = self.observe(batch["image"], jax.random.split(key)[0], batch["row"])  # as `loss` draws it
         kl = kl_divergence(*net.encode(x))
         return kl.sum(0), jnp.asarray(float(len(kl)))
+
+    def iw_loss(
+        self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
+    ) -> tuple[jax.Array, jax.Array, Metrics]:
+        """-log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) over a batch in nats; the KL is a metric, and no term of it."""
+        mean, log_variance = net.encode(x)
+        z, log_ratio = draw_codes(mean, log_variance, key, rows, jnp.arange(self.iw_samples))
+        bound = iw_bound(self.code_log_likelihood(net, x, z) + log_ratio)
+        count, kl = jnp.asarray(float(len(x))), kl_divergence(mean, log_variance).sum()
+        return -bound.sum(), count, {"kl_nats": (kl, count)}
+
+    def code_log_likelihood(
+        self, net: Any, x: Float[Array, "b h w c"], z: Float[Array, "s b latent"]
+    ) -> Float[Array, "s b"]:
+        """log p(x|z) in nats of each image at s codes of its own."""
+        parameters = net.decode(rearrange(z, "s b latent -> (s b) latent"))
+        images = repeat(x, "b h w c -> (s b) h w c", s=len(z))
+        return rearrange(self.log_likelihood(images, parameters), "(s b) -> s b", s=len(z))
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
         x = self.observe_held_out(batch)
@@ -263,14 +289,8 @@ class ImageVAE(Family):
         self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"], k: Int[Array, ""] | int
     ) -> Float[Array, " b"]:
         """log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) in nats, z_i ~ q(z|x)."""
-
-        def log_likelihood(z: Float[Array, "s b latent"]) -> Float[Array, "s b"]:
-            parameters = net.decode(rearrange(z, "s b latent -> (s b) latent"))
-            images = repeat(x, "b h w c -> (s b) h w c", s=len(z))
-            return rearrange(self.log_likelihood(images, parameters), "(s b) -> s b", s=len(z))
-
         mean, log_variance = net.encode(x)
-        return importance_weighted(log_likelihood, mean, log_variance, key, rows, k)
+        return importance_weighted(partial(self.code_log_likelihood, net, x), mean, log_variance, key, rows, k)
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
         vae, k = model.state.vae, scoring.iw_samples

@@ -10,7 +10,7 @@ text is a row of tokens w_1 ... w_T:
 
 Back-propagation is truncated to `context` steps (Williams and Peng 1990), but not the state: with `--data.order stream`
 row r of a batch goes on where row r of the batch before ended, from the state that it ended with. A row that does not
-go on, and every held-out window, starts from zeros.
+go on, and every held-out window, starts from zeros; `evaluate.py --carry` scores held-out text with a carried state.
 
 Tokens are [b t], states [b width], logits [b t vocab]. A batch holds `tokens` [b t+1] and which rows go on,
 `continues` [b].
@@ -34,6 +34,7 @@ from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
 from zoo.data.specs import BlockSpec
 from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
+from zoo.metrics.windows import carried_figures, score_document, strided_figures
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.losses import counted, cross_entropy
@@ -131,6 +132,14 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Scores(TextScoring):
+    """What is computed of a recurrent language model beside likelihood in separate windows."""
+
+    carry: bool = False
+    """Score held-out text also with a state that goes on from window to window, as if it were read in one go."""
+
+
+@dataclass(frozen=True)
 class LSTMLM(Family):
     """A recurrent language model."""
 
@@ -153,7 +162,7 @@ class LSTMLM(Family):
 
     accepts: ClassVar[type] = BlockSpec
     Request: ClassVar[type] = TokenRequest
-    Scoring: ClassVar[type] = TextScoring
+    Scoring: ClassVar[type] = Scores
     unit: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
@@ -189,14 +198,23 @@ class LSTMLM(Family):
         nats, count, _ = self._row_nats(net, batch, net.init_carry(len(batch["row"])), None)
         return likelihood_statistics(nats, count, batch)
 
-    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TextScoring, key: jax.Array) -> Metrics:
-        return score_language_model(model, rows, scoring, key)
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
+        figures = score_language_model(model, rows, scoring, key)
+        if scoring.stride:
+            figures |= strided_figures(model, data, scoring.stride)
+        if scoring.carry:
+            net = model.state.lm.eval_net()
+            figures |= carried_figures(net, _read, net.init_carry(1), data)
+        return figures
 
     def sample(
         self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None
     ) -> Artifacts:
         # A state holds a text of any length, so there is no context to fill.
         net = model.state.lm.eval_net()
+        if request.score is not None:
+            tokenizer = model.spec.tokenizer
+            return [score_document(net, _read, net.init_carry(1), tokenizer, request.score, self.context)]
         return sample_texts(net, model.spec.tokenizer, request, key, context=None, stream=stream)
 
     def _row_nats(
@@ -206,3 +224,8 @@ class LSTMLM(Family):
         logits, carry = net(batch["tokens"][:, :-1], carry, key=key, rows=batch["row"])
         weight = counted(batch, net.end_of_text).astype(jnp.float32)
         return (cross_entropy(logits, batch["tokens"][:, 1:]) * weight).sum(1), weight.sum(1), carry
+
+
+def _read(net: RecurrentLM, tokens: Int[Array, "1 t"], carry: Carry) -> tuple[Float[Array, "1 t vocab"], Carry]:
+    """Logits of the token after each, and the states after the last."""
+    return net(tokens, carry)

@@ -22,8 +22,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.core.artifacts import Artifact, Artifacts, Text
 from zoo.core.errors import UserError, require
@@ -33,13 +34,14 @@ from zoo.data.dataset import DataSet
 from zoo.data.pairs import PairSet
 from zoo.data.specs import PairSpec
 from zoo.metrics.text import WordTokenizer, bleu, error_rate, exact_match, perplexity, rouge
+from zoo.metrics.windows import token_listing
 from zoo.nn.lengths import Sums, at_length
 from zoo.nn.losses import cross_entropy
 from zoo.nn.random import split
 from zoo.nn.recurrence import Cell
 from zoo.nn.recurrent_seq2seq import RecurrentSeq2Seq, Score
 from zoo.nn.transformer_seq2seq import TransformerSeq2Seq
-from zoo.sampling.translation import TranslationRequest, draw_alignment, encode_source, translate
+from zoo.sampling.translation import TranslationRequest, draw_alignment, encode_source, translate, translate_lines
 
 Network = RecurrentSeq2Seq | TransformerSeq2Seq
 
@@ -211,6 +213,18 @@ class Seq2Seq(Family):
         how = {"sources": len(texts), "num_beams": scoring.num_beams, "strip": scoring.strip}
         return figures | {f"scored_{name}": value for name, value in how.items()}
 
+    def _score_target(self, net: Network, spec: PairSpec, source: Int[np.ndarray, " s"], about: str, text: str) -> Text:
+        """log P(target | source), symbol by symbol."""
+        end = spec.target.end_of_text
+        target = np.array([end, *spec.target.encode(text), end], np.int32)
+        if len(target) > self.context + 1:
+            raise UserError(
+                f"score is {len(target) - 2} symbols long, but the model sees {self.context} with the end: "
+                f"give at most {self.context - 1}"
+            )
+        log_p = np.asarray(_log_probabilities(*nnx.split(net), source, target))
+        return token_listing(spec.target, target[1:], log_p, {"source": about, "text": text})
+
     def sample(
         self,
         model: Model,
@@ -219,12 +233,16 @@ class Seq2Seq(Family):
         stream: Callable[[str], None] | None = None,
     ) -> Artifacts:
         net, spec, drawn = model.state.net.eval_net(), model.spec, request.source is None
+        if request.sources:
+            return translate_lines(net, spec, request, self.context)
         source = request.source
         if source is None:
             source = spec.examples[int(jax.random.randint(key, (), 0, len(spec.examples)))]
         if request.attention and self.network == "recurrent" and self.attention == "none":
             raise UserError(f"attention is {request.attention!r}, but this model has none to draw")
         tokens = encode_source(spec, source, self.context)
+        if request.score is not None:
+            return [self._score_target(net, spec, tokens, source, request.score)]
         (found,) = translate(
             net,
             spec,
@@ -241,6 +259,14 @@ class Seq2Seq(Family):
             picture = draw_alignment(net, spec, tokens, best[0].tokens, self.context)
             made.append(replace(picture, file=request.attention))
         return made
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _log_probabilities(graphdef: Any, state: Any, source: Any, target: Any) -> Float[Array, " t"]:
+    """log P of the symbols of one target after its first, in nats."""
+    net = nnx.merge(graphdef, state)
+    logits = net.decode(target[None, :-1], net.encode(source[None], jnp.ones((1, len(source)), bool)))
+    return -cross_entropy(logits, target[None, 1:])[0]
 
 
 def within(count: Int[Array, " b"], length: int) -> Bool[Array, "b t"]:

@@ -16,6 +16,10 @@ has collapsed. What there is against it, each a setting of its own:
     word_dropout      hides words from the decoder                              Bowman et al. 2016
     aggressive        the encoder is trained alone until it has caught up       He et al. 2019; see `zoo.nn.lagging`
 
+With `iw_samples` k > 1 training climbs the importance-weighted bound instead (Burda et al. 2016, eq. 8),
+
+    log p(w)  >=  E log 1/k sum_i w_i,   w_i = p(w|z_i) p(z_i) / q(z_i|w),   z_i ~ q(z|w)
+
 Figures of held-out sentences are of the bound itself, beta = 1, with one z a sentence. With `latent` 0 the family is
 the same decoder as a plain language model, whose `loss` is what a VAE's is to be held against.
 
@@ -54,10 +58,10 @@ from zoo.metrics.text import perplexity
 from zoo.nn.conditioned_lm import BodyKind, TextDecoder, TextEncoder
 from zoo.nn.lagging import Lagging
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
-from zoo.nn.losses import real_targets
+from zoo.nn.losses import cross_entropy, real_targets
 from zoo.nn.random import split
 from zoo.nn.recurrence import Cell
-from zoo.nn.variational import draw_code, free_bits, kl_divergence, warm_up
+from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound, kl_divergence, warm_up
 from zoo.sampling.sentences import SentenceRequest, write_sentences
 
 AT_ONCE = 256
@@ -150,6 +154,8 @@ class TextVAE(Family):
     """Nats of each latent unit's KL, averaged over the batch, that training leaves free."""
     aggressive: bool = False
     """Whether to train the encoder alone until it has caught up with the decoder, in the first phase of training."""
+    iw_samples: int = 1
+    """Codes a sentence in training, k of the importance-weighted bound; 1: the ELBO with its closed KL."""
     aggressive_window: int = 1000
     """Steps whose mutual information is compared with that of as many before: the phase lasts while it climbs."""
 
@@ -164,11 +170,14 @@ class TextVAE(Family):
             self,
             "family.",
             *((name, "at least 1", getattr(self, name) >= 1)
-              for name in ("layers", "heads", "width", "aggressive_window")),
+              for name in ("layers", "heads", "width", "aggressive_window", "iw_samples")),
             ("context", "at least 2, for a word and the sentence's end", self.context >= 2),
             *((name, "at least 0", getattr(self, name) >= 0)
               for name in ("latent", "beta", "kl_warmup_steps", "free_bits")),
             *((name, "from 0 to below 1", 0 <= getattr(self, name) < 1) for name in ("dropout", "word_dropout")),
+            ("iw_samples", f"1 with family.beta, kl_warmup_steps, free_bits or aggressive, {NO_KL}",
+             self.iw_samples == 1 or (self.beta, warm, self.free_bits, self.aggressive) == (1, 0, 0, False)),
+            ("iw_samples", "1 with family.latent 0, which has no codes", self.iw_samples == 1 or self.latent > 0),
             ("kl_cycle_steps", f"0 or at least family.kl_warmup_steps, {warm}", cycle == 0 or cycle >= warm >= 0),
             ("kl_cycle_steps", "0 where family.kl_warmup_steps is, since nothing rises", warm > 0 or cycle == 0),
         )  # fmt: skip
@@ -211,16 +220,20 @@ class TextVAE(Family):
         weight: Float[Array, ""] | float = 1.0,
         means: Float[Array, " latent"] | None = None,
     ) -> tuple[jax.Array, jax.Array, Metrics]:
-        """-E_q log p(w|z) + weight KL over a batch in nats, with free bits, and how many sentences it is of."""
+        """-E_q log p(w|z) + weight KL with free bits, or -log 1/k sum_i w_i: nats of a batch, and how many rows."""
         encoder_key, code_key, decoder_key = split(key, 3)
         mean, log_variance = net.encode(batch, key=encoder_key)
+        kl = kl_divergence(mean, log_variance)
+        count = jnp.asarray(float(len(kl)))
+        if self.iw_samples > 1:
+            z, log_ratio = draw_codes(mean, log_variance, code_key, batch["row"], jnp.arange(self.iw_samples))
+            bound = iw_bound(_log_likelihoods(net, batch, z, decoder_key) + log_ratio)
+            return -bound.sum(), count, {"kl_nats": (kl.sum(), count)}
         z = draw_code(mean, log_variance, code_key, batch["row"])
         y = net.decoder(batch["tokens"][:, :-1], z, key=decoder_key, rows=batch["row"])
         reconstruction = linear_cross_entropy(
             y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], real_targets(batch)
         )
-        kl = kl_divergence(mean, log_variance)
-        count = jnp.asarray(float(len(kl)))
         metrics: Metrics = {"reconstruction_nats": (reconstruction, count), "kl_nats": (kl.sum(), count)}
         if self.aggressive:
             metrics["posterior"] = Rows((z, mean, log_variance))
@@ -267,14 +280,16 @@ class TextVAE(Family):
         facts = f"KL {kl:.2f} and mutual information {information:.2f} nats, {active} of {self.latent} units active"
         if active and information >= COLLAPSED:
             return f"in use: {facts}"
+        weighs_kl = self.iw_samples == 1
         remedies = [
             f"--family.{flag}"
             for flag, unused in (
-                ("free-bits 0.2", not self.free_bits),
-                ("kl-warmup-steps 10000", not self.kl_warmup_steps),
-                ("aggressive", not self.aggressive),
+                ("iw-samples 1", self.iw_samples > 1),
+                ("free-bits 0.2", weighs_kl and not self.free_bits),
+                ("kl-warmup-steps 10000", weighs_kl and not self.kl_warmup_steps),
+                ("aggressive", weighs_kl and not self.aggressive),
                 ("word-dropout 0.3", not self.word_dropout),
-                (f"beta {self.beta / 2:g}", True),
+                (f"beta {self.beta / 2:g}", weighs_kl),
             )
             if unused
         ]
@@ -311,6 +326,18 @@ def _row_nats(net: VAE, batch: Batch, z: Float[Array, "b latent"]) -> Float[Arra
     """-log p(w|z) of each sentence in nats."""
     y = net.decoder(batch["tokens"][:, :-1], z)
     return row_cross_entropy(y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], real_targets(batch))
+
+
+def _log_likelihoods(net: VAE, batch: Batch, z: Float[Array, "k b latent"], key: Key[Array, ""]) -> Float[Array, "k b"]:
+    """log p(w|z) in nats of each sentence at k codes of its own, with a gradient; logits are of one code at a time."""
+
+    @jax.checkpoint
+    def one(number: Int[Array, ""], z: Float[Array, "b latent"]) -> Float[Array, " b"]:
+        y = net.decoder(batch["tokens"][:, :-1], z, key=jax.random.fold_in(key, number), rows=batch["row"])
+        nats = cross_entropy(net.decoder.embedding.logits(y), batch["tokens"][:, 1:])
+        return -jnp.where(real_targets(batch), nats, 0.0).sum(1)
+
+    return jax.lax.map(lambda code: one(*code), (jnp.arange(len(z)), z))
 
 
 @jax.jit

@@ -34,6 +34,7 @@ from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
 from zoo.data.specs import BlockSpec
 from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
+from zoo.metrics.windows import score_document, strided_figures
 from zoo.nn.attention import KeyValue, additive_mask, rotary_angles
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
@@ -288,12 +289,15 @@ class TransformerLM(Family):
         return likelihood_statistics(nats, count, batch)
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TextScoring, key: jax.Array) -> Metrics:
-        return score_language_model(model, rows, scoring, key)
+        figures = score_language_model(model, rows, scoring, key)
+        return figures | (strided_figures(model, data, scoring.stride) if scoring.stride else {})
 
     def sample(
         self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None
     ) -> Artifacts:
         net = model.state.lm.eval_net()
+        if request.score is not None:
+            return [score_document(net, _read, (), model.spec.tokenizer, request.score, self.context)]
         return sample_texts(net, model.spec.tokenizer, request, key, context=self.context, stream=stream)
 
     def _row_nats(self, net: Transformer, batch: Batch, key: Any) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
@@ -301,3 +305,8 @@ class TransformerLM(Family):
         logits = net(batch["tokens"][:, :-1], key=key, rows=batch["row"])
         weight = counted(batch, net.end_of_text).astype(jnp.float32)
         return (cross_entropy(logits, batch["tokens"][:, 1:]) * weight).sum(1), weight.sum(1)
+
+
+def _read(net: Transformer, tokens: Int[Array, "1 t"], carry: tuple[()]) -> tuple[Float[Array, "1 t vocab"], tuple[()]]:
+    """Logits of the token after each in a window of its own; nothing is carried to the next."""
+    return net(tokens), carry

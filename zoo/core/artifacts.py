@@ -1,10 +1,12 @@
 """What families make: texts and images, how they are shown and how they are written."""
 
 import io
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -13,10 +15,21 @@ from jaxtyping import UInt8
 
 @dataclass(frozen=True)
 class Text:
-    """A text that a family made; `scores` holds numbers worth showing beside it."""
+    """A text that a family made.
+
+    Attributes:
+        text: as a person reads it.
+        scores: numbers worth showing beside it; {}: none, but the text is a line of a list. None: it stands alone.
+        record: what JSON lines hold of it; None: the text and its scores.
+    """
 
     text: str
     scores: dict[str, float] | None = None
+    record: dict[str, Any] | None = None
+
+    def json(self) -> str:
+        """The text as one line of JSON."""
+        return json.dumps(self.record or {"text": self.text} | (self.scores or {}), ensure_ascii=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +107,9 @@ def listing(artifacts: Artifacts) -> str:
         return "\n\n----\n\n".join(text.text for text in texts)
     width = max((len(text.text) for text in texts), default=0)
     scored = ("  ".join(f"{name} {value:.4g}" for name, value in (text.scores or {}).items()) for text in texts)
-    return "\n".join(f"{text.text:{width}}  {scores}" for text, scores in zip(texts, scored, strict=True))
+    return "\n".join(
+        f"{text.text:{width}}  {scores}" if scores else text.text for text, scores in zip(texts, scored, strict=True)
+    )
 
 
 def write_artifact(stem: Path, artifact: Artifact) -> Path:

@@ -79,7 +79,9 @@ class Run:
 
     def __post_init__(self) -> None:
         if not isinstance(self.scoring, self.family.Scoring):
-            object.__setattr__(self, "scoring", self.family.Scoring())
+            # Those of a parent class, such as an earlier version saved, are kept.
+            kept = vars(self.scoring) if issubclass(self.family.Scoring, type(self.scoring)) else {}
+            object.__setattr__(self, "scoring", self.family.Scoring(**kept))
         least = {"steps": 1, "batch_size": 1, "log_every": 1, "keep": 1}
         zero = ("seed", "eval_every", "eval_batches", "save_every", "sample_every", "score_every")
         least |= dict.fromkeys(zero, 0)

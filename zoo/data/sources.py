@@ -97,6 +97,15 @@ def read_lines(path: str, field: str) -> list[str]:
     return [text for file in _files(path) for text in map(str.strip, _texts(file, field)) if text]
 
 
+def read_every_line(path: str) -> list[str]:
+    """All lines of one UTF-8 file, blank ones too; the end of the last line begins no other.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8 text, or is empty.
+    """
+    return [line.removesuffix("\r") for line in _read_text(Path(path).expanduser()).removesuffix("\n").split("\n")]
+
+
 def _texts(file: Path, field: str) -> Iterator[str]:
     if file.suffix == ".jsonl":
         return _documents(file, field)

@@ -20,7 +20,7 @@ from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.data.dataset import DataSet
-from zoo.nn.random import normal
+from zoo.nn.variational import draw_codes
 from zoo.sampling.batches import in_batches
 
 ACTIVE = 0.01
@@ -53,9 +53,7 @@ def importance_weighted(
 
     def add(chunk: jax.Array, log_sum: Float[Array, " b"]) -> Float[Array, " b"]:
         i = chunk * at_once + jnp.arange(at_once)
-        eps = jax.vmap(lambda i: normal(jax.random.fold_in(key, i), rows, mean.shape[1:]))(i)
-        z = mean[None] + jnp.exp(0.5 * log_variance)[None] * eps
-        log_ratio = 0.5 * (jnp.square(eps) - jnp.square(z) + log_variance[None]).sum(2)  # log p(z) - log q(z|x)
+        z, log_ratio = draw_codes(mean, log_variance, key, rows, i)
         log_weight = log_likelihood(z) + log_ratio
         return jnp.logaddexp(log_sum, logsumexp(jnp.where(i[:, None] < k, log_weight, -jnp.inf), axis=0))
 

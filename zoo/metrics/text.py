@@ -171,6 +171,9 @@ class TextScoring(Scoring):
     """Texts to write for distinct-1, distinct-2 and self-BLEU; 0: none."""
     sample_tokens: int = 300
     """How many tokens each of them has at most."""
+    stride: int = 0
+    """Score held-out text also in windows that overlap, each only its last `stride` targets, so that every token reads
+    at least context - stride before it; 0: no."""
 
     def __post_init__(self) -> None:
         require(
@@ -178,6 +181,7 @@ class TextScoring(Scoring):
             "",
             ("samples", "0, or at least 2 to compare with each other", self.samples == 0 or self.samples >= 2),
             ("sample_tokens", "at least 1", self.sample_tokens >= 1),
+            ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
         )
 
 

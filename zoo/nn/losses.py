@@ -27,6 +27,12 @@ def real_targets(batch: Batch) -> Bool[Array, "b t"]:
 
 
 def counted(batch: Batch, end_of_text: int) -> Bool[Array, "b t"]:
-    """Which targets carry loss: real tokens, except the first of a document, which nothing before it predicts."""
+    """Which targets carry loss: real tokens, except the first of a document, which nothing before it predicts.
+
+    Where the batch has `first` int32 [b], targets before it are context only; see `zoo.data.windows`.
+    """
     tokens = batch["tokens"]
-    return real_targets(batch) & ~((tokens[:, :-1] == end_of_text) & (tokens[:, 1:] == end_of_text))
+    real = real_targets(batch)
+    if "first" in batch:
+        real &= jnp.arange(real.shape[1])[None, :] >= batch["first"][:, None]
+    return real & ~((tokens[:, :-1] == end_of_text) & (tokens[:, 1:] == end_of_text))

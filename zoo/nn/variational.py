@@ -4,11 +4,16 @@ Kingma & Welling 2014, "Auto-encoding variational Bayes". An encoder gives q(z|x
 and log sigma^2, of one code a row [b d]; all figures are nats.
 """
 
+import jax
 import jax.numpy as jnp
+from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core import parallel
 from zoo.nn.random import normal
+
+NO_KL = "which change a KL term, and the importance-weighted bound has none"
+"""Why settings of the KL term are refused with more than one code a row."""
 
 
 def draw_code(
@@ -16,6 +21,28 @@ def draw_code(
 ) -> Float[Array, "b d"]:
     """z = mean + sigma eps with eps ~ N(0, 1), through which gradients reach both (section 2.4)."""
     return mean + jnp.exp(0.5 * log_variance) * normal(key, rows, mean.shape[1:])
+
+
+def draw_codes(
+    mean: Float[Array, "b d"],
+    log_variance: Float[Array, "b d"],
+    key: Key[Array, ""],
+    rows: Int[Array, " b"],
+    numbers: Int[Array, " k"],
+) -> tuple[Float[Array, "k b d"], Float[Array, "k b"]]:
+    """Codes z_i = mean + sigma eps_i of each row, and log p(z_i) - log q(z_i|x); code i draws from fold_in(key, i)."""
+    eps = jax.vmap(lambda i: normal(jax.random.fold_in(key, i), rows, mean.shape[1:]))(numbers)
+    z = mean[None] + jnp.exp(0.5 * log_variance)[None] * eps
+    return z, 0.5 * (jnp.square(eps) - jnp.square(z) + log_variance[None]).sum(2)
+
+
+def iw_bound(log_weight: Float[Array, "k b"]) -> Float[Array, " b"]:
+    """L_k = log 1/k sum_i w_i of each row, with w_i = p(x|z_i) p(z_i) / q(z_i|x).
+
+    Burda et al. 2016, "Importance weighted autoencoders", equation 8. E L_k <= log p(x), and the more codes the closer.
+    Its gradient is sum_i w_i / (sum_j w_j) grad log w_i (equation 13), which reaches the encoder through z_i.
+    """
+    return logsumexp(log_weight, axis=0) - jnp.log(len(log_weight))
 
 
 def kl_divergence(mean: Float[Array, "b d"], log_variance: Float[Array, "b d"]) -> Float[Array, "b d"]:

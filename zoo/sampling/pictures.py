@@ -42,8 +42,7 @@ class Diffusion(Protocol):
     def alpha_bar(self) -> np.ndarray:
         """The noise schedule, [T]."""
 
-    @property
-    def guidable(self) -> bool:
+    def guidable(self, spec: ImageSpec) -> bool:
         """Whether the network was trained with and without classes."""
 
     def denoiser(self, state: Any, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
@@ -275,14 +274,14 @@ def _labels(family: Diffusion, spec: ImageSpec, request: PictureRequest) -> Call
         chosen = spec.class_number(label)
     else:
         chosen = -1
-    if chosen == count and not family.guidable:
+    if chosen == count and not family.guidable(spec):
         raise UserError(
             "the model was trained with label-dropout 0 and knows no pictures without a class: give a class by --label"
         )
     if request.guidance != 1:
         if chosen == count:
             raise UserError(f"guidance is {request.guidance:g}, and there is no class to guide to: give --label")
-        if not family.guidable:
+        if not family.guidable(spec):
             raise UserError(
                 f"guidance is {request.guidance:g}, but the model was trained with label-dropout 0 and knows no "
                 "pictures without a class; only 1 is possible"

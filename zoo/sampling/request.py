@@ -17,6 +17,10 @@ class TokenRequest(Request):
     prompt: str = ""
     """What the texts begin with. Empty: a document from its beginning; otherwise running text, which may be the middle
     of one."""
+    prompts: str = ""
+    """A file with a prompt on each line, instead of `prompt`: each has `n` texts, in the order of the lines."""
+    score: str | None = None
+    """Write nothing, but give the log-probability of this text, a whole document, token by token."""
     max_new_tokens: int = 300
     """How many tokens to write at most; a text ends earlier where the model ends the document."""
     temperature: float = 1.0
@@ -40,10 +44,15 @@ class TokenRequest(Request):
     be better than those; never: once no text of any length could be."""
 
     def __post_init__(self) -> None:
+        scoring = self.score is not None
         require(
             self,
             "",
             ("n", "at least 1", self.n >= 1),
+            ("prompts", "empty where prompt is given", not self.prompts or not self.prompt),
+            ("prompt", "empty with score, which is of a whole document", not self.prompt or not scoring),
+            ("prompts", "empty with score, which writes nothing", not self.prompts or not scoring),
+            ("n", "1 with score, which writes nothing", self.n == 1 or not scoring),
             ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
             ("temperature", "0 (the likeliest token) or above", 0 <= self.temperature < math.inf),
             ("top_k", "0 (all tokens) or above", self.top_k >= 0),

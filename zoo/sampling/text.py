@@ -1,6 +1,7 @@
 """From a request to texts: prompts in, stop strings and streaming out."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import SupportsInt
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from zoo.core.artifacts import Text
 from zoo.core.errors import UserError
 from zoo.data.tokenizers import Tokenizer
 from zoo.sampling.beam import beam_search
+from zoo.sampling.lines import encode_lines
 from zoo.sampling.logits import Knobs
 from zoo.sampling.request import TokenRequest
 from zoo.sampling.tokens import CHUNK, write_tokens
@@ -105,35 +107,49 @@ def sample_texts(
     Raises:
         UserError: the prompt does not fit.
     """
+    encode = partial(_encode_fitting, tokenizer, request, context)
+    write = partial(_drawn if request.num_beams == 1 else _searched, net, tokenizer, request, key, context)
+    if request.prompts:
+        lines = encode_lines(request.prompts, encode)
+        encoded = {number: ids for number, (_, ids) in enumerate(lines) if ids is not None}
+        written = dict(zip(encoded, write(encoded, None), strict=True))
+        nothing: Written = [("", None)] * request.n
+        return [
+            Text(text and line + text, scores, {"prompt": line, "text": text and line + text} | (scores or {}))
+            for number, (line, _) in enumerate(lines)
+            for text, scores in written.get(number, nothing)
+        ]
     stream = stream if request.n == 1 else None
-    ids = encode_prompt(tokenizer, request.prompt, context)
+    ids = encode(request.prompt)
     if stream is not None:
         stream(request.prompt)
-    write = _drawn if request.num_beams == 1 else _searched
-    texts = write(net, tokenizer, request, key, ids, context, stream)
+    (texts,) = write({0: ids}, stream)
     return [Text(request.prompt + text, scores) for text, scores in texts]
 
 
 Written = list[tuple[str, dict[str, float] | None]]
+"""The continuations of one prompt, and the scores of each where it was searched for."""
 
 
-def _drawn(net, tokenizer, request, key, prompt, context, stream) -> Written:
-    """Continuations drawn token by token, some rows at a time."""
-    groups = -(-request.n // ROWS)
-    return [
+def _drawn(net, tokenizer, request, key, context, prompts, stream) -> list[Written]:
+    """Continuations of numbered prompts drawn token by token, some rows at a time; prompt p's are rows p n + i."""
+    rows = [(ids, number * request.n + i) for number, ids in prompts.items() for i in range(request.n)]
+    texts: Written = [
         (text, None)
-        for rows in np.array_split(np.arange(request.n), groups)
+        for part in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // ROWS)))
+        if len(part)
         for text in continue_texts(
             net,
             tokenizer,
-            [prompt] * len(rows),
+            [rows[row][0] for row in part],
             request,
             key,
-            rows=rows.tolist(),
+            rows=[rows[row][1] for row in part],
             context=context,
             stream=stream,
         )
     ]
+    return [texts[begin : begin + request.n] for begin in range(0, len(texts), request.n)]
 
 
 def continue_texts(
@@ -195,17 +211,24 @@ def make_knobs(request: TokenRequest, rows: int) -> Knobs:
     )
 
 
-def _searched(net, tokenizer, request, key, prompt, context, stream) -> Written:
-    """The best texts that beam search finds, best first; a stop string cuts them afterwards."""
-    room = None if context is None else context - len(prompt) + 1
+def _encode_fitting(tokenizer, request, context, prompt: str) -> Int[np.ndarray, " t"]:
+    """The tokens of a prompt, which leave beam search the room that it is asked to fill."""
+    ids = encode_prompt(tokenizer, prompt, context)
+    room = None if context is None or request.num_beams == 1 else context - len(ids) + 1
     if room is not None and request.max_new_tokens > room:
         raise UserError(
             f"max_new_tokens is {request.max_new_tokens}, but beam search stays inside the context: after a prompt of "
-            f"{len(prompt)} tokens at most {room} fit"
+            f"{len(ids)} tokens at most {room} fit"
         )
-    (found,) = beam_search(
+    return ids
+
+
+def _searched(net, tokenizer, request, key, context, prompts, stream) -> list[Written]:
+    """The best continuations of each prompt that beam search finds, best first; a stop string cuts them afterwards."""
+    at_once = max(1, ROWS // request.num_beams)
+    search = partial(
+        beam_search,
         net,
-        [prompt],
         num_beams=request.num_beams,
         max_new_tokens=request.max_new_tokens,
         end_of_text=tokenizer.end_of_text,
@@ -213,6 +236,13 @@ def _searched(net, tokenizer, request, key, prompt, context, stream) -> Written:
         early_stopping=request.early_stopping,
         context=context,
     )
+    all_ids = list(prompts.values())
+    parts = [all_ids[begin : begin + at_once] for begin in range(0, len(all_ids), at_once)]
+    return [_best(tokenizer, request, found, stream) for part in parts for found in search(part)]
+
+
+def _best(tokenizer, request, found, stream) -> Written:
+    """The texts of one prompt's best hypotheses."""
     written: Written = []
     for ids, score in found[: request.n]:
         continuation = Continuation(tokenizer, request.stop)

@@ -22,12 +22,13 @@ from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8
 
-from zoo.core.artifacts import Image
+from zoo.core.artifacts import Image, Text
 from zoo.core.errors import UserError, require
 from zoo.core.family import Request
 from zoo.data.specs import PairSpec
 from zoo.data.tokenizers import Tokenizer
 from zoo.sampling.beam import EARLY_STOPPING, Beams, Rules, search
+from zoo.sampling.lines import encode_lines
 
 AT_ONCE = 128
 """Sources that are searched side by side, at most."""
@@ -43,6 +44,11 @@ class TranslationRequest(Request):
     """How many of the best targets to show."""
     source: str | None = None
     """What to find targets for; not given: a held-out source of the data, drawn by the seed."""
+    sources: str = ""
+    """A file with a source on each line, instead of `source`: the best target of each is printed, a line each, and with
+    `--json` the n best."""
+    score: str | None = None
+    """Search for nothing, but give the log-probability of this target of `source`, symbol by symbol."""
     num_beams: int = 5
     """How many unfinished targets the search keeps; 1: it always takes the likeliest symbol."""
     length_penalty: float = 0.0
@@ -58,6 +64,12 @@ class TranslationRequest(Request):
             ("n", f"from 1 to num_beams, {self.num_beams}", 1 <= self.n <= self.num_beams),
             ("length_penalty", "a finite number", bool(np.isfinite(self.length_penalty))),
             ("source", "text that is not empty", self.source is None or self.source.strip() != ""),
+            (
+                "sources",
+                "empty where source, attention or score is given",
+                not self.sources or (self.source is None and not self.attention and self.score is None),
+            ),
+            ("score", "a target of a source that is given", self.score is None or self.source is not None),
             ("attention", "the name of a .png file", self.attention == "" or self.attention.endswith(".png")),
         )
 
@@ -84,6 +96,26 @@ def encode_source(spec: PairSpec, source: str, length: int) -> Int32[np.ndarray,
             f"source is {len(tokens)} symbols long, but the model sees {length} with the end: give at most {length - 1}"
         )
     return np.append(tokens, spec.source.end_of_text).astype(np.int32)
+
+
+def translate_lines(net: nnx.Module, spec: PairSpec, request: TranslationRequest, length: int) -> list[Text]:
+    """The best target of each line of the request's file, and as a record the n best; see `translate`."""
+
+    def encode(source: str) -> Int32[np.ndarray, " s"]:
+        if not source.strip():
+            raise UserError("source is empty")
+        return encode_source(spec, source, length)
+
+    lines = encode_lines(request.sources, encode)
+    sources = [tokens for _, tokens in lines if tokens is not None]
+    beams, penalty = request.num_beams, request.length_penalty
+    found = iter(translate(net, spec, sources, length=length, num_beams=beams, length_penalty=penalty))
+    texts = []
+    for source, tokens in lines:
+        best = [] if tokens is None else next(found)[: request.n]
+        record = {"source": source, "best": [{"text": target.text, "score": target.score} for target in best]}
+        texts.append(Text(best[0].text if best else "", {}, record))
+    return texts
 
 
 def translate(

@@ -1,0 +1,140 @@
+"""Log-probability of text beyond separate windows: overlapping ones, a carried state, and a text of one's own.
+
+Evaluation cuts held-out text in windows that do not overlap, so that the first tokens of each have little context.
+Two protocols give every token more:
+
+    stride   windows overlap, and each scores its last `stride` targets only     Baevski and Auli 2019, section 5.2
+    carry    a recurrent network's state goes on from window to window           Zaremba et al. 2014, section 4.1
+
+With a carried state the sum is log P of the whole text, as if it had been read in one go. Letters in shapes: w windows,
+t targets of a window, v vocabulary.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zoo.core.artifacts import Text
+from zoo.core.errors import UserError
+from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, State
+from zoo.data.dataset import DataSet
+from zoo.data.text import TextBlocks
+from zoo.data.tokenizers import Tokenizer
+from zoo.data.windows import text_windows
+from zoo.metrics.text import likelihood_statistics, perplexity
+from zoo.nn.losses import counted
+
+Read = Callable[[Any, Int[Array, "1 t"], Any], tuple[Float[Array, "1 t v"], Any]]
+"""`read(net, tokens, carry) -> (logits, carry)`: a module-level function, since it is compiled in."""
+
+
+def strided_figures(model: Model, data: DataSet, stride: int) -> Metrics:
+    """What `evaluate` and perplexity come to with windows that overlap, as `NAME_stride_S`."""
+    assert isinstance(data, TextBlocks)
+    if stride > data.length:
+        raise UserError(f"stride is {stride}; it must be from 1 to the model's context, {data.length}")
+    windows = text_windows(model.spec.tokenizer, data.held_out, data.length, stride)
+    count, parts = len(windows["row"]), []
+    for begin in range(0, count, data.batch_size):
+        rows = np.minimum(np.arange(begin, begin + data.batch_size), count - 1)
+        batch = {name: array[rows] for name, array in windows.items()}
+        statistics = jax.device_get(_evaluate(model.family, model.state, batch))
+        parts.append(jax.tree.map(lambda x, most=count - begin: x[:most], statistics))
+    return _means(jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts), f"stride_{stride}")
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(family: Family, state: State, batch: Batch) -> RowStatistics:
+    return family.evaluate(state, batch, jax.random.key(0))  # a language model's likelihood has no noise
+
+
+def carried_figures(net: nnx.Module, read: Read, carry: Any, data: DataSet) -> Metrics:
+    """Loss, perplexity and bits of the whole held-out text, read with a state that is carried, as `NAME_carried`.
+
+    Args:
+        net: a language model.
+        read: runs it.
+        carry: its state before the text, of one row.
+        data: the text.
+    """
+    assert isinstance(data, TextBlocks)
+    tokenizer = data.spec.tokenizer
+    windows = text_windows(tokenizer, data.held_out, data.length, data.length)
+    scored = np.asarray(counted(windows, tokenizer.end_of_text))
+    nats = np.where(scored, -log_probabilities(net, read, carry, windows["tokens"]), 0.0)
+    count = scored.sum(1).astype(np.float32)
+    return _means(likelihood_statistics(jnp.asarray(nats.sum(1)), jnp.asarray(count), windows), "carried")
+
+
+def _means(statistics: dict[str, tuple[Any, Any]], name: str) -> Metrics:
+    """Sums over windows, divided by their weights, as `FIGURE_name`."""
+    sums = {figure: [np.asarray(part, np.float64).sum() for part in pair] for figure, pair in statistics.items()}
+    means = {f"{figure}_{name}": float(total / max(weight, 1e-9)) for figure, (total, weight) in sums.items()}
+    return means | {f"perplexity_{name}": perplexity(means[f"loss_{name}"])}
+
+
+def log_probabilities(
+    net: nnx.Module, read: Read, carry: Any, tokens: Int[np.ndarray, "w n"]
+) -> Float[np.ndarray, "w t"]:
+    """log P of each window's targets in nats, the windows read in turn and the carry handed on from one to the next."""
+    return np.asarray(_log_probabilities(*nnx.split(net), read, carry, tokens))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "read"))
+def _log_probabilities(graphdef: Any, state: Any, read: Read, carry: Any, tokens: Any) -> Float[Array, "w t"]:
+    net = nnx.merge(graphdef, state)
+
+    def one(carry: Any, window: Int[Array, " n"]) -> tuple[Any, Float[Array, " t"]]:
+        logits, carry = read(net, window[None, :-1], carry)
+        log_p = jax.nn.log_softmax(logits[0].astype(jnp.float32))
+        return carry, jnp.take_along_axis(log_p, window[1:, None], axis=1)[:, 0]
+
+    return jax.lax.scan(one, carry, tokens)[1]
+
+
+def score_document(net: nnx.Module, read: Read, carry: Any, tokenizer: Tokenizer, text: str, length: int) -> Text:
+    """log P of a text, token by token, as a document of its own: from end-of-text before it to end-of-text after it.
+
+    Args:
+        net: a language model.
+        read: runs it.
+        carry: its state before the text, of one row.
+        tokenizer: of the model.
+        text: any text; longer than a window, it is read in windows that do not overlap.
+        length: targets in a window.
+
+    Raises:
+        UserError: the tokenizer lacks characters of the text.
+    """
+    ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text), tokenizer.end_of_text], np.int32)
+    windows = text_windows(tokenizer, ids, length, length)
+    log_p = log_probabilities(net, read, carry, windows["tokens"]).reshape(-1)
+    return token_listing(tokenizer, ids[1:], log_p[: len(ids) - 1], {"text": text})
+
+
+def token_listing(
+    tokenizer: Tokenizer, ids: Int[np.ndarray, " t"], log_p: Float[np.ndarray, " t"], about: dict[str, str]
+) -> Text:
+    """Tokens with their log-probabilities in nats and the sum, a line each; as a record, lists.
+
+    Args:
+        tokenizer: of the tokens.
+        ids: the tokens, the last of them end-of-text.
+        log_p: log P of each.
+        about: what else the record holds.
+    """
+    tokens = [*(tokenizer.decode([token]) for token in ids[:-1]), "<end of text>"]
+    total = float(log_p.sum(dtype=np.float64))
+    lines = [f"{value:10.4f}  {token!r}" for token, value in zip(tokens, log_p, strict=True)]
+    record = about | {
+        "tokens": tokens,
+        "log_probabilities": [float(value) for value in log_p],
+        "log_probability": total,
+    }
+    return Text("\n".join([*lines, f"{total:10.4f}  nats in all, of {len(tokens)} tokens"]), record=record)
