@@ -292,6 +292,12 @@ def parse_flags(kind: Any, default: Any, flags: list[str], program: str, descrip
     return tyro.cli(kind, default=default, args=flags, prog=program, description=description)
 
 
+def typed(kind: Any, flags: list[str]) -> set[str]:
+    """The fields of a dataclass that flags name; a field's value alone does not say whether it was asked for."""
+    names = {flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
+    return names.intersection(field.name for field in dataclasses.fields(kind))
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Fields, by dotted name, in which two settings differ: name -> (old, new)."""
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):
