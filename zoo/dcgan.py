@@ -42,7 +42,7 @@ from zoo.core.learner import Learner
 from zoo.data.augment import diff_augment
 from zoo.data.dataset import DataSet
 from zoo.data.specs import ImageSpec
-from zoo.metrics.images import AS_IN_REFERENCE, ImageScoring, score_samples
+from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
 from zoo.nn.gan import Discriminator, Generator, Normalisation
 from zoo.nn.pixels import from_pixels, to_pixels
 from zoo.nn.random import normal
@@ -290,8 +290,7 @@ class DCGAN(Family):
         def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
             return self.pixels(model, GANRequest(n=len(classes)), key, classes)[:, 0]
 
-        how: dict[str, str | int | float] = {"sampler": "generator"}
-        how |= {"classes": AS_IN_REFERENCE} if self.conditional else {}
+        how = {"sampler": "generator"} | drawn_classes(self.conditional)
         return score_samples(make, data, scoring, how, key)
 
     def sample(

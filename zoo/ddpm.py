@@ -41,7 +41,7 @@ from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
 from zoo.data.specs import ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
-from zoo.metrics.images import AS_IN_REFERENCE, ImageScoring, score_samples
+from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
 from zoo.nn.likelihoods import discretised_gaussian
 from zoo.nn.noise_schedule import (
     Prediction,
@@ -60,9 +60,6 @@ from zoo.nn.unet import UNet, UNetSettings
 from zoo.sampling.diffusion_rules import Denoiser
 from zoo.sampling.pictures import PictureRequest, SamplerName, check_guidance, sample_pictures
 
-SAMPLING = ("sampler", "steps", "eta", "shift", "guidance")
-"""Settings of the sampler, which are recorded with the figures."""
-
 
 @dataclass(frozen=True)
 class DDPMScoring(ImageScoring):
@@ -80,8 +77,9 @@ class DDPMScoring(ImageScoring):
     """Scale g of classifier-free guidance; 1: plain conditional sampling. Classes are drawn as in the reference."""
     bound_images: int = 0
     """On how many held-out images to compute the variational bound whole, at every t (1000 calls of the network an
-    image); 0: none. `bits_per_dim` is its estimate from one t for each held-out image. Both bound -log p(x | y) where
-    the model is conditional, and -log p(x) where it is not."""
+    image); 0: none. `bits_per_dim` estimates it from one t an image. A conditional model's are of p(x | y)."""
+
+    sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "shift", "guidance")  # recorded with the figures
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +87,7 @@ class DDPMScoring(ImageScoring):
 
     def request(self, n: int) -> PictureRequest:
         """What the sampler is asked for to make n samples."""
-        return PictureRequest(n=n, **{name: getattr(self, name) for name in SAMPLING})
+        return PictureRequest(n=n, **{name: getattr(self, name) for name in self.sampling})
 
     def check(self, family: Any, spec: Any) -> dict[str, str]:
         check_guidance(family, spec, self.guidance)
@@ -306,8 +304,7 @@ class DDPM(Family):
                 made = sample_pictures(self, model, scoring.request(len(classes)), key, classes)
                 return np.stack([image.pixels for image in made])
 
-            how: dict[str, str | int | float] = {name: getattr(scoring, name) for name in SAMPLING}
-            how |= {"classes": AS_IN_REFERENCE} if self.conditional else {}
+            how = {name: getattr(scoring, name) for name in scoring.sampling} | drawn_classes(self.conditional)
             metrics |= score_samples(make, data, scoring, how, key)
         return metrics
 

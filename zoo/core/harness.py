@@ -23,7 +23,7 @@ import numpy as np
 
 from zoo.core.artifacts import Text
 from zoo.core.checkpoint import Checkpoints
-from zoo.core.config import CHANGEABLE, Run, differences, flag, to_json
+from zoo.core.config import Run, check_may_go_on, to_json
 from zoo.core.errors import Interrupted, UserError
 from zoo.core.family import Metrics, Model, Scoring, State
 from zoo.core.parallel import Strategy
@@ -119,22 +119,6 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
                 raise Interrupted(stop.signum)
     model = session.model(state, done)
     return Trained(run, model, rundir.path)
-
-
-def check_may_go_on(saved: Run, run: Run) -> None:
-    """Refuses to go on with settings that would make it another run.
-
-    Raises:
-        UserError: names the flags that differ.
-    """
-    differing = differences(saved, run)
-    refused = [name for name in differing if name.partition(".")[0] not in (*CHANGEABLE, "rundir")]
-    if refused:
-        told = "; ".join(f"{flag(name)} is {differing[name][1]!r}, was {differing[name][0]!r}" for name in refused[:5])
-        raise UserError(
-            f"{run.rundir} holds a run with other settings ({told}): leave them out to go on with it, give another "
-            "--rundir, or start over with --fresh"
-        )
 
 
 def warn(saved: Run, run: Run, start: int) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -20,8 +20,6 @@ log = logging.getLogger("zoo")
 
 NEIGHBOURS = 3
 """k of precision and recall."""
-AS_IN_REFERENCE = "as often as in the reference"
-"""How the classes of a conditional model's samples are drawn; stored beside the figures."""
 CLASS_ORDER = 2**32 - 1
 """What is folded into the key for the order of classes, so that no sample draws the same."""
 BIASED_BELOW = 5000
@@ -68,7 +66,7 @@ def score_samples(
     make: Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w c"]],
     data: DataSet,
     scoring: ImageScoring,
-    about: dict[str, str | int | float],
+    about: Mapping[str, str | int | float],
     key: Key[Array, ""],
 ) -> Metrics:
     """Compares a model's samples with held-out images.
@@ -125,6 +123,11 @@ def spread_classes(labels: Int[np.ndarray, " m"], count: int, n: int, key: Key[A
     quota[np.argsort(-remainder, kind="stable")[: n - quota.sum()]] += 1
     classes = np.repeat(np.arange(count, dtype=np.int32), quota)
     return np.asarray(jax.random.permutation(jax.random.fold_in(key, CLASS_ORDER), classes))
+
+
+def drawn_classes(conditional: bool) -> dict[str, str]:
+    """What is recorded of `spread_classes`: nothing of a model without classes."""
+    return {"classes": "as often as in the reference"} if conditional else {}
 
 
 def compare(real: Extracted, fake: Extracted, classes: tuple[str, ...] = ()) -> Metrics:
