@@ -295,7 +295,8 @@ class DDPM(Family):
         return last / bits, term / bits
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DDPMScoring, key: jax.Array) -> Metrics:
-        metrics: Metrics = {"bits_per_dim_of": "p(x | y)" if self.conditional else "p(x)"}
+        conditional = bool(self.classes(model.spec))
+        metrics: Metrics = {"bits_per_dim_of": "p(x | y)" if conditional else "p(x)"}
         if scoring.bound_images:
             metrics |= whole_bound(self, model.state, data, scoring.bound_images, key)
         if scoring.samples:
@@ -304,7 +305,7 @@ class DDPM(Family):
                 made = sample_pictures(self, model, scoring.request(len(classes)), key, classes)
                 return np.stack([image.pixels for image in made])
 
-            how = {name: getattr(scoring, name) for name in scoring.sampling} | drawn_classes(self.conditional)
+            how = {name: getattr(scoring, name) for name in scoring.sampling} | drawn_classes(conditional)
             metrics |= score_samples(make, data, scoring, how, key)
         return metrics
 
