@@ -204,9 +204,16 @@ def test_sentences_that_are_too_long_and_words_that_are_unknown_are_counted(tmp_
     # Four of six words at most, so the third and the fifth are out: 7 + 6 of 3 + 2 + 7 + 4 + 6 words.
     held_out = ["the cat sat", "a cat", "the cat sat and the dog ran", "the bird sat still", "the dog ran and ran on"]
     (tmp_path / "held_out.txt").write_text("\n".join(held_out))
-    settings = Sentences(path=str(tmp_path / "train.txt"), held_out_path=str(tmp_path / "held_out.txt"))
-    found = settings.open(length=5, batch_size=2, seed=0).coverage()
-    assert found == {
+    (tmp_path / "test.txt").write_text("the dog sat\nthe dog ran and the cat sat")
+    paths = {name: str(tmp_path / f"{name.removesuffix('_path')}.txt") for name in ("held_out_path", "test_path")}
+    settings = Sentences(path=str(tmp_path / "train.txt"), **paths)
+    data = settings.open(length=5, batch_size=2, seed=0)
+    assert data.on("test").coverage() == {
+        "left_out_share": pytest.approx(1 / 2),
+        "left_out_token_share": pytest.approx(7 / 10),
+        "unknown_share": 0,
+    }
+    assert data.coverage() == {
         "left_out_share": pytest.approx(2 / 5),
         "left_out_token_share": pytest.approx(13 / 22),
         "unknown_share": pytest.approx(3 / 9),  # a, bird, still
@@ -221,7 +228,7 @@ def test_pairs_that_are_too_long_and_targets_that_are_unknown_are_counted(tmp_pa
     (tmp_path / "pairs.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
     settings = Pairs(path=str(tmp_path / "pairs.tsv"), dev=0.3, test=0.3, source_tokenizer="words", target_vocabulary=4)
     data = settings.open(length=5, batch_size=4, seed=0)
-    held_out = [target.split() for (target,) in data.references("dev").values()]
+    held_out = [target.split() for (target,) in data.references().values()]
     long = sum(len(target) == 5 for target in held_out)
     short = len(held_out) - long
     assert long
