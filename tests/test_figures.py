@@ -201,7 +201,7 @@ def test_training_logs_errors_to_the_file_and_short_lines_to_people(vae):
 
 def test_sentences_that_are_too_long_and_words_that_are_unknown_are_counted(tmp_path):
     (tmp_path / "train.txt").write_text("the cat sat\nthe dog sat\nthe cat ran\n")
-    # Four of six words at most, so the third and the fifth are out: 7 + 6 of 3 + 2 + 7 + 4 + 6 words.
+    # At most four words fit, so the third and the fifth are out: 7 + 6 of 3 + 2 + 7 + 4 + 6 words.
     held_out = ["the cat sat", "a cat", "the cat sat and the dog ran", "the bird sat still", "the dog ran and ran on"]
     (tmp_path / "held_out.txt").write_text("\n".join(held_out))
     (tmp_path / "test.txt").write_text("the dog sat\nthe dog ran and the cat sat")
