@@ -290,7 +290,7 @@ class DCGAN(Family):
         def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
             return self.pixels(model, GANRequest(n=len(classes)), key, classes)[:, 0]
 
-        how = {"sampler": "generator"} | drawn_classes(self.conditional)
+        how = {"sampler": "generator"} | drawn_classes(model.spec.classes if self.conditional else ())
         return score_samples(make, data, scoring, how, key)
 
     def sample(

@@ -78,7 +78,6 @@ class DDPMScoring(ImageScoring):
     bound_images: int = 0
     """On how many held-out images to compute the variational bound whole, at every t (1000 calls of the network an
     image); 0: none. `bits_per_dim` estimates it from one t an image. A conditional model's are of p(x | y)."""
-
     sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "shift", "guidance")  # recorded with the figures
 
     def __post_init__(self) -> None:
@@ -295,8 +294,7 @@ class DDPM(Family):
         return last / bits, term / bits
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DDPMScoring, key: jax.Array) -> Metrics:
-        conditional = bool(self.classes(model.spec))
-        metrics: Metrics = {"bits_per_dim_of": "p(x | y)" if conditional else "p(x)"}
+        metrics: Metrics = {"bits_per_dim_of": "p(x | y)" if self.classes(model.spec) else "p(x)"}
         if scoring.bound_images:
             metrics |= whole_bound(self, model.state, data, scoring.bound_images, key)
         if scoring.samples:
@@ -305,8 +303,8 @@ class DDPM(Family):
                 made = sample_pictures(self, model, scoring.request(len(classes)), key, classes)
                 return np.stack([image.pixels for image in made])
 
-            how = {name: getattr(scoring, name) for name in scoring.sampling} | drawn_classes(conditional)
-            metrics |= score_samples(make, data, scoring, how, key)
+            how = {name: getattr(scoring, name) for name in scoring.sampling}
+            metrics |= score_samples(make, data, scoring, how | drawn_classes(self.classes(model.spec)), key)
         return metrics
 
     # -------------------------------------------------------------------------------------------- sample

@@ -125,9 +125,9 @@ def spread_classes(labels: Int[np.ndarray, " m"], count: int, n: int, key: Key[A
     return np.asarray(jax.random.permutation(jax.random.fold_in(key, CLASS_ORDER), classes))
 
 
-def drawn_classes(conditional: bool) -> dict[str, str]:
-    """What is recorded of `spread_classes`: nothing of a model without classes."""
-    return {"classes": "as often as in the reference"} if conditional else {}
+def drawn_classes(known: tuple[str, ...]) -> dict[str, str]:
+    """What is recorded of `spread_classes`, where a model knows classes."""
+    return {"classes": "as often as in the reference"} if known else {}
 
 
 def compare(real: Extracted, fake: Extracted, classes: tuple[str, ...] = ()) -> Metrics:
