@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from zoo.core.config import parse_flags, split_arguments, trust_named
+from zoo.core.config import parse_flags, split_arguments, trust_named, typed
 from zoo.core.errors import run_script
-from zoo.core.progress import format_figure
+from zoo.core.progress import format_figures
 from zoo.core.rundir import RunDir
 from zoo.data.dataset import Data
 from zoo.data.splits import Split
@@ -36,6 +36,8 @@ class Evaluate:
     """Print one JSON object."""
     seed: int = 0
     """Seed of the noise, for objectives that have some."""
+    draws: int = 1
+    """How often each row is evaluated, with other noise each time; for bounds that sample."""
     checkpoint: str = "last"
     """Which checkpoint: last, best, or a step."""
     trust: tuple[str, ...] = ()
@@ -56,16 +58,17 @@ def main() -> None:
 
     trained = load_run(path, asked.checkpoint)
     data = trained.held_out(split, asked.data)
-    metrics = trained.evaluate(asked.seed, data=data, **vars(asked.scoring))
+    scoring = {name: getattr(asked.scoring, name) for name in typed(asked.scoring, flags)}
+    metrics = trained.evaluate(asked.seed, asked.draws, data=data, **scoring)
     of = {"step": trained.model.step, "data": asked.data.name, "split": split}
-    record = of | metrics | {"seed": asked.seed} | trained.setting()
+    record = of | metrics | {"draws": asked.draws, "seed": asked.seed} | trained.setting()
     rundir.write_scores(record)
     if asked.json:
         print(json.dumps(record))
         return
     print(f"{path} at step {trained.model.step}, split {split} of {data.describe()}", file=sys.stderr)
-    for name, value in metrics.items():
-        print(f"{name.replace('_', ' '):24} {format_figure(value)}")
+    for name, text in format_figures(metrics).items():
+        print(f"{name.replace('_', ' '):24} {text}")
 
 
 if __name__ == "__main__":

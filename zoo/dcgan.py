@@ -42,7 +42,7 @@ from zoo.core.learner import Learner
 from zoo.data.augment import diff_augment
 from zoo.data.dataset import DataSet
 from zoo.data.specs import ImageSpec
-from zoo.metrics.images import ImageScoring, score_samples
+from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
 from zoo.nn.gan import Discriminator, Generator, Normalisation
 from zoo.nn.pixels import from_pixels, to_pixels
 from zoo.nn.random import normal
@@ -287,10 +287,11 @@ class DCGAN(Family):
         if not scoring.samples:
             return {}
 
-        def make(n: int) -> UInt8[np.ndarray, "n h w c"]:
-            return self.pixels(model, GANRequest(n=n), key)[:, 0]
+        def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+            return self.pixels(model, GANRequest(n=len(classes)), key, classes)[:, 0]
 
-        return score_samples(make, data, scoring, {"sampler": "generator"})
+        how = {"sampler": "generator"} | drawn_classes(model.spec.classes if self.conditional else ())
+        return score_samples(make, data, scoring, how, key)
 
     def sample(
         self, model: Model, request: GANRequest, key: jax.Array, stream: Callable[[str], None] | None = None
@@ -300,13 +301,19 @@ class DCGAN(Family):
             return [Image(walk[0]) for walk in walks]
         return [sheet(walk[None], "interpolation") for walk in walks]
 
-    def pixels(self, model: Model, request: GANRequest, key: jax.Array) -> UInt8[np.ndarray, "n k h w c"]:
-        """Samples 0 .. n - 1, each a walk of k images; k = 1 without `interpolate`."""
+    def pixels(
+        self, model: Model, request: GANRequest, key: jax.Array, classes: Int[np.ndarray, " n"] | None = None
+    ) -> UInt8[np.ndarray, "n k h w c"]:
+        """Samples 0 .. n - 1, each a walk of k images; k = 1 without `interpolate`.
+
+        Where the request names no class, they are of given classes; without these, of each class in turn.
+        """
         length, label = max(request.interpolate, 1), self.label_number(model.spec, request.label)
         truncation = jnp.float32(request.truncation or jnp.inf)
+        order = np.arange(max(len(model.spec.classes), 1)) if classes is None else classes
 
         def make(rows: Int[Array, " b"]) -> UInt8[Array, "b k h w c"]:
-            labels = rows % max(len(model.spec.classes), 1) if label < 0 else jnp.full_like(rows, label)
+            labels = jnp.asarray(order, jnp.int32)[rows % len(order)] if label < 0 else jnp.full_like(rows, label)
             return generate(model.state.gen, key, rows, labels, truncation, latent=self.latent, length=length)
 
         return in_batches(make, request.n, max(SAMPLES_AT_ONCE // length, 1))

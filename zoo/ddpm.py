@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 from tyro.conf import DisallowNone
 
 from zoo.core.artifacts import Artifacts
@@ -41,7 +41,7 @@ from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
 from zoo.data.specs import ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
-from zoo.metrics.images import ImageScoring, score_samples
+from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
 from zoo.nn.likelihoods import discretised_gaussian
 from zoo.nn.noise_schedule import (
     Prediction,
@@ -58,7 +58,7 @@ from zoo.nn.pixels import from_pixels
 from zoo.nn.random import normal, uniform
 from zoo.nn.unet import UNet, UNetSettings
 from zoo.sampling.diffusion_rules import Denoiser
-from zoo.sampling.pictures import PictureRequest, SamplerName, sample_pictures
+from zoo.sampling.pictures import PictureRequest, SamplerName, check_guidance, sample_pictures
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,12 @@ class DDPMScoring(ImageScoring):
     """ddim: share of the ancestral noise in each step; 0: none."""
     shift: float = 1.0
     """Above 1, more of the steps are made where there is much noise."""
+    guidance: float = 1.0
+    """Scale g of classifier-free guidance; 1: plain conditional sampling. Classes are drawn as in the reference."""
     bound_images: int = 0
     """On how many held-out images to compute the variational bound whole, at every t (1000 calls of the network an
-    image); 0: none. `bits_per_dim` is its estimate from one t for each held-out image."""
+    image); 0: none. `bits_per_dim` estimates it from one t an image. A conditional model's are of p(x | y)."""
+    sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "shift", "guidance")  # recorded with the figures
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,7 +86,11 @@ class DDPMScoring(ImageScoring):
 
     def request(self, n: int) -> PictureRequest:
         """What the sampler is asked for to make n samples."""
-        return PictureRequest(n=n, sampler=self.sampler, steps=self.steps, eta=self.eta, shift=self.shift)
+        return PictureRequest(n=n, **{name: getattr(self, name) for name in self.sampling})
+
+    def check(self, family: Any, spec: Any) -> dict[str, str]:
+        check_guidance(family, spec, self.guidance)
+        return super().check(family, spec)
 
 
 class State(NamedTuple):
@@ -287,19 +294,17 @@ class DDPM(Family):
         return last / bits, term / bits
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DDPMScoring, key: jax.Array) -> Metrics:
-        metrics: Metrics = {}
+        metrics: Metrics = {"bits_per_dim_of": "p(x | y)" if self.classes(model.spec) else "p(x)"}
         if scoring.bound_images:
             metrics |= whole_bound(self, model.state, data, scoring.bound_images, key)
         if scoring.samples:
 
-            def make(n: int) -> np.ndarray:
-                made = sample_pictures(self, model, scoring.request(n), key)
+            def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+                made = sample_pictures(self, model, scoring.request(len(classes)), key, classes)
                 return np.stack([image.pixels for image in made])
 
-            how: dict[str, str | int | float] = {
-                name: getattr(scoring, name) for name in ("sampler", "steps", "eta", "shift")
-            }
-            metrics |= score_samples(make, data, scoring, how)
+            how = {name: getattr(scoring, name) for name in scoring.sampling}
+            metrics |= score_samples(make, data, scoring, how | drawn_classes(self.classes(model.spec)), key)
         return metrics
 
     # -------------------------------------------------------------------------------------------- sample

@@ -38,6 +38,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image, sheet
 from zoo.core.errors import UserError, require
+from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
@@ -297,13 +298,13 @@ class ImageVAE(Family):
         figures: Metrics = {"active_units": active_units(held_out_rows(data, partial(_encode, self, vae)))}
         if k:
             nll = held_out_rows(data, partial(_iw_nll, self, vae, key, k))
-            figures |= {"iw_nll_nats": float(nll.mean(dtype=np.float64)), "iw_samples": k}
+            figures |= row_mean("iw_nll_nats", nll) | {"iw_samples": k}
         if scoring.samples:
 
-            def draw(n: int) -> UInt8[np.ndarray, "n h w c"]:
-                return self._decode(model, self._prior(key, n))
+            def draw(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+                return self._decode(model, self._prior(key, len(classes)))
 
-            figures |= score_samples(draw, data, scoring, {"sampler": "prior"})
+            figures |= score_samples(draw, data, scoring, {"sampler": "prior"}, key)
         return figures
 
     def sample(

@@ -39,6 +39,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
 from zoo.core.errors import require
+from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
@@ -309,15 +310,20 @@ class MaskedLM(Family):
         """Beside the means: perplexity of masked tokens, the unigram model's hits on them, and Wilson's interval."""
         assert isinstance(data, SegmentPairs)
         ranked, special = np.argsort(-data.frequencies, kind="stable"), data.spec.special
-        hits, counts, pairs = {1: 0, 5: 0}, 0, 0
+        hits: dict[int, list[np.ndarray]] = {1: [], 5: []}
+        counts = []
         for batch in map(data.held_out_at, range(data.held_out_batches)):
             targets = jax.device_get(_held_out_targets(self, batch["tokens"], special, batch["row"]))
-            labels = targets.labels[targets.counted & batch["valid"][:, None]]
-            hits = {n: count + int(np.isin(labels, ranked[:n]).sum()) for n, count in hits.items()}
-            counts, pairs = counts + len(labels), pairs + int(batch["valid"].sum())
-        figures: Metrics = {"masked_perplexity": perplexity(rows["masked_nats"]), "masked_tokens": counts}
-        figures |= {f"unigram_top{n}": count / max(counts, 1) for n, count in hits.items()}
+            labels, counted = (array[batch["valid"]] for array in (targets.labels, targets.counted))
+            counts.append(counted.sum(1))
+            for n, found in hits.items():
+                found.append((np.isin(labels, ranked[:n]) & counted).sum(1))
+        count = np.concatenate(counts)
+        figures: Metrics = {"masked_perplexity": perplexity(rows["masked_nats"]), "masked_tokens": int(count.sum())}
+        for n, found in hits.items():
+            figures |= row_mean(f"unigram_top{n}", np.concatenate(found), count)
         if self.next_sentence:
+            pairs = len(count)
             low, high = wilson_interval(rows["next_sentence_accuracy"], pairs)
             figures |= {"next_sentence_low": low, "next_sentence_high": high, "next_sentence_pairs": pairs}
         return figures

@@ -28,12 +28,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.core.artifacts import Artifact, Artifacts, Text
 from zoo.core.errors import UserError, require
+from zoo.core.estimates import STDERR, row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
 from zoo.data.pairs import PairSet
 from zoo.data.specs import PairSpec
-from zoo.metrics.text import WordTokenizer, bleu, error_rate, exact_match, perplexity, rouge
+from zoo.metrics.text import WordTokenizer, bleu, matches, nearest_edits, perplexity, rouge
 from zoo.metrics.windows import token_listing
 from zoo.nn.lengths import Sums, at_length
 from zoo.nn.losses import cross_entropy
@@ -205,7 +206,7 @@ class Seq2Seq(Family):
         texts, right = [best.get(source, "") for source, _ in references], [targets for _, targets in references]
         figures = {"perplexity": perplexity(rows["loss"])}
         if scoring.strip:
-            figures |= {f"{name}_unstripped": value for name, value in error_rates(texts, right).items()}
+            figures |= {unstripped(name): value for name, value in error_rates(texts, right).items()}
             texts = [strip(scoring.strip, text) for text in texts]
             right = [[strip(scoring.strip, target) for target in targets] for targets in right]
         figures |= error_rates(texts, right)
@@ -279,12 +280,20 @@ def strip(pattern: str, text: str) -> str:
     return re.sub(pattern, "", text)
 
 
+def unstripped(name: str) -> str:
+    """What a figure, or its standard error, is called before `strip`."""
+    figure = name.removesuffix(STDERR)
+    return f"{figure}_unstripped{name.removeprefix(figure)}"
+
+
 def error_rates(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Metrics:
-    """How often texts are wrong as a whole, and by how many edits of tokens; tokens are what stands between spaces."""
-    matched = exact_match(texts, references)
+    """How often texts are wrong as a whole, and by how many edits of tokens; tokens are what stands between spaces.
+
+    Each share comes with its standard error over the texts.
+    """
+    figures = row_mean("exact_match", matches(texts, references))
+    figures |= {name.replace("exact_match", "error_rate"): value for name, value in figures.items()}
+    figures["error_rate"] = 1.0 - figures["exact_match"]
     tokens = [text.split() for text in texts]
-    return {
-        "exact_match": matched,
-        "error_rate": 1.0 - matched,
-        "token_error_rate": error_rate(tokens, [[target.split() for target in targets] for targets in references]),
-    }
+    right = [[target.split() for target in targets] for targets in references]
+    return figures | row_mean("token_error_rate", *nearest_edits(tokens, right))

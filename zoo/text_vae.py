@@ -34,7 +34,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 from jax.typing import DTypeLike
@@ -43,6 +42,7 @@ from jaxtyping import Array, Float, Int, Key
 from zoo.core import parallel
 from zoo.core.artifacts import Artifacts
 from zoo.core.errors import UserError, require
+from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, Rows, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
 from zoo.data.dataset import DataSet
@@ -261,9 +261,9 @@ class TextVAE(Family):
             return figures
         vae, k = model.state.vae, scoring.iw_samples
         if k:
-            nll = held_out_rows(data, lambda batch: _iw_nll(self, vae, batch, key, k)).mean(dtype=np.float64)
+            figures |= row_mean("iw_nll_nats", held_out_rows(data, lambda batch: _iw_nll(self, vae, batch, key, k)))
             words = rows["elbo_nats"] / rows["elbo_nats_per_token"]
-            figures |= {"iw_nll_nats": float(nll), "iw_perplexity": perplexity(nll / words), "iw_samples": k}
+            figures |= {"iw_perplexity": perplexity(figures["iw_nll_nats"] / words), "iw_samples": k}
         z, mean, log_variance = held_out_rows(data, lambda batch: _codes(vae, batch, key))
         active, information = active_units(mean), mutual_information(z, mean, log_variance)
         figures |= {"active_units": active, "mutual_information_nats": information}

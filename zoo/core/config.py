@@ -292,6 +292,12 @@ def parse_flags(kind: Any, default: Any, flags: list[str], program: str, descrip
     return tyro.cli(kind, default=default, args=flags, prog=program, description=description)
 
 
+def typed(kind: Any, flags: list[str]) -> set[str]:
+    """The fields of a dataclass that flags name; a field's value alone does not say whether it was asked for."""
+    names = {flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
+    return names.intersection(field.name for field in dataclasses.fields(kind))
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Fields, by dotted name, in which two settings differ: name -> (old, new)."""
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):
@@ -306,3 +312,19 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
 def flag(name: str) -> str:
     """The command-line flag of a dotted field name."""
     return "--" + name.replace("_", "-").replace("init.source", "init.from")
+
+
+def check_may_go_on(saved: Run, run: Run) -> None:
+    """Refuses to go on with settings that would make it another run.
+
+    Raises:
+        UserError: names the flags that differ.
+    """
+    differing = differences(saved, run)
+    refused = [name for name in differing if name.partition(".")[0] not in (*CHANGEABLE, "rundir")]
+    if refused:
+        told = "; ".join(f"{flag(name)} is {differing[name][1]!r}, was {differing[name][0]!r}" for name in refused[:5])
+        raise UserError(
+            f"{run.rundir} holds a run with other settings ({told}): leave them out to go on with it, give another "
+            "--rundir, or start over with --fresh"
+        )

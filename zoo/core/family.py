@@ -95,11 +95,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Settings of a family's `score`; a family's own `Scoring` adds to it."""
+    """Settings of a family's `score`; a family's own `Scoring` adds to it. By default nothing costly is computed."""
 
-    def check(self, spec: Spec) -> None:
-        """Raises a UserError for data that cannot be scored so: before training, not after hours of it."""
-        return
+    def check(self, family: "Family", spec: Spec) -> dict[str, str]:
+        """Checks the settings before the work, and not after hours of it.
+
+        Returns:
+            The settings that ask for figures which cannot be had with such data: by name, why not, and how to get them.
+
+        Raises:
+            UserError: a setting is wrong for this family or data.
+        """
+        return {}
 
 
 class Family(abc.ABC):
@@ -136,14 +143,19 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        """Scores a held-out batch row by row with the evaluation networks. Traced."""
+        """Scores a held-out batch row by row with the evaluation networks. Traced.
+
+        Noise is drawn from `key` by the row, so that another key is another draw of a bound that samples.
+        """
 
     def score(self, model: Model, rows: dict[str, Any], data: "DataSet", scoring: Any, key: jax.Array) -> Metrics:
         """Figures for the whole held-out split, computed on the host.
 
+        Means over rows come with their standard errors: `zoo.core.estimates.row_mean`.
+
         Args:
             model: the trained networks.
-            rows: means over the split of what `evaluate` returned, by name.
+            rows: means over the split of what `evaluate` returned, by name, with standard errors; see `RowMeans`.
             data: the data set, for metrics that need more than `rows`.
             scoring: settings from the command line.
             key: randomness, for metrics that sample.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -23,16 +23,17 @@ import numpy as np
 
 from zoo.core.artifacts import Text
 from zoo.core.checkpoint import Checkpoints
-from zoo.core.config import CHANGEABLE, Run, differences, flag, to_json
+from zoo.core.config import Run, check_may_go_on, to_json
 from zoo.core.errors import Interrupted, UserError
-from zoo.core.family import Metrics, Model, State
+from zoo.core.family import Metrics, Model, Scoring, State
 from zoo.core.parallel import Strategy
 from zoo.core.platform import exact_float32, prepare
-from zoo.core.progress import Due, Meter, Pace, format_figure, to_console, to_file
+from zoo.core.progress import Due, Meter, Pace, format_figures, to_console, to_file
 from zoo.core.rundir import LOG, RunDir
 from zoo.core.signals import Stop
 from zoo.core.trained import (
     Trained,
+    attainable,
     compile_evaluation,
     compute_dtype,
     evaluate_split,
@@ -63,6 +64,10 @@ class Session:
     evaluation: Callable[..., Any]
     key: jax.Array
     stop: Stop
+    scoring: Scoring
+    """The run's, without figures that cannot be had."""
+    warned: set[str] = field(default_factory=set)
+    """Why figures could not be had."""
 
     def model(self, state: State, done: int) -> Model:
         """What the family samples and scores with, after `done` steps."""
@@ -116,22 +121,6 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
     return Trained(run, model, rundir.path)
 
 
-def check_may_go_on(saved: Run, run: Run) -> None:
-    """Refuses to go on with settings that would make it another run.
-
-    Raises:
-        UserError: names the flags that differ.
-    """
-    differing = differences(saved, run)
-    refused = [name for name in differing if name.partition(".")[0] not in (*CHANGEABLE, "rundir")]
-    if refused:
-        told = "; ".join(f"{flag(name)} is {differing[name][1]!r}, was {differing[name][0]!r}" for name in refused[:5])
-        raise UserError(
-            f"{run.rundir} holds a run with other settings ({told}): leave them out to go on with it, give another "
-            "--rundir, or start over with --fresh"
-        )
-
-
 def warn(saved: Run, run: Run, start: int) -> None:
     """Warns where another --steps moves the learning rate from `start` on, and where microbatches change the result."""
     before, after = (float(run.optimizer.learning_rate_at(steps)(start)) for steps in (saved.steps, run.steps))
@@ -175,8 +164,7 @@ def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) 
         raise UserError(
             f"data gives {type(data.spec).__name__}, but {type(family).__name__} takes {family.accepts.__name__}"
         )
-    if run.score_every:
-        run.scoring.check(data.spec)
+    scoring = attainable(run.scoring, family, data.spec) if run.score_every else run.scoring
     _, step_key, eval_key = jax.random.split(key_of(run.seed), 3)
 
     def train_step(state: State, batch: Any, step: jax.Array) -> tuple[State, Metrics]:
@@ -199,7 +187,7 @@ def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) 
         checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
     session = Session(
         run, rundir, strategy, data, checkpoints, strategy.compile_step(train_step),
-        compile_evaluation(strategy, family, eval_key), eval_key, stop,
+        compile_evaluation(strategy, family, eval_key), eval_key, stop, scoring,
     )  # fmt: skip
     return session, state, start, seconds
 
@@ -291,13 +279,24 @@ def _evaluate(session: Session, state: State, done: int, with_scores: bool, seco
     started = time.perf_counter()
     means = evaluate_split(session.strategy, session.evaluation, state, session.data, run.eval_batches)
     if with_scores:
-        model = session.model(state, done)
-        means |= family.score(model, means, session.data, run.scoring, session.key)
+        means |= _score(session, state, done, means)
     took = time.perf_counter() - started
     session.rundir.write_metrics(done, "eval", means, seconds)
-    told = "  ".join(f"{name} {format_figure(value)}" for name, value in means.items())
+    told = "  ".join(f"{name} {text}" for name, text in format_figures(means, errors=False).items())
     log.info("step %d held-out: %s  (%.1f s)", done, told, took)
     return means.get(family.monitor[0])
+
+
+def _score(session: Session, state: State, done: int, means: Metrics) -> Metrics:
+    """The family's own figures; none, and a warning the first time, where they cannot be had: training goes on."""
+    model = session.model(state, done)
+    try:
+        return session.run.family.score(model, means, session.data, session.scoring, session.key)
+    except UserError as error:
+        if str(error) not in session.warned:
+            log.warning("step %d is not scored: %s", done, error)
+        session.warned.add(str(error))
+        return {}
 
 
 def _sample(session: Session, state: State, done: int) -> None:

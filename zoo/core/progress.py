@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from zoo.core.config import Run
+from zoo.core.estimates import DRAWS_STDERR, STDERR
+from zoo.core.family import Metrics
 
 log = logging.getLogger("zoo")
 
@@ -170,9 +171,23 @@ class Pace:
         self.since = time.perf_counter()
 
 
-def format_figure(value: Any) -> str:
-    """A figure as people read it: numbers to four decimals, counts and words as they are."""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def format_figures(metrics: Metrics, errors: bool = True) -> dict[str, str]:
+    """Figures as people read them: numbers to four decimals, counts and words as they are.
+
+    Args:
+        metrics: the figures, and standard errors of some.
+        errors: whether to add `+-` and the standard error to a figure, and to give the number of rows.
+    """
+    texts = {}
+    for name, value in metrics.items():
+        if name.endswith(STDERR) or (name == "rows" and not errors):
+            continue
+        texts[name] = f"{value:.4f}" if isinstance(value, float) else str(value)
+        if errors and name + STDERR in metrics:
+            texts[name] += f" +- {metrics[name + STDERR]:.2g}"
+        if errors and name + DRAWS_STDERR in metrics:
+            texts[name] += f" ({metrics[name + DRAWS_STDERR]:.2g} of that by the draw)"
+    return texts
 
 
 def _short(number: float) -> str:

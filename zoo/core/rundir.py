@@ -29,6 +29,7 @@ from zoo.core.artifacts import Artifacts, Image, Text, together, write_summary
 from zoo.core.checkpoint import DAMAGED, FOLDER, has_checkpoints
 from zoo.core.config import PARTIAL, Run, read_json, write_json, write_whole
 from zoo.core.errors import UserError
+from zoo.core.estimates import STDERR
 from zoo.core.family import Metrics
 from zoo.data.specs import Spec
 
@@ -202,12 +203,12 @@ class RunDir:
         return seconds
 
     def write_metrics(self, step: int, split: str, metrics: Metrics, seconds: float) -> None:
-        """Adds a line to metrics.jsonl and the same figures to TensorBoard."""
+        """Adds a line to metrics.jsonl, and the figures without their standard errors to TensorBoard."""
         names = sorted(metrics, key=lambda name: name != "loss")  # the loss first
         record = {name: _plain(metrics[name]) for name in names}
         _append(self.path / METRICS, {"step": step, "split": split, **record, "seconds": round(seconds, 3)})
         for name, value in record.items():
-            if not isinstance(value, str):
+            if not isinstance(value, str) and not name.endswith(STDERR):
                 self._writer(step).add_scalar(f"{split}/{name}", value, step)
 
     def write_scores(self, record: Metrics) -> None:

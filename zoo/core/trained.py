@@ -1,26 +1,32 @@
 """A run that has been trained: what sample.py, evaluate.py and notebooks hold in their hands."""
 
 import dataclasses
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zoo.core.artifacts import Artifacts
 from zoo.core.checkpoint import Checkpoints, DamagedCheckpointError, flatten
 from zoo.core.config import Run, differences
 from zoo.core.errors import UserError
-from zoo.core.family import Family, Metrics, Model, Rows, Setup, State
+from zoo.core.estimates import RowMeans
+from zoo.core.family import Family, Metrics, Model, Rows, RowStatistics, Scoring, Setup, State
 from zoo.core.learner import Learner
 from zoo.core.parallel import Parallel, Strategy
 from zoo.core.platform import exact_float32, prepare
 from zoo.core.progress import to_console
 from zoo.core.rundir import RunDir
 from zoo.data.dataset import Data, DataSet
+from zoo.data.specs import Spec
 from zoo.data.splits import Split
+
+log = logging.getLogger("zoo")
 
 
 class Trained:
@@ -101,24 +107,37 @@ class Trained:
         with exact_float32():
             return self.model.family.sample(self.model, asked, key_of(seed), stream)
 
-    def evaluate(self, seed: int = 0, split: Split = "dev", data: DataSet | None = None, **scoring: Any) -> Metrics:
+    def evaluate(
+        self, seed: int = 0, draws: int = 1, split: Split = "dev", data: DataSet | None = None, **scoring: Any
+    ) -> Metrics:
         """Scores all rows of a split.
 
         Args:
             seed: of the noise, for objectives that have some.
+            draws: how often each row is evaluated, with other noise each time; for bounds that sample.
             split: `dev` to choose by, `test` to report, or `all` rows.
             data: from `held_out`, whose split counts then; None: the run's own.
-            **scoring: fields of the family's `Scoring`.
+            **scoring: fields of the family's `Scoring`, where they differ from the run's.
+
+        Returns:
+            Means over rows with their standard errors (see `RowMeans.metrics`), the figures of the family's `score`,
+            and what the split leaves out (see `DataSet.coverage`).
+
+        Raises:
+            UserError: what `scoring` asks for cannot be had; what only the run's own settings ask for is left out.
         """
+        if draws < 1:
+            raise UserError(f"draws is {draws}; it must be at least 1")
         family, key = self.model.family, key_of(seed)
+        asked = construct(family.Scoring, vars(self.run.scoring) | scoring)
+        asked = attainable(asked, family, self.model.spec, insisted=scoring)
         devices = math.gcd(self.run.batch_size, jax.device_count())
         strategy = Parallel(devices=devices).start(self.run.batch_size)
         compiled = compile_evaluation(strategy, family, key)
-        asked = construct(family.Scoring, vars(self.run.scoring) | scoring)
         data = data or self.held_out(split)
         with exact_float32():
-            means = evaluate_split(strategy, compiled, strategy.place(self.model.state), data)
-            return means | family.score(self.model, means, data, asked, key)
+            means = evaluate_split(strategy, compiled, strategy.place(self.model.state), data, draws=draws)
+            return means | family.score(self.model, means, data, asked, key) | data.coverage()
 
 
 def key_of(seed: int) -> jax.Array:
@@ -139,6 +158,28 @@ def construct(kind: Any, fields: dict[str, Any]) -> Any:
         if name not in names:
             raise UserError(f"there is no setting {name!r}; there are {', '.join(names)}")
     return kind(**fields)
+
+
+def attainable(scoring: Scoring, family: Family, spec: Spec, insisted: Container[str] = ()) -> Scoring:
+    """Settings without those that ask for figures which cannot be had; the log names them, and how to get them.
+
+    Args:
+        scoring: the settings.
+        family: what is scored.
+        spec: of its data.
+        insisted: settings that must not be left out.
+
+    Raises:
+        UserError: a setting is wrong, or one of `insisted` asks for what cannot be had.
+    """
+    missing = scoring.check(family, spec)
+    for name, why in missing.items():
+        if name in insisted:
+            raise UserError(why)
+    for why in dict.fromkeys(missing.values()):
+        log.warning("%s", why)
+    default = type(scoring)()
+    return dataclasses.replace(scoring, **{name: getattr(default, name) for name in missing})
 
 
 def inference_state(state: State) -> State:
@@ -249,14 +290,21 @@ def start_from(source: Trained, state: State, family: Family) -> State:
 
 
 def compile_evaluation(strategy: Strategy, family: Family, key: jax.Array) -> Callable[..., Any]:
-    """Compiles the family's `evaluate`; its noise is drawn by the row's index in the whole split."""
-    return strategy.compile_rows(lambda state, batch, _: family.evaluate(state, batch, key))
+    """Compiles the family's `evaluate` as a function of (state, batch, draw).
+
+    Its noise is drawn by the row's index in the whole split; draw 0 has `key` itself, another one a key of its own.
+    """
+
+    def evaluate(state: State, batch: Any, draw: jax.Array) -> RowStatistics:
+        return family.evaluate(state, batch, jnp.where(draw == 0, key, jax.random.fold_in(key, draw)))
+
+    return strategy.compile_rows(evaluate)
 
 
 def evaluate_split(
-    strategy: Strategy, compiled: Callable[..., Any], state: State, data: DataSet, batches: int = 0
+    strategy: Strategy, compiled: Callable[..., Any], state: State, data: DataSet, batches: int = 0, draws: int = 1
 ) -> Metrics:
-    """Means over the data's split, each row once: sums and weights are added, then divided.
+    """Means over the data's split, each row once, with their standard errors: see `RowMeans.metrics`.
 
     Args:
         strategy: devices.
@@ -264,16 +312,12 @@ def evaluate_split(
         state: on the devices.
         data: whose held-out rows to score.
         batches: how many batches of it; 0: all.
+        draws: how often to evaluate each row, with other noise each time.
     """
-    sums: dict[str, np.ndarray] = {}
-    count = min(batches or data.held_out_batches, data.held_out_batches)
-    for index in range(count):
+    means = RowMeans(draws)
+    for index in range(min(batches or data.held_out_batches, data.held_out_batches)):
         batch = data.held_out_at(index)
-        valid, size = batch["valid"], len(batch["valid"])
-        mine = strategy.rows(size)
-        rows = jax.device_get(compiled(state, strategy.put({k: v[mine] for k, v in batch.items()}), np.int32(index)))
-        for name, pair in rows.items():
-            kept = [np.where(valid, values, 0).sum(dtype=np.float64) for values in pair]
-            sums[name] = sums.get(name, np.zeros(2)) + np.array(kept)
-    names = ["loss", *(name for name in sums if name != "loss")]
-    return {name: float(sums[name][0] / max(sums[name][1], 1e-9)) for name in names}
+        mine = strategy.rows(len(batch["valid"]))
+        placed = strategy.put({k: v[mine] for k, v in batch.items()})
+        means.add([jax.device_get(compiled(state, placed, np.int32(draw))) for draw in range(draws)], batch["valid"])
+    return means.metrics()

@@ -69,6 +69,15 @@ class DataSet(abc.ABC):
         """What the first training batch, changed by `augment`, looks like to a person; kept in the run directory."""
         return []
 
+    def coverage(self) -> dict[str, float]:
+        """What the held-out split leaves out, as shares; nothing where it is whole.
+
+        Returns:
+            `left_out_share` of the rows and `left_out_token_share` of the tokens (end-of-text aside), since they are
+            too long, and `unknown_share`, of the tokens that are scored, where the tokenizer lacks some.
+        """
+        return {}
+
     def fingerprint(self) -> str:
         """Changes when the training data does."""
         return self.describe()

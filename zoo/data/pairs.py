@@ -11,7 +11,7 @@ from jaxtyping import Int32, Int64
 
 from zoo.core.errors import UserError, require
 from zoo.data.dataset import Batch, Data, DataSet
-from zoo.data.sentences import Lines, check_fits, pack
+from zoo.data.sentences import Lines, check_fits, coverage, pack
 from zoo.data.sources import read_cmudict, read_pairs
 from zoo.data.specs import PairSpec
 from zoo.data.splits import Parts, Split, cut_by_hash, digest
@@ -173,11 +173,13 @@ def encode_pairs(spec: PairSpec, pairs: Sequence[Pair], length: int, by_length: 
     """
     encoded = [(spec.source.encode(source), spec.target.encode(target)) for source, target in pairs]
     fitting = [pair for pair in encoded if max(map(len, pair)) < length]
+    longer = [pair for pair in encoded if max(map(len, pair)) >= length]
     if by_length:
         fitting.sort(key=lambda pair: max(map(len, pair)))
-    left_out = len(pairs) - len(fitting)
-    source, target = ([pair[side] for pair in fitting] for side in (0, 1))
-    return EncodedPairs(pack(spec.source, source, left_out), pack(spec.target, target, left_out))
+    sides = ((spec.source, 0), (spec.target, 1))
+    return EncodedPairs(
+        *(pack(tokenizer, [pair[i] for pair in fitting], [pair[i] for pair in longer]) for tokenizer, i in sides)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +269,18 @@ class PairSet(DataSet):
         for source, target in self.texts.held_out[self.split]:
             found.setdefault(source, []).append(target)
         return found
+
+    def coverage(self) -> dict[str, float]:
+        """Shares of the held-out pairs and of their targets' tokens that are left out, and of unknown tokens.
+
+        `unknown_share` is of the targets and `source_unknown_share` of the sources.
+        """
+        sources, targets = (
+            coverage(lines, tokenizer)
+            for lines, tokenizer in ((self.held_out.source, self.spec.source), (self.held_out.target, self.spec.target))
+        )
+        unknown = {f"source_{name}": share for name, share in sources.items() if name == "unknown_share"}
+        return targets | unknown
 
     def fingerprint(self) -> str:
         """A check sum of the training tokens."""

@@ -240,6 +240,11 @@ class SegmentPairs(DataSet):
         follows = np.array([follows for _, _, follows in pairs], np.int32)
         return {"tokens": tokens, "segment": segment, "length": lengths, "follows": follows}
 
+    def coverage(self) -> dict[str, float]:
+        """The share of unknown tokens, where the tokenizer lacks some."""
+        unknown = self.spec.tokenizer.unknown
+        return {} if unknown is None else {"unknown_share": float(np.mean(self.held_out.tokens == unknown))}
+
     def fingerprint(self) -> str:
         """A check sum of the training tokens."""
         return f"{zlib.crc32(self.train.tokens.tobytes()):08x}"

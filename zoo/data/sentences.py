@@ -121,6 +121,8 @@ class Lines:
     """Where each text begins, and where the last ends."""
     too_long: int
     """How many texts were left out, since they have more tokens than fit."""
+    too_long_tokens: int
+    """How many tokens these have."""
 
     def __len__(self) -> int:
         return len(self.begin) - 1
@@ -134,21 +136,37 @@ class Lines:
         return tokens.astype(np.int32), length.astype(np.int32)
 
 
+def coverage(lines: Lines, tokenizer: Tokenizer) -> dict[str, float]:
+    """What is left out of some texts, and what of the rest is unknown; see `DataSet.coverage`."""
+    words = lines.tokens[lines.tokens != tokenizer.end_of_text]
+    found = {
+        "left_out_share": lines.too_long / (len(lines) + lines.too_long),
+        "left_out_token_share": lines.too_long_tokens / (len(words) + lines.too_long_tokens),
+    }
+    if tokenizer.unknown is None:
+        return found
+    return found | {"unknown_share": float(np.mean(words == tokenizer.unknown))}
+
+
 def encode_lines(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Lines:
     """Tokens of those texts that have at most `length` targets: their tokens and the end-of-text after them."""
-    encoded = [tokens for tokens in map(tokenizer.encode, texts) if len(tokens) < length]
-    return pack(tokenizer, encoded, len(texts) - len(encoded))
+    encoded = [*map(tokenizer.encode, texts)]
+    fitting = [tokens for tokens in encoded if len(tokens) < length]
+    return pack(tokenizer, fitting, [tokens for tokens in encoded if len(tokens) >= length])
 
 
-def pack(tokenizer: Tokenizer, encoded: Sequence[Int32[np.ndarray, " _"]], too_long: int) -> Lines:
-    """Puts the tokens of texts one after the other; `too_long` is how many were left out before."""
+def pack(
+    tokenizer: Tokenizer, encoded: Sequence[Int32[np.ndarray, " _"]], longer: Sequence[Int32[np.ndarray, " _"]] = ()
+) -> Lines:
+    """Puts the tokens of texts one after the other; those of `longer` texts are counted and left out."""
     end = np.array([tokenizer.end_of_text])
     parts = [part for tokens in encoded for part in (end, tokens, end)]
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     return Lines(
         np.concatenate(parts, dtype=dtype, casting="unsafe") if parts else np.zeros(0, dtype),
         np.cumsum([0, *(len(tokens) + 2 for tokens in encoded)], dtype=np.int64),
-        too_long,
+        too_long=len(longer),
+        too_long_tokens=sum(map(len, longer)),
     )
 
 
@@ -220,6 +238,10 @@ class SentenceSet(DataSet):
     def _batch(self, lines: Lines, place: Int64[np.ndarray, " b"], row: Int32[np.ndarray, " b"], valid: Any) -> Batch:
         tokens, length = lines.rows(place, self.length + 1, self.spec.tokenizer.end_of_text)
         return {"tokens": tokens, "length": length, "row": row, "valid": valid}
+
+    def coverage(self) -> dict[str, float]:
+        """Shares of the held-out sentences and their words that are left out, and of unknown words."""
+        return coverage(self.held_out, self.spec.tokenizer)
 
     def fingerprint(self) -> str:
         """A check sum of the training tokens."""

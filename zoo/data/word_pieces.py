@@ -39,6 +39,11 @@ class WordPiece(Tokenizer):
         """The id that ends a text."""
         return library(self.json).token_to_id(SEPARATE)
 
+    @property
+    def unknown(self) -> int:
+        """The id of words that the vocabulary's pieces do not make up."""
+        return library(self.json).token_to_id(UNKNOWN)
+
     def encode(self, text: str) -> Int32[np.ndarray, " t"]:
         """Token ids of `text`; words with characters that the vocabulary lacks become `[UNK]`."""
         return np.array(library(self.json).encode(text, add_special_tokens=False).ids, np.int32)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zoo.core.errors import UserError
+from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Metrics
 from zoo.data.dataset import DataSet
 
@@ -28,7 +29,7 @@ def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Arr
 
     Returns:
         The bound, and the parts of which it is the sum: the rate, L_T and all terms but the last, and the distortion,
-        L_0; means over the images, and how many these are.
+        L_0; means over the images with their standard errors, and how many images these are.
     """
     T = family.timesteps
     chunk = min(T, TIMES)
@@ -44,11 +45,11 @@ def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Arr
         found.append((last[0] + terms[1:].sum(dtype=np.float64), terms[0]))
     if not found:
         raise UserError("bound-images asks for the bound on held-out images, and there is none")
-    rate, distortion = np.mean(found, axis=0).tolist()
+    rate, distortion = np.array(found).T
     return {
-        "bound_bits_per_dim": rate + distortion,
-        "bound_rate_bits_per_dim": rate,
-        "bound_distortion_bits_per_dim": distortion,
+        **row_mean("bound_bits_per_dim", rate + distortion),
+        **row_mean("bound_rate_bits_per_dim", rate),
+        **row_mean("bound_distortion_bits_per_dim", distortion),
         "bound_images": len(found),
     }
 

@@ -63,6 +63,7 @@ class Extractor:
         apply: maps images uint8 [b h w c] to features [b d] and logits [b classes].
         classes: their names, where shares of each class are worth telling.
         batch_size: images given to `apply` at once, at most.
+        takes: which images, give or take `MARGIN`; None: all.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Extractor:
     apply: Callable[[Any], tuple[Any, Any]]
     classes: tuple[str, ...] = ()
     batch_size: int = 256
+    takes: ImageSpec | None = None
 
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Extracted:
         """Features and logits of images, a batch at a time; the last is filled up, so that it compiles no more."""
@@ -84,6 +86,10 @@ class Extractor:
         return Extracted(features, logits)
 
 
+class NoExtractorError(UserError):
+    """No extractor was named, and none that comes with the package fits the images."""
+
+
 def load_extractor(name: str, spec: ImageSpec) -> Extractor:
     """The extractor that a setting names, for images of a kind.
 
@@ -92,14 +98,20 @@ def load_extractor(name: str, spec: ImageSpec) -> Extractor:
         spec: of the images.
 
     Raises:
-        UserError: nothing embedded fits, there is no such file, or it holds no weights that are known here.
+        NoExtractorError: nothing embedded fits.
+        UserError: there is no such file, it holds no weights that are known here, or those of a classifier of other
+            images.
     """
     if name == "auto" and not (spec.channels == 1 and spec.height == spec.width and spec.height in (28, 32)):
-        raise UserError(
+        raise NoExtractorError(
             "extractor is 'auto', which stands for the embedded classifier of grey images of 28 or 32 pixels, and "
-            f"these are {_kind(spec)}: name a file of Inception-v3 weights, or of a classifier that you have trained"
+            f"these are {_kind(spec)}: name a file of Inception-v3 weights, or of a classifier that you have trained, "
+            "by --scoring.extractor (--extractor in evaluate.py)"
         )
-    return _load(str(MNIST) if name in ("auto", "mnist") else name)
+    extractor = _load(str(MNIST) if name in ("auto", "mnist") else name)
+    if extractor.takes:
+        check_kind(extractor.takes, spec)
+    return extractor
 
 
 @functools.cache
@@ -113,7 +125,7 @@ def _load(path: str) -> Extractor:
         family = from_json(json.loads(about["family"]), Family, f"{path}: family")
         spec = from_json(json.loads(about["spec"]), ImageSpec, f"{path}: spec")
         apply = make_classifier(family, spec, load_file(path), float(about["scale"]))
-        return Extractor(file.stem.replace("_", " "), digest, apply, spec.classes)
+        return Extractor(file.stem.replace("_", " "), digest, apply, spec.classes, takes=spec)
     tensors = read_legacy(path) if is_legacy(path) else read_tensors(path)
     return Extractor("Inception-v3", digest, inception.make_inception(tensors, path), batch_size=32)
 
@@ -161,13 +173,23 @@ def centre(images: UInt8[np.ndarray, "b h w c"], spec: ImageSpec) -> UInt8[np.nd
         UserError: they are of another size or number of channels.
     """
     _, height, width, channels = images.shape
+    check_kind(spec, ImageSpec(height, width, channels))
     top, left = height - spec.height, width - spec.width
-    if channels != spec.channels or not (0 <= top <= MARGIN and 0 <= left <= MARGIN):
-        raise UserError(
-            f"the extractor is a classifier of images that are {_kind(spec)}, and these are "
-            f"{_kind(ImageSpec(height, width, channels))}: give --extractor a file of Inception-v3 weights"
-        )
     return images[:, top // 2 : top // 2 + spec.height, left // 2 : left // 2 + spec.width]
+
+
+def check_kind(takes: ImageSpec, spec: ImageSpec) -> None:
+    """Checks that images are of the kind that a classifier takes, or at most `MARGIN` pixels larger.
+
+    Raises:
+        UserError: they are of another size or number of channels.
+    """
+    larger = (spec.height - takes.height, spec.width - takes.width)
+    if spec.channels != takes.channels or not all(0 <= pixels <= MARGIN for pixels in larger):
+        raise UserError(
+            f"the extractor is a classifier of images that are {_kind(takes)}, and these are {_kind(spec)}: give "
+            "--extractor a file of Inception-v3 weights"
+        )
 
 
 def _kind(spec: ImageSpec) -> str:

@@ -2,23 +2,26 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Int, Int32, Key, UInt8
 
 from zoo.core.errors import UserError, require
-from zoo.core.family import Metrics, Scoring
+from zoo.core.family import Family, Metrics, Scoring
 from zoo.data.dataset import DataSet
 from zoo.data.specs import ImageSpec, Spec
-from zoo.metrics.extractors import Extracted, Extractor, load_extractor
+from zoo.metrics.extractors import Extracted, Extractor, NoExtractorError, load_extractor
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
 
 log = logging.getLogger("zoo")
 
 NEIGHBOURS = 3
 """k of precision and recall."""
+CLASS_ORDER = 2**32 - 1
+"""What is folded into the key for the order of classes, so that no sample draws the same."""
 BIASED_BELOW = 5000
 """Fewer samples than this make FID look worse than it is by more than models differ."""
 
@@ -48,24 +51,32 @@ class ImageScoring(Scoring):
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
         )
 
-    def check(self, spec: Spec) -> None:
-        if self.samples and isinstance(spec, ImageSpec):
+    def check(self, family: Family, spec: Spec) -> dict[str, str]:
+        if not self.samples or not isinstance(spec, ImageSpec):
+            return {}
+        try:
             load_extractor(self.extractor, spec)
+        except NoExtractorError as error:
+            asking = ["samples", *["floor"] * self.floor]
+            return dict.fromkeys(asking, f"FID, KID, precision and recall cannot be computed: {error}")
+        return {}
 
 
 def score_samples(
-    make: Callable[[int], UInt8[np.ndarray, "n h w c"]],
+    make: Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w c"]],
     data: DataSet,
     scoring: ImageScoring,
-    about: dict[str, str | int | float],
+    about: Mapping[str, str | int | float],
+    key: Key[Array, ""],
 ) -> Metrics:
     """Compares a model's samples with held-out images.
 
     Args:
-        make: makes samples 0 .. n - 1.
+        make: makes samples 0 .. n - 1 of given classes, which a model without classes ignores.
         data: whose held-out split is the reference.
         scoring: at least `NEIGHBOURS + 1` samples.
         about: how samples are made (sampler, steps, seed, ...), which is stored beside the figures.
+        key: of the order of the classes; each occurs as often as in the reference.
 
     Returns:
         `compare`'s figures, those of training images as `floor_...` where asked for, and how they were come by.
@@ -75,9 +86,10 @@ def score_samples(
     """
     assert isinstance(data.spec, ImageSpec)
     extractor = load_extractor(scoring.extractor, data.spec)
-    reference = _held_out_features(extractor, data, scoring.references)
+    reference, labels = _held_out_features(extractor, data, scoring.references)
     n = scoring.samples
-    metrics = compare(reference, extractor(make(n)), extractor.classes)
+    classes = spread_classes(labels, len(data.spec.classes), n, key)
+    metrics = compare(reference, extractor(make(classes)), extractor.classes)
     if scoring.floor:
         floor = compare(reference, extractor(_training_images(data, n)), extractor.classes)
         metrics |= {f"floor_{name}": value for name, value in floor.items() if not name.startswith("class_share")}
@@ -90,6 +102,32 @@ def score_samples(
         "extractor": f"{extractor.name} {extractor.hash}",
         **about,
     }
+
+
+def spread_classes(labels: Int[np.ndarray, " m"], count: int, n: int, key: Key[Array, ""]) -> Int32[np.ndarray, " n"]:
+    """Classes of n samples in random order, each as often as among some labels, up to one sample.
+
+    Quotas are rounded by largest remainders. So FID measures p(x | y) and does not count classes that are rarer in the
+    data than others.
+
+    Args:
+        labels: of the data; -1, an image without a label, does not count.
+        count: how many classes there are. Without classes, or without labels, samples are spread evenly.
+        n: how many samples.
+        key: of their order.
+    """
+    count = max(count, 1)
+    found = np.bincount(labels[labels >= 0], minlength=count)
+    found = found if found.sum() else np.ones(count, np.int64)
+    quota, remainder = np.divmod(n * found, found.sum())
+    quota[np.argsort(-remainder, kind="stable")[: n - quota.sum()]] += 1
+    classes = np.repeat(np.arange(count, dtype=np.int32), quota)
+    return np.asarray(jax.random.permutation(jax.random.fold_in(key, CLASS_ORDER), classes))
+
+
+def drawn_classes(known: tuple[str, ...]) -> dict[str, str]:
+    """What is recorded of `spread_classes`, where a model knows classes."""
+    return {"classes": "as often as in the reference"} if known else {}
 
 
 def compare(real: Extracted, fake: Extracted, classes: tuple[str, ...] = ()) -> Metrics:
@@ -121,27 +159,30 @@ def compare(real: Extracted, fake: Extracted, classes: tuple[str, ...] = ()) -> 
     return metrics
 
 
-_references: dict[tuple[int, str, int], tuple[DataSet, Extracted]] = {}
-"""Features of the last reference, which training asks for again and again; the data is held, so that its id stays."""
+Reference = tuple[Extracted, Int[np.ndarray, " n"]]
+"""Features and labels of the images that samples are compared with."""
+
+_references: dict[tuple[int, str, int], tuple[DataSet, Reference]] = {}
+"""The last reference, which training asks for again and again; the data is held, so that its id stays."""
 
 
-def _held_out_features(extractor: Extractor, data: DataSet, count: int) -> Extracted:
-    """Features of the first `count` held-out images, or all."""
+def _held_out_features(extractor: Extractor, data: DataSet, count: int) -> Reference:
+    """Features and labels of the first `count` held-out images, or all."""
     key = (id(data), extractor.hash, count)
     if key not in _references:
         parts, found = [], 0
         for index in range(data.held_out_batches):
             batch = data.held_out_at(index)
-            parts.append([array[batch["valid"]] for array in extractor(batch["image"])])
+            parts.append([array[batch["valid"]] for array in (*extractor(batch["image"]), batch["label"])])
             found += len(parts[-1][0])
             if found >= count > 0:
                 break
         if found < max(count, NEIGHBOURS + 1):
             least = f"{NEIGHBOURS + 1} are needed" if count == 0 else f"references is {count}"
             raise UserError(f"there are {found} held-out images to compare with, and {least}")
-        features, logits = (np.concatenate(arrays)[: count or None] for arrays in zip(*parts, strict=True))
+        features, logits, labels = (np.concatenate(arrays)[: count or None] for arrays in zip(*parts, strict=True))
         _references.clear()
-        _references[key] = (data, Extracted(features, logits))
+        _references[key] = (data, (Extracted(features, logits), labels))
     return _references[key][1]
 
 

@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.artifacts import Text
 from zoo.core.errors import require
+from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Metrics, Model, RowStatistics, Scoring
 from zoo.sampling.request import TokenRequest
 
@@ -86,20 +87,27 @@ def rouge(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: W
             other scripts have no words then and score 0.
 
     Returns:
-        `rouge1`, `rouge2`, `rougeL`, and `rouge_words`, how words were cut.
+        `rouge1`, `rouge2`, `rougeL`, each with its standard error, and `rouge_words`, how words were cut.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(kinds, tokenizer=None if tokenize is None else _Words(tokenize))
     scores = [scorer.score_multi(many, text) for text, many in zip(texts, references, strict=True)]
-    means = {kind: float(np.mean([score[kind].fmeasure for score in scores])) for kind in kinds}
-    return {**means, "rouge_words": tokenize or "a-z0-9, lower case"}
+    figures: Metrics = {}
+    for kind in kinds:
+        figures |= row_mean(kind, [score[kind].fmeasure for score in scores])
+    return figures | {"rouge_words": tokenize or "a-z0-9, lower case"}
 
 
 def exact_match(texts: Sequence[Any], references: Sequence[Sequence[Any]]) -> float:
     """The share of texts (or sequences of tokens) that are equal to one of their references."""
-    return float(np.mean([text in many for text, many in zip(texts, references, strict=True)]))
+    return float(np.mean(matches(texts, references)))
+
+
+def matches(texts: Sequence[Any], references: Sequence[Sequence[Any]]) -> Bool[np.ndarray, " n"]:
+    """Which texts (or sequences of tokens) are equal to one of their references."""
+    return np.array([text in many for text, many in zip(texts, references, strict=True)], bool)
 
 
 def error_rate(rows: Sequence[Sequence[Any]], references: Sequence[Sequence[Sequence[Any]]]) -> float:
@@ -112,11 +120,18 @@ def error_rate(rows: Sequence[Sequence[Any]], references: Sequence[Sequence[Sequ
         rows: token sequences of any kind: words give WER, phones PER, a string its characters' CER.
         references: of each row, at least one.
     """
-    edits = tokens = 0
-    for row, many in zip(rows, references, strict=True):
-        distance, length = min((edit_distance(row, reference), len(reference)) for reference in many)
-        edits, tokens = edits + distance, tokens + length
-    return edits / max(tokens, 1)
+    edits, lengths = nearest_edits(rows, references)
+    return float(edits.sum() / max(lengths.sum(), 1))
+
+
+def nearest_edits(
+    rows: Sequence[Sequence[Any]], references: Sequence[Sequence[Sequence[Any]]]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """The edits from each row to its nearest reference, and how many tokens that has; see `error_rate`."""
+    pairs = zip(rows, references, strict=True)
+    found = [min((edit_distance(row, right), len(right)) for right in many) for row, many in pairs]
+    edits, lengths = np.array(found, np.int64).reshape(-1, 2).T
+    return edits, lengths
 
 
 def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.core.artifacts import Text
 from zoo.core.errors import UserError
+from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, State
 from zoo.data.dataset import DataSet
 from zoo.data.text import TextBlocks
@@ -73,9 +74,10 @@ def carried_figures(net: nnx.Module, read: Read, carry: Any, data: DataSet) -> M
 
 
 def _means(statistics: dict[str, tuple[Any, Any]], name: str) -> Metrics:
-    """Sums over windows, divided by their weights, as `FIGURE_name`."""
-    sums = {figure: [np.asarray(part, np.float64).sum() for part in pair] for figure, pair in statistics.items()}
-    means = {f"{figure}_{name}": float(total / max(weight, 1e-9)) for figure, (total, weight) in sums.items()}
+    """Means over windows with their standard errors, as `FIGURE_name`."""
+    means: Metrics = {}
+    for figure, pair in statistics.items():
+        means |= row_mean(f"{figure}_{name}", *pair)
     return means | {f"perplexity_{name}": perplexity(means[f"loss_{name}"])}
 
 

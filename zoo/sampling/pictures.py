@@ -128,7 +128,13 @@ class PictureRequest(Request):
                 raise UserError(f"guidance is {self.guidance:g}; between given pictures it must be 1")
 
 
-def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, key: jax.Array) -> list[Image]:
+def sample_pictures(
+    family: Diffusion,
+    model: Model,
+    request: PictureRequest,
+    key: jax.Array,
+    classes: Int[np.ndarray, " n"] | None = None,
+) -> list[Image]:
     """Makes what is asked for.
 
     Args:
@@ -136,6 +142,7 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
         model: the trained model; held-out pictures are taken from its data.
         request: what is asked for.
         key: sample i draws from fold_in(key, i).
+        classes: of each sample, where the request names none; None: each class in turn.
 
     Returns:
         An image a sample; a strip or an interpolation is one image.
@@ -143,7 +150,7 @@ def sample_pictures(family: Diffusion, model: Model, request: PictureRequest, ke
     spec, shape = model.spec, (model.spec.height, model.spec.width, model.spec.channels)
     grid = SAMPLERS[request.sampler].make_grid(family.alpha_bar, request.steps)
     levels = shifted(grid, family.alpha_bar, request.shift)
-    label_of = _labels(family, spec, request)
+    label_of = _labels(family, spec, request, classes)
     given = given_pictures(request.image, model) if request.image else None
     kept = ~read_mask(request.mask, spec) if request.mask else None
     walk = partial(
@@ -256,17 +263,32 @@ def _encode(family: Diffusion, state: Any, x_0: jax.Array, grid: Grid, symbol: j
     return encode(heun, family.denoiser(state, symbol, jnp.float32(1.0)), x_0, grid)
 
 
-def _labels(family: Diffusion, spec: ImageSpec, request: PictureRequest) -> Callable[[np.ndarray], jax.Array]:
+def check_guidance(family: Diffusion, spec: ImageSpec, guidance: float) -> None:
+    """Refuses guidance, any scale but 1, of a model that cannot be guided.
+
+    Raises:
+        UserError: the network was trained without classes, or with nothing else.
+    """
+    if guidance == 1:
+        return
+    if not family.classes(spec):
+        raise UserError(f"guidance is {guidance:g}, but the model was trained without classes; only 1 is possible")
+    if not family.guidable(spec):
+        raise UserError(
+            f"guidance is {guidance:g}, but the model was trained with label-dropout 0 and knows no pictures without a "
+            "class; only 1 is possible"
+        )
+
+
+def _labels(
+    family: Diffusion, spec: ImageSpec, request: PictureRequest, classes: Int[np.ndarray, " n"] | None
+) -> Callable[[np.ndarray], jax.Array]:
     """Turns samples' numbers into their classes, as the network takes them."""
-    classes, label = family.classes(spec), request.label
-    count = len(classes)
-    if not classes:
+    count, label = len(family.classes(spec)), request.label
+    if not count:
         if label and label != NO_CLASS:
             raise UserError(f"label is {label!r}, but the model was trained without classes")
-        if request.guidance != 1:
-            raise UserError(
-                f"guidance is {request.guidance:g}, but the model was trained without classes; only 1 is possible"
-            )
+        check_guidance(family, spec, request.guidance)
         return lambda rows: jnp.zeros(rows.shape, jnp.int32)
     if label == NO_CLASS or (not label and request.image):
         chosen = count
@@ -278,12 +300,10 @@ def _labels(family: Diffusion, spec: ImageSpec, request: PictureRequest) -> Call
         raise UserError(
             "the model was trained with label-dropout 0 and knows no pictures without a class: give a class by --label"
         )
-    if request.guidance != 1:
-        if chosen == count:
-            raise UserError(f"guidance is {request.guidance:g}, and there is no class to guide to: give --label")
-        if not family.guidable(spec):
-            raise UserError(
-                f"guidance is {request.guidance:g}, but the model was trained with label-dropout 0 and knows no "
-                "pictures without a class; only 1 is possible"
-            )
-    return lambda rows: jnp.asarray(rows % count if chosen < 0 else np.full(rows.shape, chosen), jnp.int32)
+    check_guidance(family, spec, request.guidance)
+    if request.guidance != 1 and chosen == count:
+        raise UserError(f"guidance is {request.guidance:g}, and there is no class to guide to: give --label")
+    if chosen >= 0:
+        return lambda rows: jnp.full(rows.shape, chosen, jnp.int32)
+    order = np.arange(count) if classes is None else classes
+    return lambda rows: jnp.asarray(order[rows % len(order)], jnp.int32)

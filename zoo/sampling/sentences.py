@@ -123,7 +123,7 @@ def _encode_all(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and log sigma^2 of each sentence's posterior, some sentences at a time."""
     encoded = [_tokens(tokenizer, sentence, context) for sentence in sentences]
-    lines, size = pack(tokenizer, encoded, 0), min(ROWS, 1 << (len(encoded) - 1).bit_length())
+    lines, size = pack(tokenizer, encoded), min(ROWS, 1 << (len(encoded) - 1).bit_length())
     parts = []
     for begin in range(0, len(encoded), size):
         place = np.minimum(begin + np.arange(size), len(encoded) - 1)
