@@ -1,6 +1,5 @@
 """Text for language models: documents to one stream of tokens, cut in blocks for training and scored whole."""
 
-import dataclasses
 import functools
 import hashlib
 import zlib
@@ -100,8 +99,7 @@ class TextBlocks(DataSet):
     In the order `stream`, the rows of a batch go round the circle at equal distances, a block in each step, and never
     begin anew; the seed says where the first of them begins.
 
-    Held-out text is cut in windows from its begin, and these come in the order of a hash of their tokens; `in_order`
-    has them in the order of the text.
+    Held-out text, `held_out`, is cut in windows from its begin, and these come in the order of a hash of their tokens.
     """
 
     spec: BlockSpec
@@ -112,7 +110,6 @@ class TextBlocks(DataSet):
     order: str
     name: str
     split: Split = "dev"
-    ordered: bool = False
 
     def __post_init__(self):
         if self.split != "all" and len(self.train) < self.length + 1:
@@ -130,10 +127,6 @@ class TextBlocks(DataSet):
     def held_out(self) -> Integer[np.ndarray, " h"]:
         """The tokens of the split."""
         return self.parts.held_out[self.split].tokens
-
-    def in_order(self) -> "TextBlocks":
-        """The same data with held-out windows in the order of the text, for a state that is carried along it."""
-        return dataclasses.replace(self, ordered=True)
 
     @functools.cached_property
     def _order(self) -> Shuffled:
@@ -153,8 +146,6 @@ class TextBlocks(DataSet):
     def _windows(self) -> Int64[np.ndarray, " w"]:
         """Where held-out windows begin."""
         begin = np.arange(0, len(self.held_out) - 1, self.length, dtype=np.int64)
-        if self.ordered:
-            return begin
         windows = (self.held_out[i : i + self.length + 1].astype("<i4").tobytes() for i in begin)
         digests = [hashlib.sha256(window).digest() for window in windows]
         return begin[sorted(range(len(begin)), key=digests.__getitem__)]
