@@ -57,7 +57,8 @@ def qkv(heads=4, shared=2, features=8):
 @pytest.mark.parametrize("mask", [*MASKS.values(), Mask(causal=True, visible=VISIBLE)], ids=[*MASKS, "visible"])
 @pytest.mark.parametrize("size", [4, 64])
 def test_chunked_attention_is_the_textbook_form(mask, size):
-    assert_same_with_gradients(jax.jit(partial(chunked_attention, mask=mask, size=size)), partial(textbook, mask), *qkv())
+    chunked = jax.jit(partial(chunked_attention, mask=mask, size=size))
+    assert_same_with_gradients(chunked, partial(textbook, mask), *qkv())
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)

@@ -4,12 +4,13 @@
 
 On the CPU this is `zoo.nn.causal_attention`. On NVIDIA GPUs it is cuDNN's fused attention (Dao et al. 2022,
 "FlashAttention") where that serves; elsewhere the queries are taken in chunks, whose weights are computed again in the
-backward pass (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory"). Neither ever holds the weights of all
-queries. Queries are [b h t d], keys and values [b g s d]; query head i reads key head i // (h / g).
+backward pass (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory"). Neither ever holds the weights of
+all queries. Queries are [b h t d], keys and values [b g s d]; query head i reads key head i // (h / g).
 """
 
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -162,18 +163,16 @@ def fused_attention(
     k: Float[Array, "b g s d"],
     v: Float[Array, "b g s d"],
     mask: Mask,
-    implementation: str = "cudnn",
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Float[Array, "b h t d"]:
     """Attention by `jax.nn.dot_product_attention`, of masks without `visible`.
 
     A row of length 0 (one that fills up a batch) sees its first key, since a softmax of nothing would be NaN.
     """
     lengths = None if mask.lengths is None else jnp.maximum(mask.lengths, 1)
+    q, k, v = (rearrange(z, "b h t d -> b t h d") for z in (q, k, v))
     mixed = jax.nn.dot_product_attention(
-        *(rearrange(z, "b h t d -> b t h d") for z in (q, k, v)),
-        is_causal=mask.causal,
-        key_value_seq_lengths=lengths,
-        implementation=implementation,
+        q, k, v, is_causal=mask.causal, key_value_seq_lengths=lengths, implementation=implementation
     )
     return rearrange(mixed, "b t h d -> b h t d")
 
@@ -213,7 +212,8 @@ def chunked_attention(
 
     if count == 1:
         return one(q, 0)
-    parts = rearrange(jnp.pad(q, ((0, 0), (0, 0), (0, count * length - t), (0, 0))), "b h (c t) d -> c b h t d", c=count)
+    filled = jnp.pad(q, ((0, 0), (0, 0), (0, count * length - t), (0, 0)))
+    parts = rearrange(filled, "b h (c t) d -> c b h t d", c=count)
     mixed = jax.lax.map(lambda part: one(*part), (parts, length * jnp.arange(count)))
     return rearrange(mixed, "c b h t d -> b h (c t) d")[:, :, :t]
 

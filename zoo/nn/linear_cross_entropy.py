@@ -3,16 +3,17 @@
 With features x_i, a table E of a vector a symbol, a bias b (or none), targets y_i and weights w_i (1 where a position
 counts, else 0):
 
-    l = sum_i w_i (logsumexp(E x_i + b) - (E x_i + b)_(y_i))                        p_i = softmax(E x_i + b)
-    dl/dx_i = w_i (p_i - 1_(y_i)) E       dl/dE = sum_i w_i (p_i - 1_(y_i)) x_i^T       dl/db = sum_i w_i (p_i - 1_(y_i))
+    l = sum_i w_i (logsumexp(E x_i + b) - (E x_i + b)_(y_i))
+    g_i = w_i (softmax(E x_i + b) - 1_(y_i))
+    dl/dx_i = g_i E        dl/dE = sum_i g_i x_i^T        dl/db = sum_i g_i
 
 This product is most of a word-level model's work, and its logits most of its memory. So positions are taken a chunk at
 a time, and the gradients come with the loss, from the logits of the chunk at hand: [positions vocabulary] is never held
 (Hsu et al. 2024, "Liger kernel"; Wijmans et al. 2024, "Cut your losses"). A vocabulary below `SMALL` is one product.
 
-On the CPU, positions that count are brought to the front, and as many chunks are taken as they fill, since rows of texts
-are filled up with padding that needs no work. Elsewhere a chunk holds some positions of every row, which a device mesh
-can split, and the vocabulary is filled up to a multiple of `ALIGNED`, which matrix units need to work at full speed.
+On the CPU, positions that count are brought to the front, and as many chunks are taken as they fill, since rows of
+texts are filled up with padding that needs no work. Elsewhere a chunk holds some positions of every row, which a device
+mesh can split, and the vocabulary is filled up to a multiple of `ALIGNED`, which matrix units need for full speed.
 
 Products have the dtype of x; their sums, the softmax and the gradients of table and bias are float32.
 """

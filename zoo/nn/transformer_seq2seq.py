@@ -11,7 +11,6 @@ Letters in shapes: b rows, s source and t target positions, w features of a posi
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
