@@ -1,10 +1,11 @@
 # make demo: train and sample a small model.  make test: lint, types and the test suite.  make parity: against PyTorch.
+# make gpu: is it right and fast on a GPU; with PYTHON=... in an environment that is there, and nothing is installed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo install test lint parity clean
+.PHONY: demo install test lint parity gpu clean
 
 demo: install
 	$(BIN)/python train.py configs/transformer_lm.py --rundir runs/demo --steps 2000 --sample-every 400 --eval-every 400
@@ -27,8 +28,16 @@ lint: $(VENV)/.test
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -m parity
 
+gpu:
+ifeq ($(origin PYTHON),file)
+	$(MAKE) VENV=$(VENV)-gpu $(VENV)-gpu/.cuda
+	PEER_PYTHON=$(VENV)-gpu-torch/bin/python $(VENV)-gpu/bin/python -m benchmarks.gpu
+else
+	$(PYTHON) -m benchmarks.gpu
+endif
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-gpu $(VENV)-gpu-torch .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -47,4 +56,10 @@ $(VENV)/.test: $(VENV)/.installed
 $(VENV)/.parity: $(VENV)/.test
 	$(BIN)/pip install --quiet --editable '.[parity]'
 	$(BIN)/pip install --quiet --no-deps torch-fidelity==0.4.0
+	touch $@
+
+# PyTorch has an environment of its own, since it brings other versions of CUDA's libraries; it may fail to install.
+$(VENV)/.cuda: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[cuda]'
+	-$(PYTHON) -m venv $(VENV)-torch && $(VENV)-torch/bin/pip install --quiet torch
 	touch $@

@@ -94,7 +94,7 @@ def test_a_prediction_depends_on_what_came_before_and_on_nothing_later(family):
     def logit(moved):
         inside = nnx.merge(graphdef, params)
         y, _ = inside.recurrent(inside.embedding(x) + moved, inside.init_carry(1))
-        return inside._logits(y)[0, 6, 3]
+        return inside._logits(inside._to_head(y))[0, 6, 3]
 
     influence = jnp.linalg.norm(jax.jit(jax.grad(logit))(jnp.zeros((1, 12, 8)))[0], axis=-1)
     assert (influence[:7] > 1e-6).all()
@@ -185,7 +185,7 @@ def test_a_tied_head_is_the_embedding(width):
     assert (net.head is None) == (width == 8)
     x = jax.random.normal(jax.random.key(0), (1, 1, width))
     vector = x if net.head is None else x @ net.head.kernel[...]
-    np.testing.assert_allclose(net._logits(x)[0, 0], net.embedding.table[...] @ vector[0, 0], atol=1e-4)
+    np.testing.assert_allclose(net._logits(net._to_head(x))[0, 0], net.embedding.table[...] @ vector[0, 0], atol=1e-4)
 
 
 def test_it_starts_near_the_uniform_loss():

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from gradients import assert_same_with_gradients, normal
 
-from zoo.nn.attention import Attention, additive_mask, attention_weights, mix, rotary_angles, rotate
+from zoo.nn.attend import Mask, additive_mask, attention_weights, mix
+from zoo.nn.attention import Attention, rotary_angles, rotate
 from zoo.nn.causal_attention import causal_attention, full_attention
 from zoo.nn.dense import Dense, activated_matmul
 from zoo.nn.embedding import Embedding
@@ -82,8 +83,8 @@ def test_attention_to_a_source_of_another_length_equals_the_plain_form():
 
 
 def test_attention_to_itself_as_a_source_is_self_attention():
-    attention = Attention(8, 4, 2, bias=True, scale=0.5, out_scale=0.5, rate=0.0, rngs=nnx.Rngs(0), causal=False)
-    x, mask = normal(0, 2, 5, 8), jnp.zeros((1, 5, 5))
+    attention = Attention(8, 4, 2, bias=True, scale=0.5, out_scale=0.5, rate=0.0, rngs=nnx.Rngs(0))
+    x, mask = normal(0, 2, 5, 8), Mask()
     np.testing.assert_allclose(attention(x, mask)[0], attention(x, mask, source=x)[0], atol=1e-6)
 
 
@@ -104,7 +105,7 @@ def test_query_heads_share_keys_in_order():
 
 def test_dropout_of_attention_weights_differs_by_row_but_not_by_batch():
     attention = Attention(8, 2, 2, bias=False, scale=0.5, out_scale=0.5, rate=0.5, rngs=nnx.Rngs(0))
-    x, mask = jnp.broadcast_to(normal(0, 1, 4, 8), (3, 4, 8)), jnp.zeros((1, 4, 4))
+    x, mask = jnp.broadcast_to(normal(0, 1, 4, 8), (3, 4, 8)), Mask()
     run = partial(attention, mask=mask, key=jax.random.key(1))
     together, _ = run(x, rows=jnp.array([5, 6, 7]))
     alone, _ = run(x[1:2], rows=jnp.array([6]))

@@ -24,7 +24,6 @@ from zoo.core.trained import inference_state
 from zoo.data.sentences import Sentences
 from zoo.nn.conditioned_lm import Conditioned, TextDecoder
 from zoo.nn.lagging import Lagging
-from zoo.nn.linear_cross_entropy import CHUNK, linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import cross_entropy, real_targets
 from zoo.nn.random import normal
 from zoo.sampling.sentences import SentenceRequest
@@ -56,39 +55,6 @@ def model(data):
     for n in range(400):
         state, _ = step(state, data.batch_at(n), jnp.int32(n), jax.random.key(n))
     return Model(family, data.spec, inference_state(state), 400, lambda: data)
-
-
-# ----------------------------------------------------------------------------------- the vocabulary's loss
-
-
-@pytest.mark.parametrize(("rows", "positions"), [(3, 5), (30, 20)])
-def test_the_vocabularys_loss_is_the_plain_one(rows, positions):
-    keys = jax.random.split(jax.random.key(0), 4)
-    x, table = jax.random.normal(keys[0], (rows, positions, 4)), jax.random.normal(keys[1], (11, 4))
-    targets = jax.random.randint(keys[2], (rows, positions), 0, 11)
-    counts = jnp.arange(positions)[None] < jax.random.randint(keys[3], (rows,), 0, positions + 1)[:, None]
-    assert rows * positions < CHUNK or counts.sum() > CHUNK, "one chunk, and several"
-
-    def plain(x, table):
-        return jnp.where(counts, cross_entropy(jnp.einsum("btd,vd->btv", x, table), targets), 0.0).sum(1)
-
-    @jax.jit
-    def both(x, table):
-        one = jax.value_and_grad(lambda *a: 3.0 * plain(*a).sum(), (0, 1))(x, table)
-        other = jax.value_and_grad(lambda *a: 3.0 * linear_cross_entropy(*a, targets, counts), (0, 1))(x, table)
-        return one, other, plain(x, table), row_cross_entropy(x, table, targets, counts)
-
-    expected, found, expected_rows, found_rows = both(x, table)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
-    np.testing.assert_allclose(found_rows, expected_rows, rtol=1e-4)
-
-
-def test_no_position_counts_where_all_are_padding():
-    x, table = jnp.ones((2, 3, 4)), jnp.ones((5, 4))
-    nothing = jnp.zeros((2, 3), bool)
-    total, gradient = jax.jit(jax.value_and_grad(linear_cross_entropy))(x, table, jnp.zeros((2, 3), int), nothing)
-    assert total == 0
-    np.testing.assert_array_equal(gradient, 0)
 
 
 # -------------------------------------------------------------------------------------------- the networks

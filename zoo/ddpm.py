@@ -137,6 +137,9 @@ class DDPM(Family):
     """1: the lowest frequency in the embedding of t is exactly 1/10000, as in DDPM's own program."""
     pad_evenly: bool = True
     """Whether halving pads all four sides, or only below and on the right, as DDPM's own program does."""
+    remat: bool = False
+    """Whether the U-Net's blocks are computed again for gradients and keep only their input: less memory, a third more
+    work."""
 
     accepts: ClassVar[type] = ImageSpec
     Request: ClassVar[type] = PictureRequest
@@ -206,6 +209,7 @@ class DDPM(Family):
             frequency_shift=self.frequency_shift,
             pad_evenly=self.pad_evenly,
             symbols=len(classes) + 1 if classes else 0,  # the last stands for no class
+            remat=self.remat,
         )
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:

@@ -37,7 +37,8 @@ from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_
 from zoo.metrics.windows import carried_figures, score_document, strided_figures
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
-from zoo.nn.losses import counted, cross_entropy
+from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
+from zoo.nn.losses import counted
 from zoo.nn.random import split
 from zoo.nn.recurrence import Cell
 from zoo.nn.recurrent import Carry, Recurrent, drop_steps
@@ -69,7 +70,7 @@ class RecurrentLM(nnx.Module):
         size = s.embedding if s.tied else vocab_size
         fits = s.tied and s.width == s.embedding
         head = partial(Dense, s.width, size, bias=False, scale=s.width**-0.5, wide=not s.tied)
-        self.head = None if fits else head(rngs=rngs)
+        self.head: Any = None if fits else head(rngs=rngs)
         self.tied = s.tied
         self.bias = nnx.Param(jnp.zeros(vocab_size))
 
@@ -89,10 +90,27 @@ class RecurrentLM(nnx.Module):
             key: of the dropout noise; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
+        x, carry = self.features(tokens, carry, key=key, rows=rows)
+        return self._logits(x), carry
+
+    def features(
+        self,
+        tokens: Int[Array, "b t"],
+        carry: Carry,
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t features"], Carry]:
+        """What the product with `head_table` makes logits of, and the states; see `__call__` for the arguments."""
         input_key, layer_key, output_key = split(key, 3)
         x = drop_steps(self.embedding(tokens), self.rate, self.variational, input_key, rows)
         x, carry = self.recurrent(x, carry, key=layer_key, rows=rows)
-        return self._logits(drop_steps(x, self.rate, self.variational, output_key, rows)), carry
+        return self._to_head(drop_steps(x, self.rate, self.variational, output_key, rows)), carry
+
+    @property
+    def head_table(self) -> Float[Array, "vocab features"]:
+        """The vector of each symbol whose product with the features is, but for the bias, its logit."""
+        return self.embedding.table[...] if self.tied else self.head.kernel[...].T
 
     def init_carry(self, batch: int) -> Carry:
         """The states before a text: zeros."""
@@ -115,11 +133,14 @@ class RecurrentLM(nnx.Module):
         """
         real = position + jnp.arange(tokens.shape[1])[None, :] >= start[:, None]
         x, cache = self.recurrent(self.embedding(tokens), cache, mask=real)
-        return self._logits(x[:, -1:])[:, 0], cache
+        return self._logits(self._to_head(x[:, -1:]))[:, 0], cache
 
-    def _logits(self, x: Float[Array, "b t width"]) -> Float[Array, "b t vocab"]:
-        x = x if self.head is None else self.head(x)
-        return (self.embedding.logits(x) if self.tied else x) + self.bias[...][None, None, :]
+    def _to_head(self, x: Float[Array, "b t width"]) -> Float[Array, "b t features"]:
+        """States as the head takes them: a tied one vectors of the embedding's size."""
+        return self.head(x) if self.tied and self.head is not None else x
+
+    def _logits(self, x: Float[Array, "b t features"]) -> Float[Array, "b t vocab"]:
+        return (self.embedding.logits(x) if self.tied else self.head(x)) + self.bias[...][None, None, :]
 
 
 class State(NamedTuple):
@@ -190,13 +211,17 @@ class LSTMLM(Family):
 
     def loss(self, net: RecurrentLM, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
         """-sum_t log P(w_t | w_<t) over a batch in nats, how many tokens it is of, and the states after it."""
-        nats, count, carry = self._row_nats(net, batch, batch["carry"], key)
-        return nats.sum(), count.sum(), {"carry": Rows(carry)}
+        tokens, weight = batch["tokens"], counted(batch, net.end_of_text)
+        x, carry = net.features(tokens[:, :-1], batch["carry"], key=key, rows=batch["row"])
+        nats = linear_cross_entropy(x, net.head_table, tokens[:, 1:], weight, net.bias[...])
+        return nats, weight.sum(dtype=jnp.float32), {"carry": Rows(carry)}
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
         net = state.lm.eval_net()
-        nats, count, _ = self._row_nats(net, batch, net.init_carry(len(batch["row"])), None)
-        return likelihood_statistics(nats, count, batch)
+        tokens, weight = batch["tokens"], counted(batch, net.end_of_text)
+        x, _ = net.features(tokens[:, :-1], net.init_carry(len(tokens)))
+        nats = row_cross_entropy(x, net.head_table, tokens[:, 1:], weight, net.bias[...])
+        return likelihood_statistics(nats, weight.sum(1, dtype=jnp.float32), batch)
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
         figures = score_language_model(model, rows, scoring, key)
@@ -216,14 +241,6 @@ class LSTMLM(Family):
             tokenizer = model.spec.tokenizer
             return [score_document(net, _read, net.init_carry(1), tokenizer, request.score, self.context)]
         return sample_texts(net, model.spec.tokenizer, request, key, context=None, stream=stream)
-
-    def _row_nats(
-        self, net: RecurrentLM, batch: Batch, carry: Carry, key: Any
-    ) -> tuple[Float[Array, " b"], Float[Array, " b"], Carry]:
-        """-log P of each row's counted tokens in nats, how many they are, and the states after the row."""
-        logits, carry = net(batch["tokens"][:, :-1], carry, key=key, rows=batch["row"])
-        weight = counted(batch, net.end_of_text).astype(jnp.float32)
-        return (cross_entropy(logits, batch["tokens"][:, 1:]) * weight).sum(1), weight.sum(1), carry
 
 
 def _read(net: RecurrentLM, tokens: Int[Array, "1 t"], carry: Carry) -> tuple[Float[Array, "1 t vocab"], Carry]:

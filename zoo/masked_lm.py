@@ -48,12 +48,13 @@ from zoo.data.sentence_pairs import FRAME, SegmentPairs
 from zoo.data.specs import SegmentSpec
 from zoo.metrics.intervals import wilson_interval
 from zoo.metrics.text import perplexity
-from zoo.nn.attention import additive_mask
+from zoo.nn.attend import Mask
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.losses import cross_entropy
 from zoo.nn.norm import LayerNorm
 from zoo.nn.random import dropout, split
+from zoo.nn.remat import rematerialised
 from zoo.nn.transformer import ACTIVATIONS, INIT_SCALE, Block
 from zoo.sampling.fill import FillRequest, fill_texts, write_lines
 
@@ -78,7 +79,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, settings: "MaskedLM", spec: SegmentSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
-        self.rate, self.permutes = s.dropout, s.objective == "permutation"
+        self.rate, self.permutes, self.remat = s.dropout, s.objective == "permutation", s.remat
         self.mask, self.special, self.vocab_size = spec.mask, spec.special, spec.vocab_size
         table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         dense = partial(Dense, bias=True, scale=INIT_SCALE, rngs=rngs)
@@ -89,7 +90,7 @@ class Encoder(nnx.Module):
             Block(
                 s.width, s.heads, s.heads, s.hidden, layers=s.layers, norm="layernorm", activation=s.mlp,
                 epsilon=s.norm_epsilon, bias=True, rate=s.dropout, attention_rate=s.attention_dropout, rngs=rngs,
-                post_norm=True, causal=False,
+                post_norm=True,
             )
             for _ in range(s.layers)
         )  # fmt: skip
@@ -125,14 +126,13 @@ class Encoder(nnx.Module):
         Returns:
             Hidden states, of which position 0 stands for the whole row, and those that `positions` are predicted from.
         """
-        real = (jnp.arange(tokens.shape[1])[None, :] < length[:, None])[:, None, :]
         if rank is not None:
-            return self._two_streams(tokens, segment, positions, rank, real, key, rows)
+            return self._two_streams(tokens, segment, length, positions, rank, key, rows)
         input_key, *block_keys = split(key, 1 + len(self.blocks))
         x = self._embed(tokens, segment, jnp.arange(tokens.shape[1])[None], input_key, rows)
-        mask = additive_mask(real)
+        mask = Mask(lengths=length)
         for block, block_key in zip(self.blocks, block_keys, strict=True):
-            x, _ = block(x, mask, key=block_key, rows=rows)
+            x, _ = rematerialised(block, self.remat)(x, mask, key=block_key, rows=rows)
         return x, _at(x, positions)
 
     def predict(
@@ -166,18 +166,20 @@ class Encoder(nnx.Module):
         return dropout(self.norm(x), self.rate, key, rows)
 
     def _two_streams(
-        self, tokens: Any, segment: Any, positions: Any, rank: Any, real: Any, key: Any, rows: Any
+        self, tokens: Any, segment: Any, length: Any, positions: Any, rank: Any, key: Any, rows: Any
     ) -> tuple[Float[Array, "b t width"], Float[Array, "b k width"]]:
         """The content stream h and the query stream g at `positions`."""
         (h_key, *h_keys), (g_key, *g_keys) = (split(each, 1 + len(self.blocks)) for each in split(key, 2))
         h = self._embed(tokens, segment, jnp.arange(tokens.shape[1])[None], h_key, rows)
         asked = jnp.full_like(positions, self.mask)
         g = self._embed(asked, jnp.take_along_axis(segment, positions, 1), positions, g_key, rows)
-        no_later = additive_mask(real & (rank[:, None, :] <= rank[:, :, None]))
-        earlier = additive_mask(real & (rank[:, None, :] < jnp.take_along_axis(rank, positions, 1)[:, :, None]))
+        asked_rank = jnp.take_along_axis(rank, positions, 1)
+        no_later = Mask(lengths=length, visible=rank[:, None, :] <= rank[:, :, None])
+        earlier = Mask(lengths=length, visible=rank[:, None, :] < asked_rank[:, :, None])
         for block, h_block_key, g_block_key in zip(self.blocks, h_keys, g_keys, strict=True):
-            g, _ = block(g, earlier, source=h, key=g_block_key, rows=rows)
-            h, _ = block(h, no_later, key=h_block_key, rows=rows)
+            read = rematerialised(block, self.remat)
+            g, _ = read(g, earlier, source=h, key=g_block_key, rows=rows)
+            h, _ = read(h, no_later, key=h_block_key, rows=rows)
         return h, g
 
 
@@ -229,6 +231,8 @@ class MaskedLM(Family):
     """Probability of dropping an attention weight."""
     norm_epsilon: float = 1e-12
     """Added to the variance in normalisation."""
+    remat: bool = False
+    """Whether blocks are computed again for gradients and keep only their input: less memory, a third more work."""
 
     accepts: ClassVar[type] = SegmentSpec
     Request: ClassVar[type] = FillRequest

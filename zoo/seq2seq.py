@@ -111,6 +111,9 @@ class Seq2Seq(Family):
     one, which costs time."""
     heads: int = 4
     """transformer: attention heads; they share the width."""
+    remat: bool = False
+    """transformer: whether blocks are computed again for gradients and keep only their input: less memory, a third more
+    work."""
 
     accepts: ClassVar[type] = PairSpec
     Request: ClassVar[type] = TranslationRequest
@@ -144,7 +147,9 @@ class Seq2Seq(Family):
             "dtype": setup.dtype,
         }
         if self.network == "transformer":
-            net: Network = TransformerSeq2Seq(self.layers, self.heads, self.width, self.context, **common)
+            net: Network = TransformerSeq2Seq(
+                self.layers, self.heads, self.width, self.context, remat=self.remat, **common
+            )
         else:
             shape = (self.cell, self.layers, self.width, self.embedding, self.attention)
             net = RecurrentSeq2Seq(*shape, **common)

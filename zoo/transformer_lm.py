@@ -35,11 +35,14 @@ from zoo.data.dataset import DataSet
 from zoo.data.specs import BlockSpec
 from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
 from zoo.metrics.windows import score_document, strided_figures
-from zoo.nn.attention import KeyValue, additive_mask, rotary_angles
+from zoo.nn.attend import Mask
+from zoo.nn.attention import KeyValue, rotary_angles
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
-from zoo.nn.losses import counted, cross_entropy
+from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
+from zoo.nn.losses import counted
 from zoo.nn.random import dropout, split
+from zoo.nn.remat import rematerialised
 from zoo.nn.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
 from zoo.sampling.request import TokenRequest
 from zoo.sampling.text import sample_texts
@@ -75,6 +78,7 @@ class Transformer(nnx.Module):
     ):
         s = settings
         self.rate, self.document_mask, self.end_of_text = s.dropout, s.document_mask, end_of_text
+        self.remat = s.remat
         self.rotary = (s.width // s.heads, s.rope_theta) if s.positions == "rope" else None
         make_table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         self.embedding = make_table(vocab_size)
@@ -109,12 +113,23 @@ class Transformer(nnx.Module):
             key: of the dropout noise; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
+        return self._logits(self.features(tokens, key=key, rows=rows))
+
+    def features(
+        self, tokens: Int[Array, "b t"], *, key: Key[Array, ""] | None = None, rows: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b t width"]:
+        """What the head makes logits of, norm(x_L); see `__call__` for the arguments."""
         x, mask, angles = self._embed(tokens)
         input_key, *block_keys = split(key, 1 + len(self.blocks))
         x = dropout(x, self.rate, input_key, rows)
         for block, block_key in zip(self.blocks, block_keys, strict=True):
-            x, _ = block(x, mask, angles, key=block_key, rows=rows)
-        return self._logits(x)
+            x, _ = rematerialised(block, self.remat)(x, mask, angles, key=block_key, rows=rows)
+        return self.norm(x)
+
+    @property
+    def head_table(self) -> Float[Array, "vocab width"]:
+        """The vector of each symbol whose product with the features is its logit."""
+        return self.embedding.table[...] if self.head is None else self.head.kernel[...].T
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache of `length` slots for `extend`."""
@@ -142,7 +157,7 @@ class Transformer(nnx.Module):
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x, grown = block(x, mask, angles, cache=layer, slot=position)
             layers.append(grown)
-        return self._logits(x[:, -1:])[:, 0], Cache(seen, tuple(layers))
+        return self._logits(self.norm(x[:, -1:]))[:, 0], Cache(seen, tuple(layers))
 
     def attention_weights(self, tokens: Int[Array, "b t"]) -> Float[Array, "layers b heads t t"]:
         """How much each position attends to each before it, in every layer and head."""
@@ -159,27 +174,27 @@ class Transformer(nnx.Module):
         seen: Int[Array, "b s"] | None = None,
         slots: Int[Array, " t"] | None = None,
         start: Int[Array, " b"] | None = None,
-    ) -> tuple[Float[Array, "b t width"], Float[Array, "#b t s"], Float[Array, "#b t half"] | None]:
+    ) -> tuple[Float[Array, "b t width"], Mask, Float[Array, "#b t half"] | None]:
         """Vectors of the tokens, the mask of what each may attend to in `seen`, and the angles of their positions."""
-        seen = tokens if seen is None else seen
-        slots = jnp.arange(tokens.shape[1]) if slots is None else slots
-        keys = jnp.arange(seen.shape[1])
-        visible = (keys[None, :] <= slots[:, None])[None]
-        positions = slots[None]
-        if start is not None:
-            visible = visible & (keys[None, :] >= start[:, None])[:, None]
+        if seen is None or slots is None or start is None:
+            seen, slots, visible = tokens, jnp.arange(tokens.shape[1]), None
+            positions = slots[None]
+        else:
+            keys = jnp.arange(seen.shape[1])
+            visible = (keys[None, :] <= slots[:, None])[None] & (keys[None, :] >= start[:, None])[:, None]
             positions = jnp.maximum(slots[None, :] - start[:, None], 0)
+        causal = visible is None
         if self.document_mask:
             document = document_numbers(seen, self.end_of_text)
-            visible = visible & (document[:, slots][:, :, None] == document[:, None, :])
+            same = document[:, slots][:, :, None] == document[:, None, :]
+            visible = same if visible is None else visible & same
         x = self.embedding(tokens)
         if self.position is not None:
             x = x + self.position(positions)
         angles = None if self.rotary is None else rotary_angles(positions, *self.rotary)
-        return x, additive_mask(visible), angles
+        return x, Mask(causal=causal, visible=visible), angles
 
     def _logits(self, x: Float[Array, "b t width"]) -> Float[Array, "b t vocab"]:
-        x = self.norm(x)
         return self.embedding.logits(x) if self.head is None else self.head(x)
 
 
@@ -230,6 +245,8 @@ class TransformerLM(Family):
     """Added to the variance or mean square in normalisation."""
     document_mask: bool = False
     """Whether attention stops at a document's beginning."""
+    remat: bool = False
+    """Whether blocks are computed again for gradients and keep only their input: less memory, a third more work."""
 
     accepts: ClassVar[type] = BlockSpec
     Request: ClassVar[type] = TokenRequest
@@ -281,12 +298,17 @@ class TransformerLM(Family):
 
     def loss(self, net: Transformer, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
         """-sum_t log P(w_t | w_<t) over a batch in nats, and how many tokens it is of."""
-        nats, count = self._row_nats(net, batch, key)
-        return nats.sum(), count.sum(), {}
+        x = net.features(batch["tokens"][:, :-1], key=key, rows=batch["row"])
+        weight = counted(batch, net.end_of_text)
+        nats = linear_cross_entropy(x, net.head_table, batch["tokens"][:, 1:], weight)
+        return nats, weight.sum(dtype=jnp.float32), {}
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        nats, count = self._row_nats(state.lm.eval_net(), batch, None)
-        return likelihood_statistics(nats, count, batch)
+        net = state.lm.eval_net()
+        weight = counted(batch, net.end_of_text)
+        x = net.features(batch["tokens"][:, :-1])
+        nats = row_cross_entropy(x, net.head_table, batch["tokens"][:, 1:], weight)
+        return likelihood_statistics(nats, weight.sum(1, dtype=jnp.float32), batch)
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TextScoring, key: jax.Array) -> Metrics:
         figures = score_language_model(model, rows, scoring, key)
@@ -299,12 +321,6 @@ class TransformerLM(Family):
         if request.score is not None:
             return [score_document(net, _read, (), model.spec.tokenizer, request.score, self.context)]
         return sample_texts(net, model.spec.tokenizer, request, key, context=self.context, stream=stream)
-
-    def _row_nats(self, net: Transformer, batch: Batch, key: Any) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """-log P of each row's counted tokens, in nats, and how many they are."""
-        logits = net(batch["tokens"][:, :-1], key=key, rows=batch["row"])
-        weight = counted(batch, net.end_of_text).astype(jnp.float32)
-        return (cross_entropy(logits, batch["tokens"][:, 1:]) * weight).sum(1), weight.sum(1)
 
 
 def _read(net: Transformer, tokens: Int[Array, "1 t"], carry: tuple[()]) -> tuple[Float[Array, "1 t vocab"], tuple[()]]:

@@ -42,7 +42,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, x, y, reduction="mean"):
-        h = self.token(x) + self.position(torch.arange(x.shape[1]))
+        h = self.token(x) + self.position(torch.arange(x.shape[1], device=x.device))
         for block in self.blocks:
             h = block(h)
         return F.cross_entropy((self.norm(h) @ self.token.weight.T).flatten(0, 1), y.flatten(), reduction=reduction)

@@ -6,25 +6,23 @@ keys k and values v of `d` features and an additive mask m (0 where seen, very n
 
     attention(q, k, v) = softmax(q k^T / sqrt(d) + m) v
 
+`attention_weights` and `mix` are this textbook form; networks call `zoo.nn.attend.attend`, which computes the same by
+the program that suits the device. Layers compute in the dtype of their input; the softmax is float32.
+
 Letters in shapes: b rows, t queries, s keys, h heads of queries, g heads of keys and values, d features of a head.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from zoo.nn.causal_attention import causal_attention, full_attention
+from zoo.nn.attend import Mask, attend, attention_weights
 from zoo.nn.dense import Dense, add_vector, matmul
-from zoo.nn.random import dropout
-
-HIDDEN = -1e30
-"""What a mask adds to a score that must not count; finite, so that a query that sees nothing gives no NaN."""
 
 
 class KeyValue(NamedTuple):
@@ -32,11 +30,6 @@ class KeyValue(NamedTuple):
 
     keys: jax.Array
     values: jax.Array
-
-
-def additive_mask(visible: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """0 where a key is seen, `HIDDEN` where not."""
-    return jnp.where(visible, 0.0, HIDDEN)
 
 
 def rotary_angles(positions: Int[Array, "b t"], features: int, theta: float) -> Float[Array, "b t half"]:
@@ -50,31 +43,6 @@ def rotate(x: Float[Array, "b h t d"], angles: Float[Array, "#b t half"]) -> Flo
     cos, sin = (f(angles)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-
-
-def attention_weights(
-    q: Float[Array, "b h t d"], k: Float[Array, "b g s d"], mask: Float[Array, "#b #t s"]
-) -> Float[Array, "b h t s"]:
-    """softmax(q k^T / sqrt(d) + mask) in float32; query head i looks at key head i // (h / g)."""
-    groups = k.shape[1]
-    product = partial(_einsum, "bgqd,bgsd->bgqs", preferred_element_type=jnp.float32)
-    scores = product(rearrange(q, "b (g r) t d -> b g (r t) d", g=groups), k)
-    scores = rearrange(scores, "b g (r t) s -> b (g r) t s", t=q.shape[2])
-    return jax.nn.softmax(scores * q.shape[-1] ** -0.5 + mask[:, None], axis=-1)
-
-
-def mix(weights: Float[Array, "b h t s"], v: Float[Array, "b g s d"]) -> Float[Array, "b h t d"]:
-    """Sums the values by their weights."""
-    groups = v.shape[1]
-    mixed = _einsum("bgqs,bgsd->bgqd", rearrange(weights, "b (g r) t s -> b g (r t) s", g=groups), v)
-    return rearrange(mixed, "b g (r t) d -> b (g r) t d", t=weights.shape[2])
-
-
-def _einsum(letters: str, left: Float[Array, "b g q x"], right: Float[Array, "b g s d"], **settings) -> jax.Array:
-    """Their einsum; with a single query, as the product of matrix and vector, which the CPU does faster."""
-    if left.shape[2] > 1:
-        return jnp.einsum(letters, left, right, **settings)
-    return jnp.einsum(letters.replace("q", ""), left[:, :, 0], right, **settings)[:, :, None]
 
 
 def write(
@@ -107,7 +75,6 @@ class Attention(nnx.Module):
         out_scale: the same of the projection back.
         rate: dropout of the attention weights.
         rngs: source of the initial values.
-        causal: whether masks hide at least every later position, which saves work.
     """
 
     def __init__(
@@ -121,9 +88,7 @@ class Attention(nnx.Module):
         out_scale: float,
         rate: float,
         rngs: nnx.Rngs,
-        causal: bool = True,
     ):
-        self.causal = causal
         self.heads, self.kv_heads, self.features, self.rate = heads, kv_heads, width // heads, rate
         self.qkv = Dense(width, (heads + 2 * kv_heads) * self.features, bias=bias, scale=scale, rngs=rngs)
         self.out = Dense(width, width, bias=bias, scale=out_scale, rngs=rngs)
@@ -152,16 +117,16 @@ class Attention(nnx.Module):
         return rearrange(y, "(b t) (n d) -> b n t d", b=x.shape[0], d=self.features)
 
     def weights(
-        self, x: Float[Array, "b t width"], mask: Float[Array, "#b t t"], angles: Float[Array, "#b t half"] | None
+        self, x: Float[Array, "b t width"], mask: Mask, angles: Float[Array, "#b t half"] | None
     ) -> Float[Array, "b h t t"]:
         """How much every position attends to every other, to look at."""
         q, k, _ = self.project(x, angles)
-        return attention_weights(q, k, mask)
+        return attention_weights(q, k, mask.additive(x.shape[1], x.shape[1]))
 
     def __call__(
         self,
         x: Float[Array, "b t width"],
-        mask: Float[Array, "#b #t s"],
+        mask: Mask,
         angles: Float[Array, "#b t half"] | None = None,
         *,
         cache: KeyValue | None = None,
@@ -178,12 +143,7 @@ class Attention(nnx.Module):
             q, (k, v) = self.queries(x), source if isinstance(source, KeyValue) else self.keys_values(source)
         if cache is not None:
             k, v = cache = write(cache, k, v, slot)
-        if cache is None and jax.default_backend() == "cpu" and (key is None or self.rate == 0.0):
-            serves = self.heads // self.kv_heads
-            k, v = (repeat(z, "b g s d -> b (g serves) s d", serves=serves) for z in (k, v))
-            mixed = (causal_attention if self.causal else full_attention)(q, k, v, mask)
-        else:
-            mixed = mix(dropout(attention_weights(q, k, mask).astype(v.dtype), self.rate, key, rows), v)
+        mixed = attend(q, k, v, mask, rate=self.rate, key=key, rows=rows, cached=cache is not None)
         return self.out(rearrange(mixed, "b h t d -> b t (h d)")), cache
 
     def init_cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> KeyValue:

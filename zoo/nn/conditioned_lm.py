@@ -25,7 +25,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from zoo.nn.attention import KeyValue, additive_mask
+from zoo.nn.attend import Mask
+from zoo.nn.attention import KeyValue
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.norm import LayerNorm
@@ -140,15 +141,17 @@ class TransformerBody(nnx.Module):
         """Reads words, from the beginning of a text or into slots of a state; those before `start` do not count."""
         slots = jnp.arange(x.shape[1]) if slots is None else slots
         start = jnp.zeros(len(x), jnp.int32) if start is None else start
-        keys = jnp.arange(x.shape[1] if state is None else state[0].keys.shape[2])
-        visible = (keys[None, :] <= slots[:, None])[None] & (keys[None, :] >= start[:, None])[:, None]
+        mask = Mask(causal=True)
+        if state is not None:
+            keys = jnp.arange(state[0].keys.shape[2])
+            mask = Mask(visible=(keys[None, :] <= slots[:, None])[None] & (keys[None, :] >= start[:, None])[:, None])
         x = x + self.position(jnp.maximum(slots[None, :] - start[:, None], 0))
         if self.enter is not None:
             x = x + self.enter(z[:, None])
         layers: list[Any] = []
         caches = [None] * len(self.blocks) if state is None else state
         for block, cache, block_key in zip(self.blocks, caches, split(key, len(self.blocks)), strict=True):
-            x, grown = block(x, additive_mask(visible), cache=cache, slot=slots[0], key=block_key, rows=rows)
+            x, grown = block(x, mask, cache=cache, slot=slots[0], key=block_key, rows=rows)
             layers.append(grown)
         return self.norm(x), tuple(layers)
 

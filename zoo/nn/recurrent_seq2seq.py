@@ -29,7 +29,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from zoo.nn.attention import additive_mask
+from zoo.nn.attend import additive_mask
 from zoo.nn.dense import Dense, add_vector, matmul, wide_matmul
 from zoo.nn.embedding import Embedding
 from zoo.nn.random import dropout, split

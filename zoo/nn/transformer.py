@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from zoo.nn.attend import Mask
 from zoo.nn.attention import Attention, KeyValue
 from zoo.nn.dense import Dense
 from zoo.nn.norm import LayerNorm, RMSNorm
@@ -104,7 +105,6 @@ class Block(nnx.Module):
         rate: dropout of both branches, and of attention weights where `attention_rate` does not say otherwise.
         rngs: source of the initial values.
         post_norm: normalise after each branch is added, not before it; projections then all start at one scale.
-        causal: see `Attention`.
         attention_rate: dropout of attention weights.
         reads: whether it attends to a memory too, between its attention and its MLP: a decoder's block.
     """
@@ -124,7 +124,6 @@ class Block(nnx.Module):
         rate: float,
         rngs: nnx.Rngs,
         post_norm: bool = False,
-        causal: bool = True,
         attention_rate: float | None = None,
         reads: bool = False,
     ):
@@ -132,14 +131,10 @@ class Block(nnx.Module):
         self.rate, self.post_norm = rate, post_norm
         attention_rate = rate if attention_rate is None else attention_rate
         self.attention_norm = make_norm(norm, width, epsilon=epsilon, bias=bias)
-        self.attention = Attention(
-            width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, causal=causal, **scales
-        )
+        self.attention = Attention(width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, **scales)
         self.memory_norm: Any = make_norm(norm, width, epsilon=epsilon, bias=bias) if reads else None
         self.memory_attention: Any = (
-            Attention(width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, causal=False, **scales)
-            if reads
-            else None
+            Attention(width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, **scales) if reads else None
         )
         self.mlp_norm = make_norm(norm, width, epsilon=epsilon, bias=bias)
         self.mlp = MLP(width, hidden, activation, bias=bias, rngs=rngs, **scales)
@@ -147,14 +142,14 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t width"],
-        mask: Float[Array, "#b #t s"],
+        mask: Mask,
         angles: Float[Array, "#b t half"] | None = None,
         *,
         cache: KeyValue | None = None,
         slot: Int[Array, ""] | int = 0,
         source: Float[Array, "b s width"] | None = None,
         memory: KeyValue | None = None,
-        memory_mask: Float[Array, "#b #t m"] | None = None,
+        memory_mask: Mask | None = None,
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t width"], KeyValue | None]:
@@ -177,6 +172,7 @@ class Block(nnx.Module):
         )
         x = after(self.attention_norm, x + dropout(branch, self.rate, attention_key, rows))
         if memory is not None:
+            assert memory_mask is not None
             branch, _ = self.memory_attention(
                 before(self.memory_norm, x), memory_mask, source=memory, key=memory_keys[0], rows=rows
             )
@@ -192,7 +188,6 @@ def gpt2_block(
     layers: int,
     rate: float,
     rngs: nnx.Rngs,
-    causal: bool = True,
     reads: bool = False,
 ) -> Block:
     """A block as in GPT-2, but that no weights of attention are dropped: the CPU's quick attention keeps none."""
@@ -208,7 +203,6 @@ def gpt2_block(
         bias=True,
         rate=rate,
         rngs=rngs,
-        causal=causal,
         attention_rate=0.0,
         reads=reads,
     )

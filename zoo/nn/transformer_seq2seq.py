@@ -11,16 +11,17 @@ Letters in shapes: b rows, s source and t target positions, w features of a posi
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from zoo.nn.attention import KeyValue, additive_mask, attention_weights
+from zoo.nn.attend import Mask, attention_weights
+from zoo.nn.attention import KeyValue
 from zoo.nn.embedding import Embedding
 from zoo.nn.norm import LayerNorm
 from zoo.nn.random import dropout, split
+from zoo.nn.remat import rematerialised
 from zoo.nn.transformer import EPSILON, INIT_SCALE, gpt2_block
 
 
@@ -29,8 +30,8 @@ class Memory(NamedTuple):
 
     layers: tuple[KeyValue, ...]
     """Keys and values for each of the decoder's blocks."""
-    mask: jax.Array
-    """Added to scores: 0, or very negative for padding, [b 1 s]."""
+    mask: Mask
+    """Which of its positions are real."""
 
 
 class TransformerSeq2Seq(nnx.Module):
@@ -42,6 +43,7 @@ class TransformerSeq2Seq(nnx.Module):
         width: features of a position.
         context: the most positions of a source or a target.
         rate: dropout of what goes into the first block and of each branch.
+        remat: whether blocks are computed again for gradients; see `zoo.nn.remat`.
         source_size: symbols of a source.
         target_size: symbols of a target.
         rngs: source of the initial values.
@@ -56,17 +58,18 @@ class TransformerSeq2Seq(nnx.Module):
         context: int,
         *,
         rate: float,
+        remat: bool = False,
         source_size: int,
         target_size: int,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.rate = rate
+        self.rate, self.remat = rate, remat
         table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         block = partial(gpt2_block, width, heads, layers=layers, rate=rate, rngs=rngs)
         self.source, self.target = table(source_size), table(target_size)
         self.source_position, self.target_position = table(context), table(context)
-        self.encoder = nnx.List(block(causal=False) for _ in range(layers))
+        self.encoder = nnx.List(block() for _ in range(layers))
         self.encoder_norm = LayerNorm(width, epsilon=EPSILON, bias=True)
         self.decoder = nnx.List(block(reads=True) for _ in range(layers))
         self.decoder_norm = LayerNorm(width, epsilon=EPSILON, bias=True)
@@ -79,13 +82,13 @@ class TransformerSeq2Seq(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Memory:
-        """Reads sources, of which some positions are real and the others padding."""
+        """Reads sources, of which the first positions are real and the others padding."""
         x = self.source(source) + self.source_position(jnp.arange(source.shape[1])[None])
-        mask = additive_mask(real)[:, None]
+        mask = Mask(lengths=real.sum(1, dtype=jnp.int32))
         input_key, *block_keys = split(key, 1 + len(self.encoder))
         x = dropout(x, self.rate, input_key, rows)
         for block, block_key in zip(self.encoder, block_keys, strict=True):
-            x, _ = block(x, mask, key=block_key, rows=rows)
+            x, _ = rematerialised(block, self.remat)(x, mask, key=block_key, rows=rows)
         x = self.encoder_norm(x)
         return Memory(tuple(block.memory_attention.keys_values(x) for block in self.decoder), mask)
 
@@ -98,16 +101,18 @@ class TransformerSeq2Seq(nnx.Module):
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t v"]:
         """Logits of the symbol after each, of targets from their beginning on."""
-        x, mask = self._embed(target, 0, target.shape[1])
+        x, mask = self._embed(target, 0), Mask(causal=True)
         input_key, *block_keys = split(key, 1 + len(self.decoder))
         x = dropout(x, self.rate, input_key, rows)
         for block, layer, block_key in zip(self.decoder, memory.layers, block_keys, strict=True):
-            x, _ = block(x, mask, memory=layer, memory_mask=memory.mask, key=block_key, rows=rows)
+            read = rematerialised(block, self.remat)
+            x, _ = read(x, mask, memory=layer, memory_mask=memory.mask, key=block_key, rows=rows)
         return self.target.logits(self.decoder_norm(x))
 
     def init_cache(self, memory: Memory, length: int) -> tuple[KeyValue, ...]:
         """What `extend` starts from, with slots for so many symbols."""
-        return tuple(block.attention.init_cache(len(memory.mask), length, self.target.dtype) for block in self.decoder)
+        rows = len(memory.layers[0].keys)
+        return tuple(block.attention.init_cache(rows, length, self.target.dtype) for block in self.decoder)
 
     def extend(
         self,
@@ -117,7 +122,8 @@ class TransformerSeq2Seq(nnx.Module):
         memory: Memory,
     ) -> tuple[Float[Array, "b v"], tuple[KeyValue, ...]]:
         """Reads t more symbols of every target, number `position` and on, and predicts the next."""
-        x, mask = self._embed(target, position, cache[0].keys.shape[2])
+        x, places = self._embed(target, position), position + jnp.arange(target.shape[1])
+        mask = Mask(visible=(jnp.arange(cache[0].keys.shape[2])[None, :] <= places[:, None])[None])
         after: list[Any] = []
         for block, layer, slots in zip(self.decoder, memory.layers, cache, strict=True):
             x, grown = block(x, mask, cache=slots, slot=position, memory=layer, memory_mask=memory.mask)
@@ -126,19 +132,17 @@ class TransformerSeq2Seq(nnx.Module):
 
     def alignment(self, target: Int[Array, "b t"], memory: Memory) -> Float[Array, "b t s"]:
         """How much each source position counts for the symbol after each: the mean over all blocks and heads."""
-        x, mask = self._embed(target, 0, target.shape[1])
+        x, mask = self._embed(target, 0), Mask(causal=True)
         weights = []
         for block, layer in zip(self.decoder, memory.layers, strict=True):
             y = x + block.attention(block.attention_norm(x), mask)[0]
             queries = block.memory_attention.queries(block.memory_norm(y))
-            weights.append(attention_weights(queries, layer.keys, memory.mask).mean(1))
+            seen = memory.mask.additive(queries.shape[2], layer.keys.shape[2])
+            weights.append(attention_weights(queries, layer.keys, seen).mean(1))
             x, _ = block(x, mask, memory=layer, memory_mask=memory.mask)
         return jnp.stack(weights).mean(0)
 
-    def _embed(
-        self, target: Int[Array, "b t"], position: Int[Array, ""] | int, slots: int
-    ) -> tuple[Float[Array, "b t w"], Float[Array, "1 t slots"]]:
-        """Vectors of symbols number `position` and on, and the mask of what each sees of all slots."""
+    def _embed(self, target: Int[Array, "b t"], position: Int[Array, ""] | int) -> Float[Array, "b t w"]:
+        """Vectors of symbols number `position` and on."""
         places = position + jnp.arange(target.shape[1])
-        visible = jnp.arange(slots)[None, :] <= places[:, None]
-        return self.target(target) + self.target_position(places[None]), additive_mask(visible)[None]
+        return self.target(target) + self.target_position(places[None])

@@ -14,6 +14,7 @@ Feature maps are [b h w c].
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from zoo.nn.attention import attention_weights, mix
-from zoo.nn.causal_attention import full_attention
+from zoo.nn.attend import Mask, attend
 from zoo.nn.conv import Conv
 from zoo.nn.dense import Dense, identity
 from zoo.nn.embedding import Embedding
 from zoo.nn.group_norm import GroupNorm
 from zoo.nn.random import dropout, split
+from zoo.nn.remat import rematerialised
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class UNetSettings:
         frequency_shift: the lowest frequency of t is 10000^(-(h - 1) / (h - shift)), h being half the features.
         pad_evenly: whether a halving pads one pixel on every side, or only below and on the right.
         symbols: classes that are embedded, with "no class" if it is one; 0: none.
+        remat: whether residual blocks and attention are computed again for gradients; see `zoo.nn.remat`.
     """
 
     height: int
@@ -65,6 +67,7 @@ class UNetSettings:
     frequency_shift: int = 0
     pad_evenly: bool = True
     symbols: int = 0
+    remat: bool = False
 
     @property
     def embedding_width(self) -> int:
@@ -151,11 +154,7 @@ class ImageAttention(nnx.Module):
         height = x.shape[1]
         places = rearrange(self.norm(x), "b h w c -> b (h w) c")
         q, k, v = rearrange(self.qkv(places), "b t (three n d) -> three b n t d", three=3, n=self.heads)
-        if jax.default_backend() == "cpu":
-            mixed = full_attention(q, k, v)
-        else:
-            seen = jnp.zeros((1, places.shape[1], places.shape[1]))
-            mixed = mix(attention_weights(q, k, seen).astype(v.dtype), v)
+        mixed = attend(q, k, v, Mask())
         out = self.out(rearrange(mixed, "b n t d -> b t (n d)"))
         return x + rearrange(out, "b (h w) c -> b h w c", h=height)
 
@@ -261,19 +260,20 @@ class UNet(nnx.Module):
         embedding = self._embed(t, symbol)
         blocks = sum(len(level.layers) for level in (*self.down, *self.up)) + len(self.middle)
         keys = iter(split(key, blocks))
+        run = partial(rematerialised, wanted=self.settings.remat)
 
         x = self.conv_in(x.astype(self.dtype))
         crossing = [x]
         for level in self.down:
             for layer in level.layers:
-                crossing.append(x := layer(x, embedding, next(keys), rows))
+                crossing.append(x := run(layer)(x, embedding, next(keys), rows))
             if level.resize is not None:
                 crossing.append(x := level.resize(x))
         for layer in self.middle:
-            x = layer(x, embedding, next(keys), rows)
+            x = run(layer)(x, embedding, next(keys), rows)
         for level in self.up:
             for layer in level.layers:
-                x = layer(jnp.concatenate([x, crossing.pop()], axis=-1), embedding, next(keys), rows)
+                x = run(layer)(jnp.concatenate([x, crossing.pop()], axis=-1), embedding, next(keys), rows)
             if level.resize is not None:
                 x = level.resize(x)
         return self.conv_out(self.norm_out(x)).astype(jnp.float32)

@@ -23,7 +23,7 @@ from zoo.core.errors import UserError, require
 from zoo.core.family import Request
 from zoo.core.learner import Learner
 from zoo.data.specs import SegmentSpec
-from zoo.nn.attention import HIDDEN
+from zoo.nn.attend import HIDDEN
 from zoo.nn.random import row_keys
 from zoo.sampling.batches import in_batches
 from zoo.sampling.logits import Knobs
