@@ -16,6 +16,8 @@ import scipy.stats
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from zoo import ddpm
+from zoo.core.artifacts import Image
 from zoo.core.config import Run, from_json, parse_flags, to_json
 from zoo.core.errors import UserError
 from zoo.core.family import Model, Setup
@@ -26,10 +28,11 @@ from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
 from zoo.ddpm import DDPM, DDPMScoring
 from zoo.interop.diffusers import export_run, import_run, read_diffusers, write_diffusers
+from zoo.nn import unet
 from zoo.nn.likelihoods import discretised_gaussian
 from zoo.nn.noise_schedule import add_noise, alpha_bar_at, make_alpha_bar, spread_times, to_eps, to_target, to_x_0
 from zoo.nn.pixels import from_pixels
-from zoo.nn.unet import UNet
+from zoo.nn.unet import ResidualBlock, UNet, UNetSettings
 from zoo.sampling import pictures
 from zoo.sampling.pictures import PictureRequest
 
@@ -180,6 +183,87 @@ def test_loss_of_a_network_that_says_zero_is_the_power_of_its_target(net, asked)
     assert float(total / weight) == pytest.approx(1.0, abs=0.1)
 
 
+def test_loss_gives_the_network_the_time_of_the_noise_that_it_sees(net, monkeypatch):
+    """A network that knows the pictures finds their noise by equation 4, if it is given the right time."""
+    batch = batch_of(16)
+    x_0 = np.asarray(batch["image"], np.float64) / 127.5 - 1
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+
+    def oracle(self, x, t, symbol=None, *, key=None, rows=None):
+        signal, noise = (
+            np.sqrt(v)[:, None, None, None] for v in (alpha_bar[t.astype(int)], 1 - alpha_bar[t.astype(int)])
+        )
+        return jnp.asarray((x - signal * x_0) / noise, jnp.float32)
+
+    monkeypatch.setattr(UNet, "__call__", oracle)
+    total, weight, _ = replace(FAMILY, timesteps=1000).loss(net, batch, jax.random.key(0))
+    assert weight == 16
+    assert float(total) < 1e-6
+
+
+@pytest.mark.parametrize("min_snr", [0.0, 5.0])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_loss_weighs_each_row_by_its_noise_level(prediction, min_snr, net, monkeypatch):
+    """A network that is off by 1 everywhere: the loss is the sum of the rows' weights, which Hang et al. give."""
+    family, batch, times = replace(FAMILY, prediction=prediction, min_snr=min_snr, timesteps=1000), batch_of(16), []
+    x_0 = np.asarray(batch["image"], np.float64) / 127.5 - 1
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+
+    def off_by_one(self, x, t, symbol=None, *, key=None, rows=None):
+        times.append(t.astype(int))
+        signal, noise = (np.sqrt(v)[:, None, None, None] for v in (alpha_bar[times[0]], 1 - alpha_bar[times[0]]))
+        eps = (x - signal * x_0) / noise
+        target = {"eps": eps, "x0": x_0, "v": signal * eps - noise * x_0}[prediction]
+        return jnp.asarray(target + 1, jnp.float32)
+
+    monkeypatch.setattr(UNet, "__call__", off_by_one)
+    total, _, _ = family.loss(net, batch, jax.random.key(0))
+    (t,) = times
+    snr = alpha_bar[t] / (1 - alpha_bar[t])
+    assert (snr > 5).any()
+    assert (snr < 5).any()
+    capped = np.minimum(snr, 5)
+    hang = {"eps": capped / snr, "x0": capped, "v": capped / (snr + 1)}[prediction]
+    assert float(total) == pytest.approx(float((hang if min_snr else np.ones(16)).sum()), rel=1e-4)
+
+
+def test_residual_blocks_drop_features_before_their_last_convolution():
+    """With a last convolution that changes nothing, a block adds each feature scaled by 4/3 or, one time of four, 0."""
+    settings = UNetSettings(height=4, features_in=1, channels=(8,), layers=1, groups=2, rate=0.25)
+    block = ResidualBlock(settings, 8, 8, nnx.Rngs(0))
+    block.conv_out.kernel[...] = jnp.zeros((3, 3, 8, 8)).at[1, 1].set(jnp.eye(8))
+    x, embedding, rows = jax.random.normal(jax.random.key(0), (32, 4, 4, 8)), jnp.ones((32, 1, 32)), jnp.arange(32)
+    whole = np.asarray(block(x, embedding, None, None) - x)
+    dropped = np.asarray(block(x, embedding, jax.random.key(1), rows) - x)
+    kept = np.abs(dropped) > 1e-5
+    np.testing.assert_allclose(dropped[kept], whole[kept] / 0.75, atol=1e-5)
+    assert kept[np.abs(whole) > 1e-3].mean() == pytest.approx(0.75, abs=0.03)
+    alone = np.asarray(block(x[5:6], embedding[5:6], jax.random.key(1), rows[5:6]) - x[5:6])
+    np.testing.assert_allclose(alone, dropped[5:6], atol=1e-6)
+
+
+def test_loss_drops_features_in_every_residual_block_with_noise_of_its_own(monkeypatch):
+    family, batch, calls = replace(FAMILY, dropout=0.25), batch_of(4), []
+
+    def record(x, rate, key, rows):
+        calls.append((rate, key, rows))
+        return x
+
+    monkeypatch.setattr(unet, "dropout", record)
+
+    def loss(batch, key):
+        calls.clear()
+        total, _, _ = family.loss(UNet(family.unet_settings(SPEC), nnx.Rngs(0)), batch, key)
+        assert all(rows is batch["row"] for _, _, rows in calls)
+        return total
+
+    jax.eval_shape(loss, batch, jax.random.key(0))
+    assert len(calls) == 2 * 1 + 2 + 2 * 2  # two levels of one block down, the middle's two, two levels of two up
+    assert {rate for rate, _, _ in calls} == {0.25}
+    assert None not in [key for _, key, _ in calls]
+    assert len({id(key) for _, key, _ in calls}) == len(calls)
+
+
 def test_min_snr_weighs_errors_of_the_picture_alike_whatever_is_predicted():
     x_0, eps, wrong = jax.random.normal(jax.random.key(0), (3, 6, 4, 4, 1))
     alpha_bar_t = jnp.array([0.9999, 0.95, 0.8, 0.5, 0.1, 0.001])
@@ -238,6 +322,30 @@ def test_bound_of_one_time_a_row_estimates_the_whole_bound(model):
     many["row"] = np.arange(1200, dtype=np.int32)
     rows = jax.jit(model.family.evaluate)(model.state, many, jax.random.key(1))
     assert float(rows["bits_per_dim"][0].mean()) == pytest.approx(whole["bound_bits_per_dim"], rel=0.05)
+
+
+def test_scored_samples_are_made_as_is_recorded(monkeypatch):
+    """The sampler is asked for all settings that are written beside the figures."""
+    asked, told = [], {}
+
+    def make(family, model, request, key):
+        asked.append(request)
+        return [Image(np.zeros((8, 8, 1), np.uint8)) for _ in range(request.n)]
+
+    def scores(make, data, scoring, how, *rest):
+        told.update(how)
+        return {"made": len(make(5))}
+
+    monkeypatch.setattr(ddpm, "sample_pictures", make)
+    monkeypatch.setattr(ddpm, "score_samples", scores)
+    settings = {"sampler": "ddim", "steps": 7, "eta": 0.5, "shift": 3.0}
+    model = Model(FAMILY, SPEC, None, 0)
+    found = FAMILY.score(model, {}, FewPictures(), DDPMScoring(samples=5, **settings), jax.random.key(0))
+    assert found == {"made": 5}
+    (request,) = asked
+    assert request.n == 5
+    assert {name: getattr(request, name) for name in settings} == settings
+    assert {name: told[name] for name in settings} == settings
 
 
 # ------------------------------------------------------------------------------------------------ guidance

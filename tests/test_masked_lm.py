@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from zoo.data.sentence_pairs import SentencePairs, make_spec
 from zoo.data.tokenizers import BPE, Characters
 from zoo.interop.tokenizer_json import read_tokenizer
 from zoo.interop.transformers import export_run, import_run, read_transformers, write_transformers
-from zoo.masked_lm import HELD_OUT_MASKS, Encoder, MaskedLM, ranks
+from zoo.masked_lm import HELD_OUT_MASKS, Encoder, MaskedLM, State, ranks
 from zoo.metrics.intervals import wilson_interval
 from zoo.sampling.fill import FillRequest
 from zoo.sampling.logits import Knobs
@@ -214,6 +215,75 @@ def test_the_loss_is_both_tasks_log_probabilities():
         by_hand -= log_next[row, 0, 0 if row % 2 else 1]
     assert total == pytest.approx(float(by_hand), rel=1e-4)
     assert pairs["masked_nats"][1] == targets.counted.sum()
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """Has networks answer each position with the token that they see there, 10 nats above all others."""
+    asked = []
+
+    def hidden(self, tokens, segment, length, positions, rank=None, *, key=None, rows=None):
+        asked.append(SimpleNamespace(tokens=np.asarray(tokens), positions=np.asarray(positions), rank=rank, key=key))
+        seen = 10.0 * jax.nn.one_hot(tokens, SPEC.vocab_size)
+        return seen, jnp.take_along_axis(seen, positions[:, :, None], 1)
+
+    monkeypatch.setattr(Encoder, "__call__", hidden)
+    monkeypatch.setattr(Encoder, "token_logits", lambda self, x: x)
+    monkeypatch.setattr(Encoder, "next_logits", lambda self, x: jnp.full((len(x), 1, 2), jnp.array([3.0, 1.0])))
+    return asked
+
+
+def held_out_figures(family, batch, seed=0):
+    net = nnx.eval_shape(lambda: Encoder(family, SPEC, nnx.Rngs(0)))
+    return family.evaluate(State(SimpleNamespace(eval_net=lambda: net)), batch, jax.random.key(seed))
+
+
+def test_evaluation_masks_every_target_and_no_other_token(copies):
+    """The network copies what it sees: with the answers in sight its loss would be near 0 and all its answers right."""
+    batch = make_batch()
+    figures = held_out_figures(replace(BERT, mask_share=0.3), batch)
+    (asked,) = copies
+    masked = asked.tokens == SPEC.mask
+    assert masked.sum(1).tolist() == [3, 2, 1]  # 0.3 of the 9, 6 and 4 tokens that are not special, rounded
+    tokens = np.asarray(batch["tokens"])
+    np.testing.assert_array_equal(asked.tokens[~masked], tokens[~masked])
+    assert not np.isin(tokens[masked], SPEC.special).any()
+    nats, count = figures["masked_nats"]
+    assert count.tolist() == [3, 2, 1]
+    wrong = math.log(math.exp(10) + SPEC.vocab_size - 1)  # [MASK] has 10 where the answer has 0
+    np.testing.assert_allclose(nats, wrong * count, rtol=1e-5)
+    assert figures["masked_top1"][0].tolist() == [0, 0, 0]
+    next_nats, right = figures["next_sentence_nats"][0], figures["next_sentence_accuracy"][0]
+    follows = [-math.log(math.exp(z) / (math.exp(3) + math.exp(1))) for z in (1, 3, 1)]  # rows 0 and 2 do not follow
+    np.testing.assert_allclose(next_nats, follows, rtol=1e-5)
+    assert right.tolist() == [0, 1, 0]
+    np.testing.assert_allclose(figures["loss"][0], wrong + np.array(follows), rtol=1e-5)
+
+
+def test_held_out_masks_are_the_same_in_every_evaluation(copies):
+    batch = make_batch()
+    for seed in (0, 1):
+        held_out_figures(replace(BERT, mask_share=0.3), batch, seed)
+    np.testing.assert_array_equal(copies[0].tokens, copies[1].tokens)
+    assert copies[0].key is None
+
+
+def test_evaluation_by_permutation_ranks_the_targets_it_asks_for(copies):
+    figures = held_out_figures(replace(XLNET, mask_share=0.3), make_batch())
+    (asked,) = copies
+    for row, count in enumerate([3, 2, 1]):
+        assert asked.rank[row, asked.positions[row, :count]].tolist() == [1, 2, 3][:count]
+        assert (asked.rank[row] > 0).sum() == count
+    assert figures["masked_nats"][1].tolist() == [3, 2, 1]
+
+
+def test_training_masks_are_new_at_every_step_and_drop_out(copies):
+    family, batch = replace(BERT, mask_share=0.3), make_batch()
+    net = nnx.eval_shape(lambda: Encoder(family, SPEC, nnx.Rngs(0)))
+    for seed in range(3):
+        family.loss(net, batch, jax.random.key(seed))
+    assert all((copies[0].positions != other.positions).any() for other in copies[1:])
+    assert all(asked.key is not None for asked in copies)
 
 
 # ------------------------------------------------------------------------------- transformers' BERT
