@@ -1,11 +1,14 @@
 # make demo: train and sample a small model.  make test: lint, types and the test suite.  make parity: against PyTorch.
 # make gpu: is it right and fast on a GPU; with PYTHON=... in an environment that is there, and nothing is installed.
+# make mutants: changes the code in COUNT places drawn by SEED, one at a time, and finds the changes that no test notices.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
+SEED ?= 0
+COUNT ?= 300
 
-.PHONY: demo install test lint parity gpu clean
+.PHONY: demo install test lint parity gpu mutants clean
 
 demo: install
 	$(BIN)/python train.py configs/transformer_lm.py --rundir runs/demo --steps 2000 --sample-every 400 --eval-every 400
@@ -35,6 +38,9 @@ ifeq ($(origin PYTHON),file)
 else
 	$(PYTHON) -m benchmarks.gpu
 endif
+
+mutants: $(VENV)/.test
+	$(BIN)/python tools/mutants.py --seed $(SEED) --count $(COUNT) --jobs $(WORKERS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-gpu $(VENV)-gpu-torch .pytest_cache .mypy_cache .ruff_cache

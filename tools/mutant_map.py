@@ -1,0 +1,107 @@
+"""Which tests enter which functions of the code, for `tools/mutants.py`.
+
+Measured by group of tests, since the tests of a group share what is compiled: a function that JAX has traced for one
+test is not entered again for the next, though that one runs it. A group is a test file, or a config in the contract
+suite.
+"""
+
+import builtins
+import json
+from collections import Counter
+from fnmatch import fnmatch
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+from mutant_runner import Cache, Tests, in_child, instrumented, report, serve
+from mutations import Mutation, files
+
+Groups = dict[str, dict[str, Any]]
+"""By name: `files` that hold its tests; once measured, `seconds` by test, `entered`: the tests by function, `failed`:
+tests that fail with the code as it is, `spent`: CPU seconds of all."""
+
+
+def measured(root: Path, store: Path, wanted: list[str], again: bool, folder: Path) -> Groups:
+    """The groups of tests, measured where that has not been done since their files changed.
+
+    Args:
+        root: of the repository, and this process's working directory.
+        store: the file that keeps them.
+        wanted: which groups, as patterns.
+        again: whether all those are measured again.
+        folder: for files that are not kept.
+    """
+    known = json.loads(store.read_text()) if store.exists() else {"code": {}, "tests": {}, "groups": {}}
+    tests = _hashes(root, sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.py") if _is_test(path)))
+    code = _hashes(root, files(root))
+    groups: Groups = known["groups"]
+    if tests != known["tests"]:
+        changed = {file for file in tests.keys() | known["tests"].keys() if tests.get(file) != known["tests"].get(file)}
+        current = _collected(folder)
+        groups = {
+            group: groups[group] if group in groups and not changed & set(of) else {"files": of}
+            for group, of in current.items()
+        }
+    asked = [group for group in groups if any(fnmatch(group, pattern) for pattern in wanted)]
+    missing = [group for group in asked if again or "seconds" not in groups[group]]
+    if len(missing) < len(asked) and (other := sorted(file for file in code if code[file] != known["code"].get(file))):
+        report(f"changed since tests were measured: {', '.join(other)}; --map measures them again")
+    marked = {file: instrumented(file, (root / file).read_bytes()) for file in code}
+    for number, group in enumerate(missing, 1):
+        groups[group] = _measure(group, groups[group]["files"], marked, folder)
+        of = groups[group]
+        report(f"{number}/{len(missing)} {group}: {len(of['seconds'])} tests, {of['spent']:.0f} s")
+        if of["failed"]:
+            report(f"    fail with the code as it is and are left out: {', '.join(of['failed'])}")
+        kept = code if len(missing) == len(groups) else known["code"] or code
+        store.parent.mkdir(parents=True, exist_ok=True)
+        store.write_text(json.dumps({"code": kept, "tests": tests, "groups": groups}))
+    return {group: groups[group] for group in asked}
+
+
+def plan(change: Mutation, groups: Groups) -> list[tuple[str, list[str]]]:
+    """The groups of tests that enter the changed function, and their tests that enter it, quickest first.
+
+    Groups come in the order of the share of what they enter that lies in the changed file. What is at a module's level
+    is seen by all that import the module.
+    """
+    name, found = f"{change.file}::{change.function}", []
+    for group, of in groups.items():
+        everywhere = Counter(function.split("::")[0] for function in of["entered"])
+        if name in of["entered"] or (not change.function and change.file in everywhere):
+            tests = sorted(of["entered"].get(name, ()), key=of["seconds"].__getitem__)
+            found.append((everywhere[change.file] / everywhere.total(), group, tests))
+    return [(group, tests) for _, group, tests in sorted(found, key=lambda each: (-each[0], each[1]))]
+
+
+def _is_test(path: Path) -> bool:
+    return path.parent.name == "configs" or (path.parent.name == "tests" and path.name.startswith("test_"))
+
+
+def _hashes(root: Path, names: list[str]) -> dict[str, str]:
+    return {name: sha1((root / name).read_bytes()).hexdigest() for name in names}
+
+
+def _collected(folder: Path) -> dict[str, list[str]]:
+    """The files of each group."""
+    found = in_child(lambda: Tests(None).run(["tests"], folder), folder)["found"]
+    if not found:
+        raise SystemExit((folder / "log").read_text())
+    groups: dict[str, set[str]] = {}
+    for group, test in found:
+        groups.setdefault(group, set()).add(test.split("::")[0])
+    return {group: sorted(of) for group, of in groups.items()}
+
+
+def _measure(group: str, of: list[str], marked: dict[str, bytes], folder: Path) -> dict[str, Any]:
+    cache = Cache()
+
+    def work() -> dict[str, Any]:
+        cache.use()
+        vars(builtins)["entered"] = set()
+        serve(marked)
+        return Tests(group).run(of, folder)
+
+    done = in_child(work, folder)
+    names = ("seconds", "entered", "spent")
+    return {"files": of, "failed": sorted(set(done["failed"]))} | {name: done[name] for name in names}
