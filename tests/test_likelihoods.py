@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from zoo.nn.likelihoods import bernoulli, discretised_logistic, gaussian
+from zoo.nn.likelihoods import bernoulli, discretised_gaussian, discretised_logistic, gaussian
 from zoo.nn.pixels import from_pixels
 
 
@@ -59,4 +59,27 @@ def test_discretised_logistic_has_finite_gradients_far_from_the_mean():
     for mean in (-1.0, 0.0, 1.0):
         slopes = jax.grad(total, (0, 1))(mean, -7.0)
         assert np.isfinite(total(mean, -7.0))
+        assert np.isfinite(slopes).all()
+
+
+@pytest.mark.parametrize("mean", [-1.3, -1.0, 0.1234, 0.98])
+@pytest.mark.parametrize("deviation", [0.004, 0.05, 0.7])
+def test_discretised_gaussian(mean, deviation):
+    ours = np.asarray(discretised_gaussian(levels(), jnp.full(256, mean), jnp.full(256, np.log(deviation))), np.float64)
+    np.testing.assert_allclose(np.exp(ours).sum(), 1.0, rtol=1e-4)
+    centre = np.arange(256) / 127.5 - 1
+    ends = np.concatenate([[-np.inf], (centre[1:] + centre[:-1]) / 2, [np.inf]])
+    law = scipy.stats.norm(mean, deviation)
+    mass = np.where(centre < mean, np.diff(law.cdf(ends)), -np.diff(law.sf(ends)))
+    likely = mass > 1e-290
+    np.testing.assert_allclose(ours[likely], np.log(mass[likely]), rtol=2e-3, atol=2e-3)
+
+
+def test_discretised_gaussian_has_finite_gradients_far_from_the_mean():
+    def total(mean, log_scale):
+        return discretised_gaussian(levels(), jnp.full(256, mean), jnp.full(256, log_scale)).sum()
+
+    for mean in (-1.0, 0.0, 1.0):
+        slopes = jax.grad(total, (0, 1))(mean, -5.0)
+        assert np.isfinite(total(mean, -5.0))
         assert np.isfinite(slopes).all()

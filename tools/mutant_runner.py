@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 
 CACHES = Path(".pytest_cache")
+MEMORY = 16 << 30
+"""Bytes of address space for a mutant: a loop without end must not take the machine's memory."""
 COMMON = (
     "jax", "jax.numpy", "flax.nnx", "optax", "einops", "beartype", "jaxtyping", "scipy.stats", "PIL.Image", "tyro",
     "rich", "safetensors.numpy", "orbax.checkpoint", "tokenizers", "sacrebleu", "grain",
@@ -167,6 +169,7 @@ def in_child(work: Callable[[], dict[str, Any]], folder: Path, cpu_seconds: floa
             if cpu_seconds is not None:
                 limit = int(cpu_seconds) + 1
                 resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
+                resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1)
             os.dup2(log, 2)

@@ -47,8 +47,9 @@ DROPPED = {
     "softmax", "sorted", "sqrt", "square", "stop_gradient", "tanh", "where",
 }  # fmt: skip
 """Functions that are replaced by an argument (`where`: by either of its values)."""
-LEFT = {"require", "isinstance", "getattr", "setattr", "zip", "partial", "cast", "Literal"}
-"""Functions whose arguments are left alone or, of the others, are not swapped."""
+SYMMETRIC = {"maximum", "minimum", "max", "min", "logaddexp", "gcd", "add", "union", "multiply"}
+LEFT = {"isinstance", "getattr", "setattr", "zip", "partial", "cast", *SYMMETRIC}
+"""Functions whose arguments are not left out and not swapped."""
 LEFT_FUNCTIONS = {"__post_init__", "__repr__", "describe", "check", "draw_weights"}
 """Refusals and how things are shown: names, and where in a picture letters stand."""
 PARENTHESISED = (ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Lambda, ast.UnaryOp, ast.NamedExpr, ast.Await)
