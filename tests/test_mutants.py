@@ -69,7 +69,7 @@ def test_operators_constants_calls_and_statements_are_changed_one_at_a_time(tool
         (13, "pass"),
         (13, "total -= x[1:]"),
         (13, "total += x[:]"),
-        (14, 'return {"a": total}, g(n, x)'),
+        (14, "return {'a': total}, g(n, x)"),
         (14, 'return {"a": total} | {"ä": min(total, 2)}, g(n, x)'),
         (14, 'return {"a": total} | {"ä": max(total, 2)}, g(x, n)'),
     ):
