@@ -73,7 +73,7 @@ def judge(change: Mutation, known: Groups, folder: Path, budget: float) -> dict[
 def judge_all(changes: list[Mutation], known: Groups, jobs: int, budget: float) -> list[dict[str, Any]]:
     """`judge` of each, in `jobs` processes at a time."""
     results: list[dict[str, Any]] = [{} for _ in changes]
-    waiting, running = list(enumerate(changes)), {}
+    waiting, running, before = list(enumerate(changes)), {}, edited()
     folders = [Path(tempfile.mkdtemp(prefix="mutants")) for _ in range(jobs)]
     caches = [Cache(job) for job in range(jobs)]
     free = list(range(jobs))
@@ -85,6 +85,8 @@ def judge_all(changes: list[Mutation], known: Groups, jobs: int, budget: float) 
                 if child == 0:
                     _work(change, known, folders[job], caches[job], budget)
                 running[child] = (number, job)
+            if later := edited() - before:
+                raise SystemExit(f"edited since mutants were drawn: {', '.join(sorted({file for file, _ in later}))}")
             child, _ = os.wait()
             number, job = running.pop(child)
             free.append(job)
@@ -99,6 +101,12 @@ def judge_all(changes: list[Mutation], known: Groups, jobs: int, budget: float) 
             shutil.rmtree(folder, ignore_errors=True)
             cache.remove()
     return results
+
+
+def edited() -> set[tuple[str, int]]:
+    """When each file that a test may import was last written."""
+    paths = [path for folder in ("zoo", "tests", "configs") for path in (ROOT / folder).glob("**/*.py")]
+    return {(path.relative_to(ROOT).as_posix(), path.stat().st_mtime_ns) for path in paths}
 
 
 def _work(change: Mutation, known: Groups, folder: Path, cache: Cache, budget: float) -> None:
