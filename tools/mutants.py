@@ -111,7 +111,6 @@ def edited() -> set[tuple[str, int]]:
 
 def _work(change: Mutation, known: Groups, folder: Path, cache: Cache, budget: float) -> None:
     """A job's process, which ends here."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `in_child` ends its own child
     code = 1
     try:
         cache.use()
@@ -188,6 +187,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="how many mutants are judged at a time")
     parser.add_argument("--budget", type=float, default=240, help="CPU seconds of further groups for a survivor")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # this process and each job end what they have started
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))  # this `zoo`, whichever is installed
     sites = {file: mutations(ROOT, file) for file in files(ROOT)}
