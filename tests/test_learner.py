@@ -117,6 +117,19 @@ def test_clipping_bounds_the_whole_gradient(batch):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-7])
+def test_clipping_leaves_a_gradient_below_its_bound_as_it_is(batch, size):
+    def small(net, batch, key):
+        total, weight, metrics = loss(net, batch, key)
+        return size * total, weight, metrics
+
+    free, told = make(name="sgd", momentum=0.0).descend(small, batch, KEY)
+    assert 0 < told["grad_norm"] < 100 * size
+    clipped, _ = make(name="sgd", momentum=0.0, clip_norm=100.0).descend(small, batch, KEY)
+    assert free.params["a"]["bias"] != 0  # it starts at 0, so that the smallest step shows
+    jax.tree.map(np.testing.assert_array_equal, clipped.params, free.params)
+
+
 def test_averages_start_fast_and_hold_memory_too(batch):
     learner = make(name="sgd", ema_decay=0.999)
     for n in range(1, 4):

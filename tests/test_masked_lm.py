@@ -78,6 +78,12 @@ def test_targets_are_the_share_of_a_rows_text_and_never_special():
     assert scipy.stats.chisquare(drawn[1:]).pvalue > 1e-3
 
 
+def test_a_short_row_has_one_target():
+    """0.15 of three tokens rounds to none."""
+    targets = choose_targets(jnp.array([[1, 2, 3]]), SPEC.special, 0.15, jax.random.key(0), jnp.arange(1))
+    assert targets.counted.tolist() == [[True]]
+
+
 def test_eight_of_ten_are_masked_one_is_another_and_one_stays():
     tokens = jnp.full((400, 101), 3)
     rows, key = jnp.arange(400), jax.random.key(2)

@@ -50,11 +50,12 @@ def test_alpha_bar_between_two_times_has_the_geometric_mean_of_their_snr():
 
 
 def test_pictures_noise_and_targets_by_hand():
-    """alpha_bar = 0.64: signal 0.8, noise 0.6; x_0 = 0.5 and eps = -1 make x_t = -0.2 and v = -1.1."""
-    x_0, eps, alpha_bar = jnp.full((1, 1, 1, 1), 0.5), jnp.full((1, 1, 1, 1), -1.0), jnp.array([0.64])
+    """x_0 = 0.5 and eps = -1 at alpha_bar = 0.64 (signal 0.8, noise 0.6) and 0.36 (the reverse)."""
+    x_0, eps, alpha_bar = jnp.full((2, 1, 1, 1), 0.5), jnp.full((2, 1, 1, 1), -1.0), jnp.array([0.64, 0.36])
     x_t = add_noise(x_0, eps, alpha_bar)
-    assert x_t.item() == pytest.approx(-0.2, abs=1e-6)
-    for prediction, target in (("eps", -1.0), ("x0", 0.5), ("v", -1.1)):
-        assert to_target(prediction, x_0, eps, alpha_bar).item() == pytest.approx(target)
-        assert to_x_0(prediction, jnp.full_like(x_0, target), x_t, alpha_bar).item() == pytest.approx(0.5, abs=1e-6)
-    assert to_eps(x_0, x_t, alpha_bar).item() == pytest.approx(-1.0, abs=1e-6)
+    np.testing.assert_allclose(x_t.ravel(), [-0.2, -0.5], atol=1e-6)
+    for prediction, target in (("eps", [-1.0, -1.0]), ("x0", [0.5, 0.5]), ("v", [-1.1, -1.0])):
+        output = jnp.array(target).reshape(2, 1, 1, 1)
+        np.testing.assert_allclose(to_target(prediction, x_0, eps, alpha_bar), output, atol=1e-6)
+        np.testing.assert_allclose(to_x_0(prediction, output, x_t, alpha_bar), x_0, atol=1e-6)
+    np.testing.assert_allclose(to_eps(x_0, x_t, alpha_bar), eps, atol=1e-6)
