@@ -117,7 +117,7 @@ def test_clipping_bounds_the_whole_gradient(batch):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-7])
+@pytest.mark.parametrize("size", [1.0, 1e-9])
 def test_clipping_leaves_a_gradient_below_its_bound_as_it_is(batch, size):
     def small(net, batch, key):
         total, weight, metrics = loss(net, batch, key)
