@@ -328,21 +328,22 @@ def test_scored_samples_are_made_as_is_recorded(monkeypatch):
     """The sampler is asked for all settings that are written beside the figures."""
     asked, told = [], {}
 
-    def make(family, model, request, key):
-        asked.append(request)
+    def make(family, model, request, key, classes):
+        asked.append((request, classes))
         return [Image(np.zeros((8, 8, 1), np.uint8)) for _ in range(request.n)]
 
     def scores(make, data, scoring, how, *rest):
         told.update(how)
-        return {"made": len(make(5))}
+        return {"made": len(make(np.array([2, 0, 1, 1, 2])))}
 
     monkeypatch.setattr(ddpm, "sample_pictures", make)
     monkeypatch.setattr(ddpm, "score_samples", scores)
-    settings = {"sampler": "ddim", "steps": 7, "eta": 0.5, "shift": 3.0}
+    settings = {"sampler": "ddim", "steps": 7, "eta": 0.5, "shift": 3.0, "guidance": 2.5}
     model = Model(FAMILY, SPEC, None, 0)
     found = FAMILY.score(model, {}, FewPictures(), DDPMScoring(samples=5, **settings), jax.random.key(0))
-    assert found == {"made": 5}
-    (request,) = asked
+    assert found["made"] == 5
+    ((request, classes),) = asked
+    assert classes.tolist() == [2, 0, 1, 1, 2]
     assert request.n == 5
     assert {name: getattr(request, name) for name in settings} == settings
     assert {name: told[name] for name in settings} == settings

@@ -123,9 +123,9 @@ def test_clipping_leaves_a_gradient_below_its_bound_as_it_is(batch, size):
         total, weight, metrics = loss(net, batch, key)
         return size * total, weight, metrics
 
-    free, told = make(name="sgd", momentum=0.0).descend(small, batch, KEY)
+    free, told = make(name="sgd", momentum=0.0).descend(small, batch, 0, KEY)
     assert 0 < told["grad_norm"] < 100 * size
-    clipped, _ = make(name="sgd", momentum=0.0, clip_norm=100.0).descend(small, batch, KEY)
+    clipped, _ = make(name="sgd", momentum=0.0, clip_norm=100.0).descend(small, batch, 0, KEY)
     assert free.params["a"]["bias"] != 0  # it starts at 0, so that the smallest step shows
     jax.tree.map(np.testing.assert_array_equal, clipped.params, free.params)
 

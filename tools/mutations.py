@@ -18,6 +18,7 @@ SCOPE = {
     "zoo/metrics/*.py": None,
     "zoo/sampling/*.py": None,
     "zoo/core/learner.py": None,
+    "zoo/core/estimates.py": None,
     "zoo/core/trained.py": {"Trained.evaluate", "compile_evaluation", "evaluate_split"},
     "zoo/data/masking.py": None,
     **{
