@@ -1,4 +1,5 @@
-# make demo: train and sample a small model.  make test: lint, types and the test suite.  make parity: against PyTorch.
+# make demo: train and sample a small model.  make test: lint, types and the test suite.  make test-all: slow tests too.
+# make parity: against PyTorch, transformers and diffusers.
 # make gpu: is it right and fast on a GPU; with PYTHON=... in an environment that is there, and nothing is installed.
 # make mutants: changes the code in COUNT places drawn by SEED, one at a time, and finds the changes that no test notices.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ WORKERS ?= 2
 SEED ?= 0
 COUNT ?= 300
 
-.PHONY: demo install test lint parity gpu mutants clean
+.PHONY: demo install test test-all lint parity gpu mutants clean
 
 demo: install
 	$(BIN)/python train.py configs/transformer_lm.py --rundir runs/demo --steps 2000 --sample-every 400 --eval-every 400
@@ -22,6 +23,9 @@ install: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+test-all: test
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -40,8 +40,9 @@ def score(path: Path, step: int, settings: dict[str, Any]) -> dict[str, Any]:
     for record in map(json.loads, lines):
         if asked.items() <= record.items():
             return record
-    found = zoo.load_run(path, str(step)).evaluate(split="test", **settings)
-    record = {"step": step, "split": "test"} | found | {"seed": 0}
+    trained = zoo.load_run(path, str(step))
+    found = trained.evaluate(split="test", **settings)
+    record = {"step": step, "split": "test"} | found | {"seed": 0} | trained.setting()
     RunDir(path).write_scores(record)
     return record
 

@@ -233,6 +233,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(run):
         assert np.linalg.norm(half[name] - leaf) < 0.15 * np.linalg.norm(leaf) + 0.001 * whole, name
 
 
+@pytest.mark.slow
 def test_200_steps_in_bfloat16_end_near_those_in_float32(run):
     """The mean loss of the last 20 steps within 5 % of the first step's loss."""
     if run.family.monitor[0] == "loss":
