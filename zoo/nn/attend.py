@@ -10,7 +10,7 @@ all queries. Queries are [b h t d], keys and values [b g s d]; query head i read
 
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,9 @@ class Mask:
     """
 
     causal: bool = False
-    lengths: Int[Array, " b"] | None = None
-    visible: Bool[Array, "#b #t s"] | None = None
+    # Not annotated by shape: JAX puts other things than arrays into a pytree's fields.
+    lengths: Any = None
+    visible: Any = None
 
     def seen(self, queries: Int[Array, " t"], keys: int) -> Bool[Array, "#b #t s"] | None:
         """Which of so many keys the queries at some positions see, [b|1, t|1, s]; None where they see all."""
