@@ -96,7 +96,8 @@ def run(case: str, smoke: bool, limit: float, cache: str) -> dict[str, Any]:
     """A case's figures, or its error."""
     if reason := left_out(case):
         return {"error": reason}
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+    # Without filtering, the last line of a traceback is the error.
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_TRACEBACK_FILTERING": "off"}
     if case in CHECKS:  # several share the device
         environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     began = time.perf_counter()

@@ -167,7 +167,7 @@ def _images(name: str, tiny: bool) -> Work:
         return Work(ImageVAE(width=16, latent=4) if tiny else ImageVAE(), ImageSpec(28, 28, 1), 8 if tiny else 512)
     if name == "dcgan":
         family = DCGAN(latent=4, width=8) if tiny else DCGAN()
-        return Work(family, ImageSpec(16, 16, 3) if tiny else ImageSpec(64, 64, 3), 8 if tiny else 128)
+        return Work(family, ImageSpec(32, 32, 3) if tiny else ImageSpec(64, 64, 3), 8 if tiny else 128)
     unet = DDPM(channels=(128, 256, 256), layers=2, attention=(16,), head_width=64, conditional=False)
     if tiny:
         unet = replace(unet, channels=(8, 16), layers=1, attention=(4,), head_width=8)

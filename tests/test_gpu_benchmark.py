@@ -1,6 +1,7 @@
 """`make gpu` on the CPU: its cases at tiny sizes, its limits, its table."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -62,6 +63,20 @@ def test_tiny_cases_run_on_the_cpu(tmp_path):
     cases = json.loads((tmp_path / "gpu.json").read_text())["cases"]
     assert cases["contract:image_vae"]["resumed_bitwise"]
     assert cases["train:image_vae:bfloat16"]["per_second"] > 0
+
+
+def test_families_are_there_without_what_only_data_and_flags_need(tmp_path):
+    absent = ("grain", "tensorflow_datasets", "array_record", "tyro", "tensorboardX", "rouge_score", "beartype")
+    # None in sys.modules is what Python takes for a package that is not installed.
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({absent!r}); sys.path.insert(0, {str(gpu.ROOT)!r})\n"
+        "from benchmarks.gpu_cases import stand_in_for_tyro\n"
+        "assert stand_in_for_tyro()\n"
+        "from benchmarks.gpu_work import FAMILIES, gpt2, make_work\n"
+        "assert all(make_work(name, tiny).batch(0) for name in FAMILIES for tiny in (True, False)) and gpt2(False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
