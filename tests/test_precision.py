@@ -78,6 +78,16 @@ def test_a_product_sums_in_float32():
     np.testing.assert_allclose(gradient, 1.0, rtol=1e-2)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_product_rounds_once_to_the_dtype_that_is_asked_for(backend, monkeypatch):
+    left, right = (jax.random.normal(jax.random.key(i), (32, 64), HALF) for i in (1, 2))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    y = product(left, right, (1, 1), HALF)
+    assert y.dtype == HALF
+    exact = np.asarray(left, np.float64) @ np.asarray(right, np.float64).T
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)
+
+
 def test_logits_are_float32_and_their_gradients_reach_the_table():
     table = Embedding(5, 4, scale=1.0, rngs=rngs(), dtype=HALF)
     x = jax.random.normal(jax.random.key(1), (2, 3, 4), HALF)

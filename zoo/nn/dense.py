@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -45,11 +46,19 @@ def identity(x: jax.Array) -> jax.Array:
 
 
 def product(
-    left: Float[Array, "..."], right: Float[Array, "..."], axes: tuple[int, int] = (1, 0)
+    left: Float[Array, "..."],
+    right: Float[Array, "..."],
+    axes: tuple[int, int] = (1, 0),
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "..."]:
-    """The product of two matrices, summed along an axis of each in float32; float32."""
+    """The product of two matrices, summed along an axis of each in float32, in a dtype.
+
+    Matrix units of GPUs and TPUs sum in float32 and round once, whatever they return. On the CPU a product that returns
+    bfloat16 rounds its partial sums too, so there the float32 product is rounded.
+    """
+    wide = jnp.float32 if jax.default_backend() == "cpu" else dtype
     dimensions = ((axes[:1], axes[1:]), ((), ()))
-    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=wide).astype(dtype)
 
 
 def add_vector(x: Float[Array, "... d"], vector: Float[Array, " d"]) -> Float[Array, "... d"]:
@@ -75,14 +84,13 @@ def activated_matmul(
 
 
 def _forward(activation, wide, x, kernel):
-    y = product(activation(x), kernel.astype(x.dtype))
-    return y if wide else y.astype(x.dtype), (x, kernel)
+    return product(activation(x), kernel.astype(x.dtype), dtype=jnp.float32 if wide else x.dtype), (x, kernel)
 
 
 def _backward(activation, wide, saved, gradient):
     x, kernel, gradient = settle((*saved, gradient.astype(saved[0].dtype)))
     hidden, pull = jax.vjp(activation, x if activation is identity else late(x, gradient))
-    hidden_gradient = product(gradient, kernel.astype(x.dtype), (1, 1)).astype(x.dtype)
+    hidden_gradient = product(gradient, kernel.astype(x.dtype), (1, 1), x.dtype)
     hidden, hidden_gradient = settle((hidden, hidden_gradient))
     return settle((*pull(hidden_gradient), product(hidden, gradient, (0, 0))))
 
