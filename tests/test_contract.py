@@ -55,7 +55,7 @@ def excerpt(data: Data, folder: Path) -> Data:
     """Two scenes' worth of text, or a few dozen images, as the data is of."""
     if isinstance(data, Images):
         path = folder / "excerpt.npz"
-        some = data.open(length=None, batch_size=48, seed=0).batch_at(0)
+        some = data.open(length=None, batch_size=96, seed=0).batch_at(0)
         np.savez(path, images=some["image"], labels=some["label"])
         return replace(data, path=str(path))
     if isinstance(data, Pairs):
