@@ -4,6 +4,8 @@ python train.py configs/ddpm.py
 
 60 minutes on two CPU cores. With `--family.no-conditional`, `python evaluate.py runs/ddpm --samples 10000`: FID 1.29 by
 the MNIST classifier, sampled in 50 steps of DDIM with eta 1 and shift 3.
+
+These figures are from before the data had a dev split; they are yet to be measured again.
 """
 
 from zoo import Optimizer, Run
