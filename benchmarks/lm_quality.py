@@ -3,7 +3,7 @@
     python -m benchmarks.lm_quality [--seeds 0 1 2] [--steps 2000]
 
 For each seed, `zoo.fit` and `benchmarks/peers/lm_quality.py` train the setting of `configs/transformer_lm.py` from the
-same first weights on the same batches, and both are scored on the whole held-out split. Prints one JSON line for each
+same first weights on the same batches, and both are scored on the whole test split. Prints one JSON line for each
 run, and one with the mean difference (positive: the zoo's loss is higher). PEER_PYTHON names the interpreter that has
 PyTorch, where this one has not.
 """
@@ -60,10 +60,11 @@ def pairs(batch: dict[str, np.ndarray], end_of_text: int) -> tuple[np.ndarray, n
 
 
 def write_batches(path: Path, data: DataSet, steps: int) -> None:
-    """Every training batch in order, and the whole held-out split."""
+    """Every training batch in order, and the whole test split."""
     end_of_text = data.spec.tokenizer.end_of_text
     train = [pairs(data.batch_at(step), end_of_text) for step in range(steps)]
-    held_out = [pairs(data.held_out_at(i), end_of_text) for i in range(data.held_out_batches)]
+    test = data.on("test")
+    held_out = [pairs(test.held_out_at(i), end_of_text) for i in range(test.held_out_batches)]
     inputs, targets = map(np.stack, zip(*train, strict=True))
     held_out_inputs, held_out_targets = map(np.concatenate, zip(*held_out, strict=True))
     np.savez(path, inputs=inputs, targets=targets, held_out_inputs=held_out_inputs, held_out_targets=held_out_targets)
@@ -94,9 +95,9 @@ def compare(run: zoo.Run, folder: Path) -> float:
     begin = time.perf_counter()
     trained = zoo.fit(run)
     seconds = time.perf_counter() - begin
-    figures = trained.evaluate()
+    figures = trained.evaluate(split="test")
     about = {"peer": "zoo", "task": "lm_quality", "seed": run.seed, "held_out_nats": figures["loss"]}
-    before = zoo.load_run(folder / "first").evaluate()["loss"]
+    before = zoo.load_run(folder / "first").evaluate(split="test")["loss"]
     print(json.dumps(about | {"held_out_nats_before": before, "seconds": round(seconds, 1)}), flush=True)
     command = [os.environ.get("PEER_PYTHON", sys.executable), str(PEER), str(folder)]
     line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

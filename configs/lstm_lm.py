@@ -2,8 +2,9 @@
 
 python train.py configs/lstm_lm.py
 
-0.8 minutes on two CPU cores, as long as configs/transformer_lm.py; 1.767 nats and 2.550 bits a character on the
-held-out plays, Macbeth and Twelfth Night.
+0.8 minutes on two CPU cores, as long as configs/transformer_lm.py; 1.742 nats and 2.512 bits a character (+- 0.006) on
+the test plays, Macbeth and Twelfth Night. Of the learning rates 0.003, 0.005, 0.01 and 0.015, this one is best on the
+dev plays: 2.795, 2.604, 2.652 and 2.491 bits.
 """
 
 from zoo import Optimizer, Run
@@ -14,7 +15,7 @@ run = Run(
     family=LSTMLM(layers=2, width=232, embedding=128, context=64),
     data=Text(order="stream"),
     optimizer=Optimizer(
-        name="adam", learning_rate=1e-2, warmup_steps=100, final_fraction=0.05, weight_decay=0.0, clip_norm=1.0
+        name="adam", learning_rate=1.5e-2, warmup_steps=100, final_fraction=0.05, weight_decay=0.0, clip_norm=1.0
     ),
     steps=850,
     batch_size=32,

@@ -1,8 +1,10 @@
-"""A character language model of Shakespeare's plays: nanoGPT's CPU setting, in the GPT-2 shape without biases.
+"""A character language model of Shakespeare's plays: nanoGPT's CPU setting but for the learning rate, without biases.
 
 python train.py configs/transformer_lm.py
 
-0.8 minutes on two CPU cores; 1.904 nats and 2.747 bits a character on the held-out plays, Macbeth and Twelfth Night.
+0.8 minutes on two CPU cores; 1.797 nats and 2.592 bits a character (+- 0.006) on the test plays, Macbeth and Twelfth
+Night. Of the learning rates 0.001, 0.002, 0.003 and 0.006, this one is best on the dev plays: 2.702, 2.584, 2.556 and
+2.554 bits.
 """
 
 from zoo import Optimizer, Run
@@ -13,7 +15,7 @@ run = Run(
     family=TransformerLM(layers=4, heads=4, width=128, context=64, dropout=0.0),
     data=Text(),
     optimizer=Optimizer(
-        learning_rate=1e-3, warmup_steps=100, final_fraction=0.1, beta2=0.99, weight_decay=0.1, clip_norm=1.0
+        learning_rate=6e-3, warmup_steps=100, final_fraction=0.1, beta2=0.99, weight_decay=0.1, clip_norm=1.0
     ),
     steps=2000,
     batch_size=12,
