@@ -150,26 +150,30 @@ class Learner:
 
         grads, weight, pairs, rows, memory = self._sum_microbatches(objective, trained, batch)
         grads, weight, pairs = parallel.total((grads, weight, pairs))
-        empty = weight == 0  # then what follows is 0 / 0, and none of it is kept
-        grads = jax.tree.map(lambda g: g / weight, grads)
+        empty = weight == 0  # then nothing is divided by it, and all stays as it was
+        rate = jnp.asarray(self.optimizer.learning_rate_at(self.total_steps)(jnp.asarray(step)))
+        new, norm = jax.lax.cond(
+            empty,
+            lambda: (self, jnp.zeros(())),
+            lambda: self._updated(jax.tree.map(lambda g: g / weight, grads), memory, rate),
+        )
+        metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in pairs.items()}
+        told = {"grad_norm": norm, "learning_rate": rate, "skipped": empty.astype(jnp.float32)}
+        return new, metrics | told | rows
+
+    def _updated(self, grads: Any, memory: Any, rate: jax.Array) -> tuple["Learner", jax.Array]:
+        """This learner after one step along the mean gradient of some submodules, and the gradient's norm."""
         norm = optax.tree.norm(grads)
         if self.optimizer.clip_norm:
             scale = jnp.minimum(1.0, self.optimizer.clip_norm / (norm + 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
-
-        rate = jnp.asarray(self.optimizer.learning_rate_at(self.total_steps)(jnp.asarray(step)))
         transform = self.optimizer.transform()
         params, opt_state = dict(self.params), dict(self.opt_state)
-        for name in trained:
+        for name in grads:
             moves, opt_state[name] = transform.update(grads[name], opt_state[name], params[name])
             params[name] = jax.tree.map(lambda p, u: p - rate * u, params[name], moves)
         new = replace(self, params=params, memory=memory, opt_state=opt_state, updates=self.updates + 1)
-        new = replace(new, ema=self._average(new))
-        new = jax.tree.map(lambda old, now: jnp.where(empty, old, now), self, new)
-
-        metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in pairs.items()}
-        norm, skipped = jnp.where(empty, 0.0, norm), empty.astype(jnp.float32)
-        return new, metrics | {"grad_norm": norm, "learning_rate": rate, "skipped": skipped} | rows
+        return replace(new, ema=self._average(new)), norm
 
     def _merge(self, params: Any, memory: Any) -> Any:
         """The live network."""
