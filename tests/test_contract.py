@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,32 @@ from zoo.data.sentences import Sentences
 from zoo.data.sources import read_cmudict, read_plays, read_wordnet
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = [
-    pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem))
-    for path in sorted((ROOT / "configs").glob("*.py"))
-]
+PATHS = sorted((ROOT / "configs").glob("*.py"))
+COSTLY = ("ddpm",)
+"""Configs whose step takes ten seconds to compile: of them `make test` has what one compiled step is enough for."""
+
+
+def configs(slow: Callable[[Path], bool] = lambda path: False) -> list[Any]:
+    """Every config as a parameter, in a worker of its own; some marked as slow."""
+    marks = {path: [pytest.mark.xdist_group(path.stem), *[pytest.mark.slow] * slow(path)] for path in PATHS}
+    return [pytest.param(path, id=path.stem, marks=marks[path]) for path in PATHS]
+
+
+def first_configs() -> set[Path]:
+    """The first config of each family."""
+    families: dict[type, Path] = {}
+    for path in PATHS:
+        families.setdefault(type(load_config(str(path)).family), path)
+    return set(families.values())
+
+
+FIRST = first_configs()
+unless_costly = pytest.mark.parametrize("run", configs(slow=lambda path: path.stem in COSTLY), indirect=True)
+once_a_family = pytest.mark.parametrize(
+    "run", configs(slow=lambda path: path.stem in COSTLY or path not in FIRST), indirect=True
+)
+"""In `make test` for the first config of each family, in `make test-all` for every config."""
+strategies = pytest.mark.parametrize("strategy", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 
 # The field's standard names for sizes, with a size that compiles in a moment.
 SMALL: dict[str, Any] = {
@@ -51,13 +74,14 @@ def shrink(family: Family) -> Family:
     return replace(family, **{name: min(size, SMALL[name]) for name, size in sizes.items()})
 
 
+@functools.cache
 def excerpt(data: Data, folder: Path) -> Data:
     """Two scenes' worth of text, or a few dozen images, as the data is of."""
     if isinstance(data, Images):
         path = folder / "excerpt.npz"
         some = data.open(length=None, batch_size=96, seed=0).batch_at(0)
         np.savez(path, images=some["image"], labels=some["label"])
-        return replace(data, path=str(path))
+        return replace(data, path=str(path), size=data.size or 16)
     if isinstance(data, Pairs):
         path = folder / "excerpt.tsv"
         short = [pair for pair in read_cmudict() if max(len(pair[0]), len(pair[1].split())) < SMALL["context"]]
@@ -73,7 +97,7 @@ def excerpt(data: Data, folder: Path) -> Data:
     return replace(data, path=str(path))
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=configs())
 def run(request, tmp_path_factory) -> Run:
     run = load_config(str(request.param))
     # One folder for all tests of a config, which share what is trained there.
@@ -184,6 +208,7 @@ def test_steps_are_finite_keep_the_tree_and_compile_once(run):
     assert "loss" in told[0]
 
 
+@once_a_family
 def test_a_step_is_a_function_of_its_arguments(run):
     run = with_noise(replace(run, parallel=Parallel(devices=1)))
     one, two, other = Bench(run), Bench(run), Bench(run)
@@ -196,6 +221,7 @@ def test_a_step_is_a_function_of_its_arguments(run):
     assert any((one.params()[name] != value).any() for name, value in other.params().items())
 
 
+@unless_costly
 def test_one_batch_can_be_learned_by_heart(run):
     bench = Bench(quick(run))
     if run.family.monitor[0] != "loss":
@@ -217,6 +243,7 @@ def gradients(run: Run) -> dict[str, np.ndarray]:
     return {name: leaf.astype(np.float64) / (1 - optimizer.beta1) for name, leaf in flatten(found).items()}
 
 
+@once_a_family
 def test_gradients_in_bfloat16_are_those_of_float32(run):
     """Leaf by leaf within 15 % of the leaf's norm, or 0.1 % of the whole gradient's where a leaf has less than that.
 
@@ -255,9 +282,10 @@ def test_every_network_learns(run):
         assert sum(moved.values()) >= 0.8 * len(moved), [name for name, value in moved.items() if not value]
 
 
+@once_a_family
 @pytest.mark.parametrize(
     "parallel",
-    [Parallel("jit", 8), Parallel("pmap", 8), Parallel("jit", 8, fsdp=4)],
+    [pytest.param(Parallel("jit", 8), marks=pytest.mark.slow), Parallel("pmap", 8), Parallel("jit", 8, fsdp=4)],
     ids=lambda p: f"{p.strategy}{p.devices}" + (f"-fsdp{p.fsdp}" if p.fsdp > 1 else ""),
 )
 def test_devices_do_not_change_the_result(run, parallel):
@@ -268,7 +296,8 @@ def test_devices_do_not_change_the_result(run, parallel):
         np.testing.assert_allclose(told[-1][name], told_spread[-1][name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+@once_a_family
+@strategies
 def test_microbatches_do_not_change_the_result(run, strategy):
     run = with_noise(run)
     if hasattr(run.family, "free_bits"):  # with a floor that lies between the microbatches' own means
@@ -286,7 +315,8 @@ def test_microbatches_do_not_change_the_result(run, strategy):
         np.testing.assert_allclose(told[-1][name], told_parts[-1][name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+@unless_costly
+@strategies
 def test_a_resumed_run_is_the_uninterrupted_one(run, strategy):
     run = for_fit(run, strategy)
     uninterrupted = fitted(run)
@@ -309,7 +339,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, strategy):
 
 
 def test_scores_count_every_held_out_row_once(run):
-    bench = Bench(replace(run, parallel=Parallel(devices=1)))
+    bench = Bench(quick(run))
     evaluate = jax.jit(lambda state, batch: bench.family.evaluate(state, batch, jax.random.key(2)))
     batch = bench.strategy.put(bench.data.held_out_at(0))
     rows = evaluate(bench.state, batch)
@@ -325,7 +355,7 @@ def test_scores_count_every_held_out_row_once(run):
 
 
 def test_samples_are_a_function_of_the_key_and_compile_once(run):
-    bench = Bench(replace(run, parallel=Parallel(devices=1)))
+    bench = Bench(quick(run))
     request = bench.family.Request(n=2)
     first = bench.family.sample(bench.model(), request, jax.random.key(3))
     assert len(first) == 2
@@ -352,6 +382,7 @@ class _no_compilation:  # noqa: N801
         assert self.count == 0
 
 
+@unless_costly
 def test_a_trained_run_loads_samples_and_scores(run):
     run = for_fit(run)
     trained = fitted(run)
@@ -367,6 +398,7 @@ def test_a_trained_run_loads_samples_and_scores(run):
     assert all(loaded.net(name) is not None for name in learners)
 
 
+@unless_costly
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_run_that_starts_from_another_samples_and_scores_as_it_does(run, ema_decay):
     run = for_fit(run)

@@ -50,7 +50,7 @@ def test_an_earlier_diffusion_model_computes_and_draws_what_it_did(earlier):
     np.testing.assert_allclose(pixels.astype(int), EXPECTED["images"].astype(int), atol=1)
 
 
-@pytest.mark.parametrize("name", ["transformer_lm", "ddpm"])
+@pytest.mark.parametrize("name", ["transformer_lm", pytest.param("ddpm", marks=pytest.mark.slow)])
 def test_a_new_run_starts_from_an_earlier_ones_weights(earlier, tmp_path, name):
     source = load_run(earlier / name)
     config = load_config(str(ROOT / "configs" / f"{name}.py"))

@@ -147,3 +147,16 @@ def test_marked_functions_leave_their_names(tools, monkeypatch):
     assert names["__doc__"] == "Words."
     assert names["A"]().f() == 1
     assert entered == {"m.py::", "m.py::A.f", "m.py::A.f.g"}
+
+
+def test_tests_that_enter_little_else_run_first(tools):
+    site = tools.mutations(ROOT, "zoo/core/estimates.py")[0]
+    name = f"{site.file}::{site.function}"
+    seconds = {"whole": 1.0, "other": 1.0, "unit": 9.0, "broad": 0.1}
+    entered = {
+        "a": {name: ["whole"], "zoo/x.py::f": ["whole", "other"], "zoo/x.py::g": ["whole"]},
+        "b": {name: ["broad", "unit"], "zoo/x.py::f": ["broad"]},
+        "c": {"zoo/x.py::f": ["other"]},
+    }
+    groups = {group: {"seconds": seconds, "entered": of} for group, of in entered.items()}
+    assert tools.plan(site, groups) == [("b", ["unit", "broad"]), ("a", ["whole"])]

@@ -6,7 +6,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+SLOW = ("dcgan", "ddpm", "image_vae", "seq2seq")
+NOTEBOOKS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+    for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+]
 
 # What stands in for the sizes in a notebook's cell tagged "parameters"; a notebook takes the names that it has.
 TINY = {
@@ -23,7 +27,7 @@ TINY = {
 
 # Jupyter's client has warnings of its own about event loops and missing ids.
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     corpus = tmp_path / "corpus.txt"

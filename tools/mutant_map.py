@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from fnmatch import fnmatch
 from hashlib import sha1
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +61,23 @@ def measured(root: Path, store: Path, wanted: list[str], again: bool, folder: Pa
 
 
 def plan(change: Mutation, groups: Groups) -> list[tuple[str, list[str]]]:
-    """The groups of tests that enter the changed function, and their tests that enter it, quickest first.
+    """The groups of tests that enter the changed function, and their tests that enter it, most devoted ones first.
 
-    Groups come in the order of the share of what they enter that lies in the changed file. What is at a module's level
-    is seen by all that import the module.
+    A test is the more devoted to a function the fewer it enters in all, and a group as its most devoted test. What is
+    at a module's level is seen by all that import the module, and best by what enters few others' functions.
     """
     name, found = f"{change.file}::{change.function}", []
     for group, of in groups.items():
-        everywhere = Counter(function.split("::")[0] for function in of["entered"])
-        if name in of["entered"] or (not change.function and change.file in everywhere):
-            tests = sorted(of["entered"].get(name, ()), key=of["seconds"].__getitem__)
-            found.append((everywhere[change.file] / everywhere.total(), group, tests))
-    return [(group, tests) for _, group, tests in sorted(found, key=lambda each: (-each[0], each[1]))]
+        if change.function:
+            tests = of["entered"].get(name, [])
+        else:
+            of_file = (each for function, each in of["entered"].items() if function.split("::")[0] == change.file)
+            tests = sorted(set(chain.from_iterable(of_file)))
+        if tests:
+            breadth = Counter(chain.from_iterable(of["entered"].values()))
+            tests = sorted(tests, key=lambda test: (breadth[test], of["seconds"][test]))
+            found.append((breadth[tests[0]], group, tests))
+    return [(group, tests) for _, group, tests in sorted(found)]
 
 
 def _is_test(path: Path) -> bool:
