@@ -6,7 +6,8 @@
 Every run must have kept its checkpoints (`train.py --keep 1000`); of each, those nearest to the minutes asked for are
 scored as `evaluate.py` does, with the flags that follow the run's name, and what it finds is added to the run's
 scores.jsonl. What is there already from as many samples is not done again. The time is that of the training steps
-alone. Prints one JSON line for each checkpoint.
+alone, as the run logged it; of a run that shared its machine, `RUN:seconds=0.09,eta=0` gives the seconds that a step
+takes on a quiet one. Prints one JSON line for each checkpoint.
 """
 
 import argparse
@@ -19,15 +20,15 @@ from zoo.core.checkpoint import Checkpoints
 from zoo.core.rundir import METRICS, SCORES, RunDir
 
 
-def seconds_at(path: Path) -> dict[int, float]:
-    """Seconds of training by step, as the run logged them."""
+def seconds_at(path: Path, per_step: float | None) -> dict[int, float]:
+    """Seconds of training by step: as the run logged them, or from the seconds that a step takes."""
     lines = [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
-    return {line["step"]: line["seconds"] for line in lines}
+    return {line["step"]: line["seconds"] if per_step is None else line["step"] * per_step for line in lines}
 
 
-def kept_steps(path: Path, minutes: list[float]) -> list[int]:
+def kept_steps(path: Path, seconds: dict[int, float], minutes: list[float]) -> list[int]:
     """The kept checkpoints nearest to some times of training."""
-    seconds, checkpoints = seconds_at(path), Checkpoints(path)
+    checkpoints = Checkpoints(path)
     steps = [step for step in checkpoints.steps() if step in seconds]
     checkpoints.close()
     return sorted({min(steps, key=lambda step: abs(seconds[step] - 60 * at)) for at in minutes})
@@ -48,7 +49,7 @@ def score(path: Path, step: int, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_curve(argument: str) -> tuple[Path, dict[str, Any]]:
-    """A run and the settings of its scoring, from RUN or RUN:name=number,..."""
+    """A run, and the settings of its scoring with `seconds` among them, from RUN or RUN:name=number,..."""
     path, _, settings = argument.partition(":")
     pairs = (setting.split("=") for setting in settings.split(",") if setting)
     return Path(path), {name: float(value) for name, value in pairs}
@@ -86,8 +87,8 @@ def main() -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
     for argument in asked.runs:
         path, settings = read_curve(argument)
-        seconds = seconds_at(path)
-        for step in kept_steps(path, asked.minutes):
+        seconds = seconds_at(path, settings.pop("seconds", None))
+        for step in kept_steps(path, seconds, asked.minutes):
             record = score(path, step, {"samples": asked.samples} | settings)
             minutes = seconds[step] / 60
             print(json.dumps({"run": path.name, "minutes": round(minutes, 2)} | record), flush=True)
