@@ -324,6 +324,24 @@ def test_bound_of_one_time_a_row_estimates_the_whole_bound(model):
     assert float(rows["bits_per_dim"][0].mean()) == pytest.approx(whole["bound_bits_per_dim"], rel=0.05)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_terms_are_of_the_picture_that_the_networks_output_stands_for(prediction, model, monkeypatch):
+    """By hand, of a network that puts out 0.3 everywhere: equations 4 and 8 of the paper, solved for x_0."""
+    monkeypatch.setattr(UNet, "__call__", lambda self, x, *_, **__: jnp.full_like(x, 0.3))
+    family, t = replace(FAMILY, prediction=prediction), np.array([1, 4, 9, 19])
+    x_0, x_t, times, eps = family.noised(batch_of(4), jax.random.key(0), jnp.asarray(t, jnp.float32))
+    error, _, terms = family.terms(model.state, batch_of(4), x_0, x_t, times, eps)
+    alpha_bar = family.alpha_bar
+    signal, noise = (np.sqrt(x)[t].reshape(4, 1, 1, 1) for x in (alpha_bar, 1 - alpha_bar))
+    x, z, seen = (np.asarray(each, np.float64) for each in (x_0, eps, x_t))
+    target = {"eps": z, "x0": x, "v": signal * z - noise * x}[prediction]
+    guess = {"eps": (seen - noise * 0.3) / signal, "x0": np.full_like(x, 0.3), "v": signal * seen - noise * 0.3}
+    np.testing.assert_allclose(error, np.square(target - 0.3).mean((1, 2, 3)), rtol=1e-4)
+    snr = alpha_bar / (1 - alpha_bar)
+    missed = np.square(x - np.clip(guess[prediction], -1, 1)).mean((1, 2, 3))
+    np.testing.assert_allclose(terms, (snr[t - 1] - snr[t]) / 2 * missed / math.log(2), rtol=1e-3)
+
+
 def test_scored_samples_are_made_as_is_recorded(monkeypatch):
     """The sampler is asked for all settings that are written beside the figures."""
     asked, told = [], {}
