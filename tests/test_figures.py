@@ -30,7 +30,7 @@ from zoo.data.sentences import Sentences
 from zoo.data.specs import ImageSpec
 from zoo.dcgan import DCGAN
 from zoo.ddpm import DDPM, DDPMScoring
-from zoo.image_vae import ImageVAE
+from zoo.image_vae import ImageVAE, Pictures
 from zoo.image_vae import Scores as VAEScores
 from zoo.metrics import images as image_metrics
 from zoo.metrics.extractors import Extractor, load_extractor
@@ -405,3 +405,19 @@ def test_wrong_settings_of_scores_are_refused_before_training(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="of images that are 28x28 in grey, and these are 32x32 in colour"):
         load_extractor("mnist", ImageSpec(32, 32, 3))
+
+
+def test_an_image_vae_is_scored_on_the_pictures_that_it_samples(monkeypatch):
+    seen = []
+
+    def apply(images):
+        seen.append(images)
+        return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
+
+    monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: Extractor("plain", "v1", apply))
+    model = start(ImageVAE(network="mlp", hidden=8, latent=3))
+    found = model.family.score(model, {}, Unequal(), VAEScores(samples=12), KEY)
+    sampled = np.stack([image.pixels for image in model.family.sample(model, Pictures(n=12), KEY)])
+    assert len(np.unique(sampled, axis=0)) == 12
+    assert any(np.array_equal(images[:12], sampled) for images in seen)
+    assert (found["samples"], found["sampler"]) == (12, "prior")

@@ -1,7 +1,9 @@
 """Metrics of images: figures from features against other programs and by hand, and how samples are scored."""
 
 import hashlib
+import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from zoo.core.optimizer import Optimizer
 from zoo.core.trained import Trained, inference_state
 from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
+from zoo.metrics import extractors
 from zoo.metrics import images as image_metrics
 from zoo.metrics.classifier import Classifier
 from zoo.metrics.extractors import MNIST, Extractor, load_extractor, write_classifier
@@ -228,6 +231,21 @@ def test_a_classifier_written_to_a_file_is_an_extractor(trained, tmp_path):
         value for name, value in compare(seen, seen, trained.model.spec.classes).items() if "class_share_" in name
     ]
     assert len(shares) == 3
+
+
+def test_the_command_writes_an_extractor_and_says_what_it_is(trained, tmp_path, monkeypatch, capsys):
+    path, loaded = tmp_path / "mine.safetensors", []
+    monkeypatch.setattr(extractors, "load_run", lambda run: loaded.append(run) or trained)
+    monkeypatch.setattr(sys, "argv", ["extractors", "runs/mine", str(path)])
+    extractors.main()
+    assert loaded == ["runs/mine"]
+    about = json.loads(capsys.readouterr().out)
+    assert (about["steps"], about["data"]) == ("7", trained.held_out("test").describe())
+    assert load_extractor(str(path), trained.model.spec).name == "mine"
+    for arguments in ([], ["runs/mine"], ["runs/mine", str(path), "more"]):
+        monkeypatch.setattr(sys, "argv", ["extractors", *arguments])
+        with pytest.raises(UserError, match="usage: python -m zoo.metrics.extractors"):
+            extractors.main()
 
 
 def test_only_a_classifier_becomes_an_extractor(trained, tmp_path):

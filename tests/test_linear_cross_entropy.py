@@ -76,8 +76,11 @@ def test_the_loss_is_differentiable_in_all_that_learns(monkeypatch, small):
     found = jax.jit(jax.value_and_grad(tripled, (0, 1, 2)))(x, table, bias)
     expected = jax.value_and_grad(lambda *a: 3.0 * plain(*a, targets, counts).sum(), (0, 1, 2))(x, table, bias)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+    expected_rows = plain(x, table, bias, targets, counts)
     rows = row_cross_entropy(x, table, targets, counts, bias)
-    np.testing.assert_allclose(rows, plain(x, table, bias, targets, counts), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(rows, expected_rows, rtol=1e-4, atol=1e-5)
+    without_gradient = linear_cross_entropy(x, table, targets, counts, bias)
+    np.testing.assert_allclose(without_gradient, expected_rows.sum(), rtol=1e-5)
 
 
 def test_a_head_of_its_own_is_the_table_transposed():
