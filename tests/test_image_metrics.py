@@ -244,7 +244,7 @@ def test_the_command_writes_an_extractor_and_says_what_it_is(trained, tmp_path, 
     assert load_extractor(str(path), trained.model.spec).name == "mine"
     for arguments in ([], ["runs/mine"], ["runs/mine", str(path), "more"]):
         monkeypatch.setattr(sys, "argv", ["extractors", *arguments])
-        with pytest.raises(UserError, match="usage: python -m zoo.metrics.extractors"):
+        with pytest.raises(UserError, match="usage: python -m zoo"):
             extractors.main()
 
 

@@ -17,7 +17,7 @@ from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.dataset import DataSet
 from zoo.data.specs import ImageSpec
-from zoo.image_vae import ImageVAE, Pictures, Scores
+from zoo.image_vae import COLUMNS, ImageVAE, Pictures, Scores
 from zoo.nn.autoencoder import pyramid
 from zoo.nn.pixels import binarise
 from zoo.nn.variational import kl_divergence
@@ -347,6 +347,8 @@ def test_reconstructions_are_of_held_out_images(model):
     certain = np.isin(held_out, (0, 255))
     np.testing.assert_array_equal(shown[certain], held_out[certain])
     assert np.abs(made - shown).mean() < 0.8 * np.abs(made - np.roll(shown, 1, axis=0)).mean()
+    first, rest = TINY.sample(model, Pictures(reconstruct=COLUMNS + 3), jax.random.key(0))
+    assert [s.pixels.shape[1] for s in (first, rest)] == [2 + columns * (SIZE + 2) for columns in (COLUMNS, 3)]
     with pytest.raises(UserError, match="picture 20 is asked for, but there are 20"):
         TINY.sample(model, Pictures(reconstruct=21), jax.random.key(0))
 
