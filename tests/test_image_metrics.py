@@ -16,14 +16,14 @@ from scipy.linalg import sqrtm
 
 from zoo.core.config import Run
 from zoo.core.errors import UserError
-from zoo.core.family import Model, Setup
+from zoo.core.family import Model, Request, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.core.trained import Trained, inference_state
 from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
 from zoo.metrics import extractors
 from zoo.metrics import images as image_metrics
-from zoo.metrics.classifier import Classifier
+from zoo.metrics.classifier import Classifier, ConvNet
 from zoo.metrics.extractors import MNIST, Extractor, load_extractor, write_classifier
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
 from zoo.metrics.images import ImageScoring, compare, score_samples
@@ -252,6 +252,26 @@ def test_only_a_classifier_becomes_an_extractor(trained, tmp_path):
     trained.model = replace(trained.model, family=object())
     with pytest.raises(UserError, match="a run of object; it must be one of Classifier"):
         write_classifier(trained, tmp_path / "other.safetensors")
+
+
+def test_what_a_classifier_looks_for_is_found_by_steps_of_a_tenth(trained, monkeypatch):
+    """By hand, of a score whose gradient is 2 slope (3 - x): 64 steps from noise of deviation 0.1, within -1 to 1."""
+    spec = ImageSpec(8, 8, 1, ("a", "b"))
+    slope = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype(np.float32) / 100
+
+    def quadratic(self, x, **_):
+        score = (-jnp.square(3 - x) * slope).sum((1, 2, 3))
+        return x, jnp.stack([score, -score], 1)
+
+    monkeypatch.setattr(ConvNet, "__call__", quadratic)
+    model, key = replace(trained.model, spec=spec), jax.random.key(3)
+    made = np.stack([image.pixels for image in trained.model.family.sample(model, Request(n=4), key)])
+    x = 0.1 * np.stack([jax.random.normal(jax.random.fold_in(key, i), (8, 8, 1)) for i in range(4)])
+    sign = np.array([1, -1, 1, -1]).reshape(4, 1, 1, 1)
+    for _ in range(64):
+        g = sign * slope * (3 - x)
+        x = np.clip(x + 0.1 * g / np.abs(g).max((1, 2, 3), keepdims=True), -1, 1)
+    np.testing.assert_allclose(made / 127.5 - 1, x, atol=0.01)
 
 
 def test_images_without_labels_have_no_loss_and_no_classes_are_refused(trained):

@@ -565,6 +565,27 @@ def test_scores_stand_beside_the_unigram_model_s(tmp_path):
     )
 
 
+def test_of_equally_frequent_tokens_the_first_are_the_unigram_models(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(["abcdefghi jklm", "nopqr stuvwx", "yzab cdef"] * 60))
+    data = SentencePairs(path=str(tmp_path / "a.txt"), tokenizer="characters").open(length=12, batch_size=8, seed=0)
+    frequencies = np.random.default_rng(0).integers(0, 3, data.spec.vocab_size)
+    data.__dict__["frequencies"] = frequencies
+    ranked = sorted(range(len(frequencies)), key=lambda i: (-frequencies[i], i))
+    family = replace(BERT, mask_share=0.5)
+    setup = Setup(optimizer=Optimizer(), total_steps=1, batch_size=8)
+    model = Model(family, data.spec, family.init(data.spec, setup, jax.random.key(0)), 0)
+    rows = {"masked_nats": 1.5, "next_sentence_accuracy": 0.75}
+    figures = family.score(model, rows, data, family.Scoring(), jax.random.key(0))
+    labels = []
+    for batch in map(data.held_out_at, range(data.held_out_batches)):
+        tokens, rows_ = jnp.asarray(batch["tokens"]), jnp.asarray(batch["row"])
+        chosen = choose_targets(tokens, data.spec.special, 0.5, jax.random.key(HELD_OUT_MASKS), rows_)
+        labels.extend(np.asarray(chosen.labels)[batch["valid"]][np.asarray(chosen.counted)[batch["valid"]]])
+    for n in (1, 5):
+        assert figures[f"unigram_top{n}"] == pytest.approx(np.isin(labels, ranked[:n]).mean())
+    assert 0 < figures["unigram_top5"] < 1
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("layers", 0), ("heads", 3), ("context", 4), ("mask_share", 0.0), ("mask_share", 1.5), ("dropout", 1.0),
