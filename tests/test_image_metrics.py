@@ -340,6 +340,19 @@ def test_references_are_extracted_once(small, monkeypatch):
     assert calls == [16, 16, 8, 8, 16, 16, 8]
 
 
+def test_fid_of_fewer_than_5000_samples_is_called_biased(small, monkeypatch):
+    def apply(images):
+        return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
+
+    monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: Extractor("plain", "v1", apply))
+    data = small.open(length=None, batch_size=16, seed=0)
+    some = data.held_out_images
+    for n, biased in ((4999, True), (5000, False)):
+        made = np.resize(some, (n, *some.shape[1:]))
+        found = score_samples(lambda _, made=made: made, data, ImageScoring(samples=n), {}, KEY)
+        assert ("fid_is" in found) == biased
+
+
 @pytest.mark.parametrize("settings", [{"samples": 3}, {"references": 2}, {"samples": -1}, {"floor": True}])
 def test_too_few_images_to_compare_are_refused(settings):
     with pytest.raises(UserError, match=f"{next(iter(settings))} is"):

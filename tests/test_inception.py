@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from zoo.core.errors import UserError
 from zoo.interop.torch_legacy import is_legacy, read_legacy
+from zoo.metrics import inception
 from zoo.metrics.inception import average_pool, make_inception, max_pool, resize
 
 REFERENCES = Path(__file__).parent / "references" / "inception"
@@ -58,6 +59,17 @@ def test_images_are_resized_as_tensorflow_1_did():
     np.testing.assert_allclose(along, [0, 0.5, 1, 1.5, 2, 2.5, 3, 3])
     assert jnp.array_equal(resize(jnp.tile(x, (1, 1, 4, 1)), 4)[0, :, :, 0], jnp.tile(jnp.arange(4.0)[:, None], (1, 4)))
     np.testing.assert_allclose(resize(jnp.tile(x, (1, 1, 4, 1)), 2)[0, :, 0, 0], [0, 2])
+
+
+def test_grey_images_have_three_equal_channels(monkeypatch):
+    monkeypatch.setattr(inception, "inception", lambda weights, x: x.mean((1, 2)))
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype(np.uint8)
+    weights = {"fc": (jnp.eye(3), jnp.zeros(3))}
+    grey, _ = inception._extract(weights, images[..., :1])
+    assert grey.shape == (2, 3)
+    np.testing.assert_array_equal(grey, np.repeat(grey[:, :1], 3, 1))
+    (colour,), _ = inception._extract(weights, images[:1])
+    assert len(set(colour.tolist())) == 3
 
 
 def test_pools_do_not_count_their_padding():
