@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import ROOT, call, refused
@@ -24,6 +25,7 @@ from zoo.data.windows import text_windows
 from zoo.lstm_lm import LSTMLM, Scores
 from zoo.metrics.text import TextScoring
 from zoo.metrics.windows import carried_figures
+from zoo.nn.losses import counted
 from zoo.sampling.request import TokenRequest
 from zoo.transformer_lm import TransformerLM
 
@@ -257,3 +259,13 @@ def test_a_prompt_of_a_file_is_continued_as_it_would_be_alone(run, tmp_path):
     twice = [trained.sample(n=2, max_new_tokens=6, **{name: value})
              for name, value in (("prompts", str(tmp_path / "one.txt")), ("prompt", prompts[0]))]  # fmt: skip
     assert [text.text for text in twice[0]] == [text.text for text in twice[1]]
+
+
+def test_targets_count_by_hand():
+    """End-of-text is 9: the pair of two is a document's boundary; length 5 leaves the last target out; first is 2."""
+    batch = {"tokens": jnp.array([[9, 9, 1, 2, 9, 0], [9, 9, 1, 2, 9, 9]]), "length": jnp.array([5, 6])}
+    plain = [[False, True, True, True, False], [False, True, True, True, False]]
+    assert counted(batch, 9).tolist() == plain
+    late = batch | {"first": jnp.array([2, 4])}
+    assert counted(late, 9).tolist() == [[False, False, True, True, False], [False] * 5]
+    assert counted(late | {"length": jnp.array([4, 6])}, 9).tolist()[0] == [False, False, True, False, False]
