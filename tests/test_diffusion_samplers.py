@@ -337,6 +337,16 @@ def test_inpainting_keeps_what_is_known_and_fills_in_what_fits(name):
     assert often < 0.1  # two pictures of this kind differ by 0.34 on average
 
 
+def test_known_pixels_have_the_noise_of_the_level_that_a_step_arrives_at():
+    grid, x_0 = even_grid(LINEAR, 9), np.full_like(MANY, 0.7)
+    known = np.broadcast_to((np.arange(32) < 24)[None, None, :, None], (8, 32, 32, 1))
+    _, strip = walk(ddpm, MANY, grid, frames=10, known=known, x_0=x_0)
+    levels = np.append(LINEAR[grid.t[:9].astype(int)], 1.0)
+    for x_t, alpha_bar in zip(strip.x_t[:, :, :, :24], levels, strict=True):
+        np.testing.assert_allclose(x_t.mean(), np.sqrt(alpha_bar) * 0.7, atol=0.02)
+        np.testing.assert_allclose(x_t.std(), np.sqrt(1 - alpha_bar), rtol=0.02, atol=1e-6)
+
+
 def test_a_strip_shows_the_way_and_does_not_change_it():
     grid = even_grid(LINEAR, 9)
     made, strip = walk(ddpm, NOISE, grid, frames=4)
