@@ -323,6 +323,14 @@ def test_knobs_are_what_they_are_defined_to_be():
         np.testing.assert_allclose(found[row], expected, rtol=1e-5, err_msg=str(knobs))
 
 
+@pytest.mark.parametrize(("penalties", "chosen"), [((1.0, 1.0), (0, 0)), ((2.0, 2.0), (1, 1)), ((1.0, 2.0), (0, 1))])
+def test_the_choice_is_of_penalised_tokens(penalties, chosen):
+    """By hand: a logit of 3 that was seen counts 1.5 with penalty 2, below the 2 of another token."""
+    knobs = knob_rows([{"temperature": 0.0, "repetition_penalty": penalty} for penalty in penalties])
+    logits, seen = jnp.array([[3.0, 2.0, -1.0]] * 2), jnp.array([[True, False, False]] * 2)
+    assert choose(logits, seen, knobs, jax.random.split(jax.random.key(0), 2)).tolist() == list(chosen)
+
+
 def test_knobs_are_transformers():
     cases = json.loads((REFERENCES / "processors.json").read_text())["cases"]
     arrays = load_file(REFERENCES / "processors.safetensors")
