@@ -474,6 +474,8 @@ def test_interpolation_begins_with_the_samples_own_noise(model):
     ways = model.family.sample(model, PictureRequest(n=2, steps=5, interpolate=3), jax.random.key(0))
     assert [way.name for way in ways] == ["interpolation"] * 2
     assert ways[0].pixels.shape == (12, 3 * 8 + 4 * 2, 1)
+    first = np.stack([way.pixels[2:10, 2:10] for way in ways]).astype(int)
+    assert np.abs(first - draw(model)).max() <= 1
     between = model.family.sample(
         model, PictureRequest(steps=5, interpolate=4, image=("0", "1"), sampler="heun"), jax.random.key(0)
     )

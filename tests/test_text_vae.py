@@ -334,6 +334,9 @@ def test_sample_i_does_not_depend_on_how_many_there_are(model):
     few, many = (model.family.sample(model, SentenceRequest(n=n), jax.random.key(0)) for n in (2, 5))
     assert few == many[:2]
     assert len({text.text for text in many}) > 1
+    lengths = [len(text.text.split()) for text in model.family.sample(model, SentenceRequest(n=40), jax.random.key(1))]
+    assert max(lengths) <= CONTEXT  # as many words as there are positions, end-of-text not among them
+    assert SentenceRequest().drawing(400).max_new_tokens == 400, "a sentence may fill any context"
 
 
 @pytest.mark.parametrize(

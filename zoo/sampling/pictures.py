@@ -197,7 +197,7 @@ def _interpolations(
     def make(places: jax.Array) -> jax.Array:
         rows, weight = places // frames, (places % frames) / (frames - 1)
         if given is None:
-            z = [_prior(k, rows, shape) for k in jax.random.split(key)]
+            z = [_prior(k, rows, shape) for k in (key, jax.random.split(key)[1])]  # from the sample's own
         else:
             z = [jnp.broadcast_to(end[None], (len(rows), *shape)) for end in ends]
         x, symbol = _between(*z, weight), label_of(np.asarray(rows))
