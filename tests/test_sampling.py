@@ -244,6 +244,8 @@ def test_streaming_holds_back_broken_characters_and_beginnings_of_stop_strings()
     assert "".join(cut.add([byte]) for byte in "xENENÉy".encode()) == "xEN"
     assert cut.ended
     assert cut.finish() == ""
+    first = Continuation(tokenizer, ("d", "cd"))  # both end with the same byte
+    assert "".join(first.add([byte]) for byte in b"abcde") == "ab"
     broken = Continuation(tokenizer, ())
     assert broken.add("é".encode()[:1]) == ""
     assert broken.add([tokenizer.end_of_text, 65]) == "\ufffd"
