@@ -15,9 +15,10 @@ from test_interop import MODELS, REFERENCES, load_reference
 
 from zoo.core.errors import UserError
 from zoo.data.tokenizers import Bytes, Characters, Words
+from zoo.sampling import tokens
 from zoo.sampling.logits import Knobs, choose, penalize, truncate
 from zoo.sampling.request import TokenRequest
-from zoo.sampling.text import Continuation, continue_texts, make_knobs, sample_texts
+from zoo.sampling.text import ROWS, Continuation, continue_texts, make_knobs, sample_texts
 from zoo.sampling.tokens import write_tokens
 from zoo.transformer_lm import Transformer, TransformerLM
 
@@ -249,6 +250,26 @@ def test_streaming_holds_back_broken_characters_and_beginnings_of_stop_strings()
     broken = Continuation(tokenizer, ())
     assert broken.add("é".encode()[:1]) == ""
     assert broken.add([tokenizer.end_of_text, 65]) == "\ufffd"
+
+
+def test_a_single_text_is_streamed_and_several_are_not():
+    heard: list[str] = []
+    for n, streamed in ((1, True), (2, False)):
+        heard.clear()
+        request = TokenRequest(prompt="ab", n=n, max_new_tokens=12)
+        texts = sample_texts(letters_net(), LETTERS, request, jax.random.key(2), context=64, stream=heard.append)
+        assert "".join(heard) == (texts[0].text if streamed else "")
+
+
+def test_more_beams_than_rows_at_once():
+    request = TokenRequest(prompt="ab", n=2, num_beams=ROWS + 1, max_new_tokens=3)
+    texts = sample_texts(letters_net(), LETTERS, request, jax.random.key(2), context=64)
+    assert len({text.text for text in texts}) == 2
+
+
+@pytest.mark.parametrize(("context", "left"), [(1, [8]), (2, [8]), (3, [8]), (4, [7, 8]), (9, list(range(9)))])
+def test_a_window_that_outgrew_the_context_keeps_its_last_half(context, left):
+    assert tokens._last(np.arange(9), context).tolist() == left
 
 
 def test_prompts_of_several_lengths_continue_as_alone():
