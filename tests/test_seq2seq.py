@@ -23,7 +23,7 @@ from zoo.data.specs import PairSpec
 from zoo.data.tokenizers import Characters
 from zoo.nn.lengths import at_length
 from zoo.nn.recurrent_seq2seq import Attend, Memory
-from zoo.sampling.translation import TranslationRequest, encode_source, pad, translate
+from zoo.sampling.translation import TranslationRequest, encode_source, pad, translate, translate_lines
 from zoo.seq2seq import Scores, Seq2Seq, error_rates
 
 LENGTH = 8
@@ -445,6 +445,16 @@ def test_a_file_of_sources_is_answered_line_by_line(trained, capsys, tmp_path, c
     assert [json.loads(line) for line in told.out.splitlines()] == [text.record for text in answered]
     refused(call(capsys, "sample", trained.path, "--sources", path, "--source", known[0]), "sources is", "source")
     refused(call(capsys, "sample", trained.path, "--sources", tmp_path / "none"), "none cannot be read")
+
+
+def test_the_text_of_a_line_is_its_best_target(tmp_path):
+    net, path = make_net(LUONG), tmp_path / "sources.txt"
+    path.write_text("abc\n\nfghij\n")
+    texts = translate_lines(net, SPEC, TranslationRequest(sources=str(path), n=3, num_beams=3), LENGTH)
+    sources = [encode_source(SPEC, source, LENGTH) for source in ("abc", "fghij")]
+    first, last = (found[0].text for found in translate(net, SPEC, sources, length=LENGTH, num_beams=3))
+    assert [text.text for text in texts] == [first, "", last]
+    assert first or last
 
 
 def test_a_network_without_attention_has_none_to_draw(trained):
