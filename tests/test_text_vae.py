@@ -182,6 +182,14 @@ def test_both_networks_learn_from_several_codes(data):
         assert all(bool((a != b).any()) for a, b in pairs), name
 
 
+def test_noise_of_several_codes_is_a_rows_own_in_any_part_of_a_batch(data):
+    family = replace(TINY, iw_samples=2, dropout=0.2, word_dropout=0.3)
+    net, batch = start(family, data).vae.net(), jax.tree.map(jnp.asarray, data.batch_at(0))
+    parts = [jax.tree.map(lambda x, part=part: x[part], batch) for part in (slice(0, 3), slice(3, BATCH))]
+    whole, first, rest = (family.loss(net, part, jax.random.key(0))[0] for part in (batch, *parts))
+    np.testing.assert_allclose(whole, first + rest, rtol=1e-5)
+
+
 def test_without_codes_it_is_a_language_model(data):
     family = replace(TINY, latent=0)
     state = start(family, data)
