@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.linalg import sqrtm
 
@@ -231,6 +232,15 @@ def test_a_classifier_written_to_a_file_is_an_extractor(trained, tmp_path):
         value for name, value in compare(seen, seen, trained.model.spec.classes).items() if "class_share_" in name
     ]
     assert len(shares) == 3
+
+
+def test_an_extractors_file_needs_family_spec_and_scale_alone(tmp_path):
+    with safe_open(MNIST, "numpy") as opened:
+        about = {name: opened.metadata()[name] for name in ("family", "spec", "scale")}
+    save_file(load_file(MNIST), tmp_path / "bare.safetensors", metadata=about)
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)
+    bare, embedded = (load_extractor(name, GREY)(images) for name in (str(tmp_path / "bare.safetensors"), "mnist"))
+    np.testing.assert_array_equal(bare.features, embedded.features)
 
 
 def test_the_command_writes_an_extractor_and_says_what_it_is(trained, tmp_path, monkeypatch, capsys):
