@@ -566,7 +566,7 @@ def test_scores_stand_beside_the_unigram_model_s(tmp_path):
 
 
 def test_of_equally_frequent_tokens_the_first_are_the_unigram_models(tmp_path):
-    (tmp_path / "a.txt").write_text("\n".join(["abcdefghi jklm", "nopqr stuvwx", "yzab cdef"] * 60))
+    (tmp_path / "a.txt").write_text("\n".join(["aabcdefghiii jklm", "nopqr stuvwx", "yza iiii"] * 60))
     data = SentencePairs(path=str(tmp_path / "a.txt"), tokenizer="characters").open(length=12, batch_size=8, seed=0)
     frequencies = np.random.default_rng(1).integers(0, 3, data.spec.vocab_size)  # an unstable sort ranks others first
     data.__dict__["frequencies"] = frequencies
