@@ -53,7 +53,7 @@ unless_costly = pytest.mark.parametrize("run", configs(slow=lambda path: path.st
 once_a_family = pytest.mark.parametrize(
     "run", configs(slow=lambda path: path.stem in COSTLY or path not in FIRST), indirect=True
 )
-"""In `make test` for the first config of each family, in `make test-all` for every config."""
+"""In `make test` for the first config of each family that is not costly, in `make test-all` for every config."""
 strategies = pytest.mark.parametrize("strategy", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 
 # The field's standard names for sizes, with a size that compiles in a moment.

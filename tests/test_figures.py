@@ -284,13 +284,16 @@ def test_without_labels_classes_are_equal():
 
 
 @pytest.fixture
-def plain(monkeypatch):
-    """An extractor without a network."""
+def plain(monkeypatch) -> list[np.ndarray]:
+    """An extractor without a network; the images that it is given."""
+    seen = []
 
     def apply(images):
+        seen.append(images)
         return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
 
     monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: Extractor("plain", "v1", apply))
+    return seen
 
 
 def start(family) -> Model:
@@ -407,17 +410,10 @@ def test_wrong_settings_of_scores_are_refused_before_training(capsys, tmp_path):
         load_extractor("mnist", ImageSpec(32, 32, 3))
 
 
-def test_an_image_vae_is_scored_on_the_pictures_that_it_samples(monkeypatch):
-    seen = []
-
-    def apply(images):
-        seen.append(images)
-        return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
-
-    monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: Extractor("plain", "v1", apply))
+def test_an_image_vae_is_scored_on_the_pictures_that_it_samples(plain):
     model = start(ImageVAE(network="mlp", hidden=8, latent=3))
     found = model.family.score(model, {}, Unequal(), VAEScores(samples=12), KEY)
     sampled = np.stack([image.pixels for image in model.family.sample(model, Pictures(n=12), KEY)])
     assert len(np.unique(sampled, axis=0)) == 12
-    assert any(np.array_equal(images[:12], sampled) for images in seen)
+    assert any(np.array_equal(images[:12], sampled) for images in plain)
     assert (found["samples"], found["sampler"]) == (12, "prior")

@@ -336,12 +336,17 @@ def test_the_floor_is_training_images_against_held_out_ones(small):
     assert found["fid"] > 0
 
 
+def first_pixels(images):
+    """Features without a network."""
+    return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
+
+
 def test_references_are_extracted_once(small, monkeypatch):
     data, calls = small.open(length=None, batch_size=16, seed=0), []
 
     def apply(images):
         calls.append(len(images))
-        return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
+        return first_pixels(images)
 
     counting = Extractor("counting", "v1", apply)
     monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: counting)
@@ -351,10 +356,7 @@ def test_references_are_extracted_once(small, monkeypatch):
 
 
 def test_fid_of_fewer_than_5000_samples_is_called_biased(small, monkeypatch):
-    def apply(images):
-        return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
-
-    monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: Extractor("plain", "v1", apply))
+    monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: Extractor("plain", "v1", first_pixels))
     data = small.open(length=None, batch_size=16, seed=0)
     some = data.held_out_images
     for n, biased in ((4999, True), (5000, False)):

@@ -540,22 +540,28 @@ def test_wilson_interval_is_scipy_s():
         np.testing.assert_allclose(wilson_interval(hits / count, count, 1.959964), theirs, atol=1e-6)
 
 
-def test_scores_stand_beside_the_unigram_model_s(tmp_path):
-    (tmp_path / "a.txt").write_text("\n".join(["aaa b", "aa bb a", "aaaa c"] * 60))
-    data = SentencePairs(path=str(tmp_path / "a.txt"), tokenizer="characters").open(length=12, batch_size=8, seed=0)
+def scored_with_labels(data):
+    """The scores of a fresh model that is given some means, and the tokens that it has to guess."""
     family = replace(BERT, mask_share=0.5)
     setup = Setup(optimizer=Optimizer(), total_steps=1, batch_size=8)
     model = Model(family, data.spec, family.init(data.spec, setup, jax.random.key(0)), 0)
     rows = {"masked_nats": 1.5, "next_sentence_accuracy": 0.75}
     figures = family.score(model, rows, data, family.Scoring(), jax.random.key(0))
-    assert figures["masked_perplexity"] == pytest.approx(math.exp(1.5))
-    assert data.frequencies.argmax() == data.spec.tokenizer.encode("a")[0]
-    hits = []
+    labels = []
     for batch in map(data.held_out_at, range(data.held_out_batches)):
         tokens, rows_ = jnp.asarray(batch["tokens"]), jnp.asarray(batch["row"])
         chosen = choose_targets(tokens, data.spec.special, 0.5, jax.random.key(HELD_OUT_MASKS), rows_)
-        labels = np.asarray(chosen.labels)[batch["valid"]][np.asarray(chosen.counted)[batch["valid"]]]
-        hits.extend(labels == data.frequencies.argmax())
+        labels.extend(np.asarray(chosen.labels)[batch["valid"]][np.asarray(chosen.counted)[batch["valid"]]])
+    return figures, np.array(labels)
+
+
+def test_scores_stand_beside_the_unigram_model_s(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(["aaa b", "aa bb a", "aaaa c"] * 60))
+    data = SentencePairs(path=str(tmp_path / "a.txt"), tokenizer="characters").open(length=12, batch_size=8, seed=0)
+    figures, labels = scored_with_labels(data)
+    assert figures["masked_perplexity"] == pytest.approx(math.exp(1.5))
+    assert data.frequencies.argmax() == data.spec.tokenizer.encode("a")[0]
+    hits = labels == data.frequencies.argmax()
     assert figures["unigram_top1"] == pytest.approx(np.mean(hits))
     assert figures["masked_tokens"] == len(hits)
     assert figures["unigram_top5"] == 1.0
@@ -571,16 +577,7 @@ def test_of_equally_frequent_tokens_the_first_are_the_unigram_models(tmp_path):
     frequencies = np.random.default_rng(1).integers(0, 3, data.spec.vocab_size)  # an unstable sort ranks others first
     data.__dict__["frequencies"] = frequencies
     ranked = sorted(range(len(frequencies)), key=lambda i: (-frequencies[i], i))
-    family = replace(BERT, mask_share=0.5)
-    setup = Setup(optimizer=Optimizer(), total_steps=1, batch_size=8)
-    model = Model(family, data.spec, family.init(data.spec, setup, jax.random.key(0)), 0)
-    rows = {"masked_nats": 1.5, "next_sentence_accuracy": 0.75}
-    figures = family.score(model, rows, data, family.Scoring(), jax.random.key(0))
-    labels = []
-    for batch in map(data.held_out_at, range(data.held_out_batches)):
-        tokens, rows_ = jnp.asarray(batch["tokens"]), jnp.asarray(batch["row"])
-        chosen = choose_targets(tokens, data.spec.special, 0.5, jax.random.key(HELD_OUT_MASKS), rows_)
-        labels.extend(np.asarray(chosen.labels)[batch["valid"]][np.asarray(chosen.counted)[batch["valid"]]])
+    figures, labels = scored_with_labels(data)
     for n in (1, 5):
         assert figures[f"unigram_top{n}"] == pytest.approx(np.isin(labels, ranked[:n]).mean())
     assert 0 < figures["unigram_top5"] < 1

@@ -137,14 +137,16 @@ def test_every_held_out_pair_is_there_once(file, pairs):
     assert most > 1
 
 
-def test_the_first_held_out_pairs_are_as_long_as_any(tmp_path):
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["excerpt", "whole"])
+def test_the_first_held_out_pairs_are_as_long_as_any(tmp_path, whole):
     """Sorted by length, five batches of 32 of CMUdict's dev words had 4.2 letters on average instead of 7.5."""
     path = tmp_path / "pairs.tsv"
     path.write_text("".join(f"{source}\t{target}\n" for source, target in read_cmudict()[::20]), encoding="utf-8")
-    data = open_pairs(Pairs(path=str(path), dev=0.2, test=0.2), length=32, batch_size=32)
+    settings = Pairs() if whole else Pairs(path=str(path), dev=0.2, test=0.2)
+    data = open_pairs(settings, length=32, batch_size=32)
     batches = [data.held_out_at(i) for i in range(data.held_out_batches)]
     letters = np.concatenate([batch["source_length"][batch["valid"]] for batch in batches]) - 1
-    assert len(letters) > 1000
+    assert len(letters) == (6295 if whole else 1259)
     assert letters[:160].mean() == pytest.approx(letters.mean(), abs=4 * letters.std() / 160**0.5)
 
 

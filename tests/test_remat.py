@@ -40,9 +40,10 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case", ["transformer_lm", "masked_lm", *(pytest.param(case, marks=pytest.mark.slow) for case in list(CASES)[2:])]
-)
+SLOW = ("permutation_lm", "seq2seq", "ddpm")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_remat_changes_no_gradient_and_saves_memory(case):
     family, spec, batch = CASES[case]
     batch = jax.tree.map(jnp.asarray, batch)
