@@ -16,6 +16,10 @@ from zoo.nn.winograd import winograd, winograd_gradients
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+WINOGRAD_CHANNELS = 64
+"""From how many channels, in and out, Winograd's form pays: with fewer, its transforms cost more than they save."""
+
+
 def plain_conv2d(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: int = 0
 ) -> Float[Array, "b h2 w2 o"]:
@@ -69,7 +73,7 @@ def conv2d(
     """Cross-correlation with `padding` zeros on every side, as PyTorch's `Conv2d`.
 
     A kernel of one pixel, or as large as the image, is a matrix product. On the CPU, a 3x3 convolution that keeps an
-    even size takes Winograd's form if it has channels enough to pay, and a 4x4 one that halves it that of matrices.
+    even size takes Winograd's form if it has `WINOGRAD_CHANNELS` channels, and a 4x4 one that halves it that of matrices.
     """
     size, channels = kernel.shape[:2], kernel.shape[2:]
     if size == (1, 1) and stride == 1 and padding == 0:
@@ -80,7 +84,7 @@ def conv2d(
         return y[:, None, None]
     even = x.shape[1] % 2 == x.shape[2] % 2 == 0
     kernel = kernel.astype(x.dtype)
-    if size == (3, 3) and stride == padding == 1 and even and min(channels) >= 16 and x.dtype == jnp.float32:
+    if size == (3, 3) and stride == padding == 1 and even and min(channels) >= WINOGRAD_CHANNELS and x.dtype == jnp.float32:
         return _conv3x3(x, kernel)
     if size == (4, 4) and stride == 2 and padding == 1 and even:
         return _conv4x4(x, kernel)
