@@ -1,7 +1,7 @@
 """Scores a trained run on held-out data: python evaluate.py RUN [--split test] [--data.path FILE] [--json]."""
 
 if __name__ == "__main__":
-    from zoo.core.memory import pause_garbage_collection
+    from zoo.harness.memory import pause_garbage_collection
 
     pause_garbage_collection()
 
@@ -12,12 +12,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from zoo.core.config import parse_flags, split_arguments, trust_named, typed
+from zoo.core.data import Data, Split
 from zoo.core.errors import run_script
-from zoo.core.progress import format_figures
-from zoo.core.rundir import RunDir
-from zoo.data.dataset import Data
-from zoo.data.splits import Split
+from zoo.harness.config import parse_flags, split_arguments, trust_named, typed
+from zoo.harness.progress import format_figures
+from zoo.harness.rundir import RunDir
 
 USAGE = "usage: python evaluate.py RUN [--split test] [--json]; flags: python evaluate.py RUN --help"
 
@@ -54,7 +53,7 @@ def main() -> None:
     asked = parse_flags(Evaluate, Evaluate(run.scoring, run.data), flags, f"evaluate.py {path}")
     split = asked.split or ("dev" if asked.data.name == run.data.name else "all")
 
-    from zoo.core.trained import load_run
+    from zoo.harness.trained import load_run
 
     trained = load_run(path, asked.checkpoint)
     data = trained.held_out(split, asked.data)

@@ -1,7 +1,7 @@
 """Makes samples with a trained run: python sample.py RUN [--n 3 --seed 1 --out DIR ...]."""
 
 if __name__ == "__main__":
-    from zoo.core.memory import pause_garbage_collection
+    from zoo.harness.memory import pause_garbage_collection
 
     pause_garbage_collection()
 
@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import tyro
 
 from zoo.core.artifacts import Image, Text, deliver, listing, write_artifacts, write_summary
-from zoo.core.config import parse_flags, split_arguments, trust_named
 from zoo.core.errors import UserError, run_script
-from zoo.core.rundir import RunDir, make_out
+from zoo.harness.config import parse_flags, split_arguments, trust_named
+from zoo.harness.rundir import RunDir, make_out
 
 USAGE = "usage: python sample.py RUN [--flag value ...]; flags: python sample.py RUN --help"
 
@@ -49,8 +49,8 @@ def main() -> None:
     if asked.out:
         make_out(Path(asked.out))
 
-    from zoo.core.progress import to_console
-    from zoo.core.trained import load_run
+    from zoo.harness.progress import to_console
+    from zoo.harness.trained import load_run
 
     trained = load_run(path, asked.checkpoint)
     streamed: list[str] = []

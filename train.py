@@ -1,7 +1,7 @@
 """Trains a model: python train.py configs/NAME.py [--flag value ...]; a run that was stopped goes on."""
 
 if __name__ == "__main__":
-    from zoo.core.memory import pause_garbage_collection, use_huge_pages
+    from zoo.harness.memory import pause_garbage_collection, use_huge_pages
 
     use_huge_pages()
     pause_garbage_collection()
@@ -13,9 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from zoo.core.config import Run, load_config, parse_flags, split_arguments, trust_named
 from zoo.core.errors import UserError, run_script
-from zoo.core.rundir import RunDir
+from zoo.harness.config import Run, load_config, parse_flags, split_arguments, trust_named
+from zoo.harness.rundir import RunDir
 
 USAGE = "usage: python train.py configs/NAME.py [--flag value ...]; flags: python train.py configs/NAME.py --help"
 
@@ -51,7 +51,7 @@ def main() -> None:
             )
         run = replace(parse_flags(Train, Train(saved), flags, program).run, rundir=run.rundir)
 
-    from zoo.core.harness import fit
+    from zoo.harness.loop import fit
 
     trained = fit(run, fresh=asked.fresh)
     print(f"{trained.path} is at step {trained.model.step}; python sample.py {trained.path}", file=sys.stderr)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo.core.checkpoint import Checkpoints
-from zoo.core.rundir import METRICS, SCORES, RunDir
+from zoo.harness.checkpoint import Checkpoints
+from zoo.harness.rundir import METRICS, SCORES, RunDir
 
 
 def seconds_at(path: Path, per_step: float | None) -> dict[int, float]:

@@ -210,7 +210,7 @@ def gpt2(smoke: bool) -> dict[str, Any]:
 
 def run(case: str, smoke: bool) -> dict[str, Any]:
     """A case by its name."""
-    from zoo.core.platform import exact_float32
+    from zoo.harness.platform import exact_float32
 
     kind, *rest = case.split(":")
     stood_in = stand_in_for_tyro()

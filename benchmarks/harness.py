@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import zoo
-from zoo.core.trained import make_setup
+from zoo.harness.trained import make_setup
 
 CONFIG = Path(__file__).parents[1] / "configs" / "transformer_lm.py"
 

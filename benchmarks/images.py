@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__" and sys.argv[1:] != ["ddpm_sample"]:  # as train.py does, and sample.py does not
-    from zoo.core.memory import use_huge_pages
+    from zoo.harness.memory import use_huge_pages
 
     use_huge_pages()
 
@@ -28,11 +28,11 @@ from timing import emit, timed
 from zoo.core.family import Family, Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
-from zoo.core.platform import prepare
-from zoo.core.trained import inference_state
 from zoo.data.specs import ImageSpec
 from zoo.dcgan import DCGAN
 from zoo.ddpm import DDPM
+from zoo.harness.platform import prepare
+from zoo.harness.trained import inference_state
 from zoo.image_vae import ImageVAE
 
 UNET = DDPM(channels=(64, 128, 256), layers=2, attention=(16,), head_width=32, conditional=False)

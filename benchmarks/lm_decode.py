@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from zoo.core.memory import use_huge_pages
+    from zoo.harness.memory import use_huge_pages
 
     use_huge_pages()
 
@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 from timing import emit, timed
 
-from zoo.sampling.beam import beam_search
-from zoo.sampling.request import TokenRequest
-from zoo.sampling.text import make_knobs
-from zoo.sampling.tokens import write_tokens
+from zoo.sampling.tokens.beam import beam_search
+from zoo.sampling.tokens.continuation import make_knobs
+from zoo.sampling.tokens.decode import write_tokens
+from zoo.sampling.tokens.request import TokenRequest
 from zoo.transformer_lm import Transformer, TransformerLM
 
 PROMPT, NEW, VOCAB = 32, 128, 50257

@@ -24,8 +24,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import zoo
-from zoo.core.trained import make_setup
-from zoo.data.dataset import DataSet
+from zoo.core.data import DataSet
+from zoo.harness.trained import make_setup
 from zoo.interop.transformers import write_run
 from zoo.nn.losses import counted
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from zoo.core.memory import use_huge_pages
+    from zoo.harness.memory import use_huge_pages
 
     use_huge_pages()
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from zoo.core.memory import use_huge_pages
+    from zoo.harness.memory import use_huge_pages
 
     use_huge_pages()
 
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 from timing import emit, timed
 
-from zoo.core.config import load_config
 from zoo.core.parallel import Parallel
-from zoo.core.trained import make_setup
+from zoo.harness.config import load_config
+from zoo.harness.trained import make_setup
 from zoo.nn.linear_cross_entropy import linear_cross_entropy
 from zoo.nn.losses import real_targets
 from zoo.text_vae import TextVAE

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from zoo.core.memory import use_huge_pages
+    from zoo.harness.memory import use_huge_pages
 
     use_huge_pages()
 
@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 from timing import emit, timed
 
-from zoo.core.trained import load_run
-from zoo.sampling.translation import encode_source, translate
+from zoo.harness.trained import load_run
+from zoo.sampling.tokens.translation import encode_source, translate
 
 SOURCES, BEAMS = 1000, 5
 

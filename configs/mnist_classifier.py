@@ -7,9 +7,9 @@ test images. Its weights are embedded: see zoo/metrics/weights/README.md.
 """
 
 from zoo import Optimizer, Run
-from zoo.data.augment import Augment
+from zoo.classifier import Classifier
 from zoo.data.images import Images
-from zoo.metrics.classifier import Classifier
+from zoo.data.images.augment import Augment
 
 run = Run(
     family=Classifier(width=32, features=128, dropout=0.25),

@@ -9,7 +9,7 @@ These figures are from before the data had a dev split; they are yet to be measu
 """
 
 from zoo import Optimizer, Run
-from zoo.data.sentence_pairs import SentencePairs
+from zoo.data.text import SentencePairs
 from zoo.masked_lm import MaskedLM
 
 run = Run(

@@ -14,7 +14,7 @@ These figures are from before the data had a dev split; they are yet to be measu
 """
 
 from zoo import Optimizer, Run
-from zoo.data.sentences import Sentences
+from zoo.data.text import Sentences
 from zoo.text_vae import Scores, TextVAE
 
 run = Run(

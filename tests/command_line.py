@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from zoo.core.errors import run_script
 
-ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "transformer_lm.py")
 TEXT = "\n".join(f"Line {n} of the text says {n * n % 97} and {n**3 % 89}, then it ends." for n in range(60))
 SHAPE = ("--family.layers", "1", "--family.heads", "2", "--family.width", "16", "--family.context", "16")

@@ -33,7 +33,7 @@ def measured(root: Path, store: Path, wanted: list[str], again: bool, folder: Pa
         folder: for files that are not kept.
     """
     known = json.loads(store.read_text()) if store.exists() else {"code": {}, "tests": {}, "groups": {}}
-    tests = _hashes(root, sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.py") if _is_test(path)))
+    tests = _hashes(root, sorted(path.as_posix() for path in _python_files(root) if _is_test(path)))
     code = _hashes(root, files(root))
     groups: Groups = known["groups"]
     if tests != known["tests"]:
@@ -80,8 +80,13 @@ def plan(change: Mutation, groups: Groups) -> list[tuple[str, list[str]]]:
     return [(group, tests) for _, group, tests in sorted(found)]
 
 
+def _python_files(root: Path) -> list[Path]:
+    """Relative to the root."""
+    return [path.relative_to(root) for path in root.glob("*/**/*.py")]
+
+
 def _is_test(path: Path) -> bool:
-    return path.parent.name == "configs" or (path.parent.name == "tests" and path.name.startswith("test_"))
+    return path.parts[0] == "configs" or (path.parts[0] == "tests" and path.name.startswith("test_"))
 
 
 def _hashes(root: Path, names: list[str]) -> dict[str, str]:

@@ -17,14 +17,15 @@ SCOPE = {
     "zoo/[a-z]*.py": None,
     "zoo/metrics/*.py": None,
     "zoo/sampling/*.py": None,
+    "zoo/sampling/*/*.py": None,
     "zoo/core/learner.py": None,
     "zoo/core/estimates.py": None,
-    "zoo/core/trained.py": {"Trained.evaluate", "compile_evaluation", "evaluate_split"},
-    "zoo/data/masking.py": None,
+    "zoo/core/random.py": None,
+    "zoo/harness/trained.py": {"Trained.evaluate", "compile_evaluation", "evaluate_split"},
+    "zoo/data/text/masking.py": None,
     **{
         f"zoo/nn/{name}.py": None
-        for name in ("losses", "likelihoods", "variational", "noise_schedule", "linear_cross_entropy", "batch_norm",
-                     "random", "lagging")
+        for name in ("losses", "likelihoods", "variational", "linear_cross_entropy", "batch_norm", "aggressive_encoder")
     },
 }  # fmt: skip
 """Which files are mutated, as patterns, and where not all of a file is: in which functions."""

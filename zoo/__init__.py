@@ -15,15 +15,15 @@ from typing import Any
 __all__ = ["Init", "Optimizer", "Parallel", "Run", "Trained", "UserError", "fit", "load_config", "load_run"]
 
 _HOMES = {
-    "Init": "config",
-    "Optimizer": "optimizer",
-    "Parallel": "parallel",
-    "Run": "config",
-    "Trained": "trained",
-    "UserError": "errors",
-    "fit": "harness",
-    "load_config": "config",
-    "load_run": "trained",
+    "Init": "harness.config",
+    "Optimizer": "core.optimizer",
+    "Parallel": "core.parallel",
+    "Run": "harness.config",
+    "Trained": "harness.trained",
+    "UserError": "core.errors",
+    "fit": "harness.loop",
+    "load_config": "harness.config",
+    "load_run": "harness.trained",
 }
 
 
@@ -33,4 +33,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"zoo.core.{_HOMES[name]}"), name)
+    return getattr(import_module(f"zoo.{_HOMES[name]}"), name)

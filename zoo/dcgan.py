@@ -18,8 +18,8 @@ A step moves the discriminator `disc_steps` times, k of Goodfellow's algorithm 1
 discriminator that has just moved. Each of the k steps has fakes of fresh noise but the same batch of real images, where
 algorithm 1 draws new ones. Images are [b h w c] from -1 to 1, noise is [b latent], logits are [b].
 
-The networks are those of `zoo.nn.gan`. Each player's batch normalisation has its own memory: the other's step computes
-with the moments of its batch, as training does, but leaves no trace in it.
+The networks are those of `zoo.nets.gan`. Each player's batch normalisation has its own memory: the other's step
+computes with the moments of its batch, as training does, but leaves no trace in it.
 """
 
 from collections.abc import Callable
@@ -36,18 +36,18 @@ from jax.nn import log_sigmoid, relu, sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image, sheet
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError, refuse, require
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
-from zoo.data.augment import diff_augment
-from zoo.data.dataset import DataSet
+from zoo.core.random import normal
+from zoo.data.images.augment import diff_augment
+from zoo.data.images.pixels import from_pixels, to_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
-from zoo.nn.gan import Discriminator, Generator, Normalisation
-from zoo.nn.pixels import from_pixels, to_pixels
-from zoo.nn.random import normal
+from zoo.nets.gan import Discriminator, Generator, Normalisation
 from zoo.sampling.batches import in_batches
-from zoo.sampling.latent import slerp, truncated
+from zoo.sampling.latent_paths import slerp, truncated
 
 SIZES = (32, 64)
 SAMPLES_AT_ONCE = 256

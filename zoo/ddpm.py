@@ -4,7 +4,7 @@ Ho et al. 2020, "Denoising diffusion probabilistic models". Noise is added to a 
 
     q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)                                          (equation 4)
 
-and a U-Net learns to tell the noise eps (or x_0, or v, see `zoo.nn.noise_schedule`) in x_t, by
+and a U-Net learns to tell the noise eps (or x_0, or v, see `zoo.sampling.diffusion.noise_schedule`) in x_t, by
 
     L_simple = E_{t, x_0, eps} || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2      (14)
 
@@ -35,15 +35,18 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from tyro.conf import DisallowNone
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
-from zoo.data.dataset import DataSet
+from zoo.core.random import normal, uniform
+from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
 from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
+from zoo.nets.unet import UNet, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
-from zoo.nn.noise_schedule import (
+from zoo.sampling.diffusion.noise_schedule import (
     Prediction,
     Schedule,
     add_noise,
@@ -54,11 +57,8 @@ from zoo.nn.noise_schedule import (
     to_target,
     to_x_0,
 )
-from zoo.nn.pixels import from_pixels
-from zoo.nn.random import normal, uniform
-from zoo.nn.unet import UNet, UNetSettings
-from zoo.sampling.diffusion_rules import Denoiser
-from zoo.sampling.pictures import PictureRequest, SamplerName, check_guidance, sample_pictures
+from zoo.sampling.diffusion.request import PictureRequest, SamplerName, check_guidance, sample_pictures
+from zoo.sampling.diffusion.rules import Denoiser
 
 
 @dataclass(frozen=True)

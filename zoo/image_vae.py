@@ -37,22 +37,22 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image, sheet
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
-from zoo.data.dataset import DataSet
+from zoo.core.random import normal, uniform
+from zoo.data.images.pixels import binarise, from_pixels, to_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.images import ImageScoring, score_samples
 from zoo.metrics.latent import active_units, held_out_rows, importance_weighted
-from zoo.nn.autoencoder import Autoencoder
+from zoo.nets.autoencoder import Autoencoder
 from zoo.nn.likelihoods import bernoulli, discretised_logistic, gaussian
-from zoo.nn.pixels import binarise, from_pixels, to_pixels
-from zoo.nn.random import normal, uniform
 from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound, kl_divergence, warm_up
 from zoo.sampling.batches import over_rows
-from zoo.sampling.given import given_pictures
-from zoo.sampling.latent import interpolate, lerp, most_active, slerp, traverse
+from zoo.sampling.latent_paths import interpolate, lerp, most_active, slerp, traverse
+from zoo.sampling.starting_images import given_pictures
 
 HELD_OUT_NOISE = 2014
 """Seed of the noise that makes the held-out pixels, the same in every evaluation of every run."""

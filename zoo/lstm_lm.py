@@ -28,10 +28,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.data import DataSet
 from zoo.core.errors import require
 from zoo.core.family import Batch, Family, Metrics, Model, Rows, RowStatistics, Setup
 from zoo.core.learner import Learner
-from zoo.data.dataset import DataSet
+from zoo.core.random import split
 from zoo.data.specs import BlockSpec
 from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
 from zoo.metrics.windows import carried_figures, score_document, strided_figures
@@ -39,11 +40,10 @@ from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import counted
-from zoo.nn.random import split
 from zoo.nn.recurrence import Cell
 from zoo.nn.recurrent import Carry, Recurrent, drop_steps
-from zoo.sampling.request import TokenRequest
-from zoo.sampling.text import sample_texts
+from zoo.sampling.tokens.continuation import sample_texts
+from zoo.sampling.tokens.request import TokenRequest
 
 
 class RecurrentLM(nnx.Module):
@@ -123,7 +123,7 @@ class RecurrentLM(nnx.Module):
     def extend(
         self, tokens: Int[Array, "b t"], cache: Carry, position: Int[Array, ""] | int, start: Int[Array, " b"]
     ) -> tuple[Float[Array, "b vocab"], Carry]:
-        """Reads t more tokens of every row and predicts the next; see `zoo.sampling.tokens`.
+        """Reads t more tokens of every row and predicts the next; see `zoo.sampling.tokens.decode`.
 
         Args:
             tokens: for the slots from `position` on.

@@ -38,25 +38,25 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.data import DataSet
 from zoo.core.errors import require
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
-from zoo.data.dataset import DataSet
-from zoo.data.masking import Targets, choose_targets, corrupt, order_of, put
-from zoo.data.sentence_pairs import FRAME, SegmentPairs
+from zoo.core.random import dropout, split
 from zoo.data.specs import SegmentSpec
+from zoo.data.text.masking import Targets, choose_targets, corrupt, order_of, put
+from zoo.data.text.sentence_pairs import FRAME, SegmentPairs
 from zoo.metrics.intervals import wilson_interval
 from zoo.metrics.text import perplexity
+from zoo.nets.transformer import ACTIVATIONS, INIT_SCALE, Block
 from zoo.nn.attend import Mask
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.losses import cross_entropy
 from zoo.nn.norm import LayerNorm
-from zoo.nn.random import dropout, split
 from zoo.nn.remat import rematerialised
-from zoo.nn.transformer import ACTIVATIONS, INIT_SCALE, Block
-from zoo.sampling.fill import FillRequest, fill_texts, write_lines
+from zoo.sampling.tokens.infill import FillRequest, fill_texts, write_lines
 
 HELD_OUT_MASKS = 2018
 """Seed of the masks of held-out rows, the same in every evaluation of every run."""

@@ -3,15 +3,15 @@
     log P(y | x) = sum_t log P(y_t | y_<t, x)
 
 Sutskever et al. 2014, "Sequence to sequence learning with neural networks". Two networks can stand behind P: recurrent
-layers with or without attention (`zoo.nn.recurrent_seq2seq`: Bahdanau et al. 2015; Luong et al. 2015), and
-Transformers (`zoo.nn.transformer_seq2seq`: Vaswani et al. 2017). Both learn by maximum likelihood from pairs, each y_t
-predicted from the right y_<t; with label smoothing e (Szegedy et al. 2016) the loss of a symbol is, over the v symbols
-of targets,
+layers with or without attention (`zoo.nets.recurrent_seq2seq`: Bahdanau et al. 2015; Luong et al. 2015), and
+Transformers (`zoo.nets.transformer_seq2seq`: Vaswani et al. 2017). Both learn by maximum likelihood from pairs, each
+y_t predicted from the right y_<t; with label smoothing e (Szegedy et al. 2016) the loss of a symbol is, over the v
+symbols of targets,
 
     (1 - e) (-log P(y_t | y_<t, x)) + e / v sum_w (-log P(w | y_<t, x))
 
-The likeliest targets are found by beam search (`zoo.sampling.translation`). Sources are [b s], targets [b t+1]: inputs
-are all symbols but the last, of which the first is end-of-text; what is predicted are all but the first.
+The likeliest targets are found by beam search (`zoo.sampling.tokens.translation`). Sources are [b s], targets [b t+1]:
+inputs are all symbols but the last, of which the first is end-of-text; what is predicted are all but the first.
 """
 
 import re
@@ -27,22 +27,28 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.core.artifacts import Artifact, Artifacts, Text
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.estimates import STDERR, row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
-from zoo.data.dataset import DataSet
-from zoo.data.pairs import PairSet
+from zoo.core.random import split
+from zoo.data.pairs.dataset import PairSet
 from zoo.data.specs import PairSpec
 from zoo.metrics.text import WordTokenizer, bleu, matches, nearest_edits, perplexity, rouge
 from zoo.metrics.windows import token_listing
-from zoo.nn.lengths import Sums, at_length
+from zoo.nets.recurrent_seq2seq import RecurrentSeq2Seq, Score
+from zoo.nets.transformer_seq2seq import TransformerSeq2Seq
+from zoo.nn.by_length import Sums, at_length
 from zoo.nn.losses import cross_entropy
-from zoo.nn.random import split
 from zoo.nn.recurrence import Cell
-from zoo.nn.recurrent_seq2seq import RecurrentSeq2Seq, Score
-from zoo.nn.transformer_seq2seq import TransformerSeq2Seq
-from zoo.sampling.translation import TranslationRequest, draw_alignment, encode_source, translate, translate_lines
+from zoo.sampling.tokens.translation import (
+    TranslationRequest,
+    draw_alignment,
+    encode_source,
+    translate,
+    translate_lines,
+)
 
 Network = RecurrentSeq2Seq | TransformerSeq2Seq
 
@@ -107,8 +113,8 @@ class Seq2Seq(Family):
     embedding: int = 128
     """recurrent: features of a symbol."""
     attention: Score = "luong"
-    """recurrent: how the decoder looks at the source; see `zoo.nn.recurrent_seq2seq`. Bahdanau's takes its steps one by
-    one, which costs time."""
+    """recurrent: how the decoder looks at the source; see `zoo.nets.recurrent_seq2seq`. Bahdanau's takes its steps one
+    by one, which costs time."""
     heads: int = 4
     """transformer: attention heads; they share the width."""
     remat: bool = False

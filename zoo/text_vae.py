@@ -6,7 +6,7 @@ training climbs is
 
     J = E_q log p(w|z) - beta KL(q(z|w) || N(0, 1))
 
-with the closed KL and z = mean + sigma eps of `zoo.nn.variational`, and the networks of `zoo.nn.conditioned_lm`. A
+with the closed KL and z = mean + sigma eps of `zoo.nn.variational`, and the networks of `zoo.nets.conditioned_lm`. A
 decoder that sees all earlier words can do without z; then q(z|w) falls back to the prior, the KL to 0: the posterior
 has collapsed. What there is against it, each a setting of its own:
 
@@ -14,7 +14,7 @@ has collapsed. What there is against it, each a setting of its own:
     kl_cycle_steps    and begins anew, again and again                          Fu et al. 2019
     free_bits         nats of each unit's KL that cost nothing                  Kingma et al. 2016
     word_dropout      hides words from the decoder                              Bowman et al. 2016
-    aggressive        the encoder is trained alone until it has caught up       He et al. 2019; see `zoo.nn.lagging`
+    aggressive        the encoder is trained alone until it has caught up       He et al. 2019
 
 With `iw_samples` k > 1 training climbs the importance-weighted bound instead (Burda et al. 2016, eq. 8),
 
@@ -41,11 +41,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from zoo.core import parallel
 from zoo.core.artifacts import Artifacts
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, Rows, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
-from zoo.data.dataset import DataSet
+from zoo.core.random import split
 from zoo.data.specs import LineSpec
 from zoo.metrics.latent import (
     active_units,
@@ -55,14 +56,13 @@ from zoo.metrics.latent import (
     mutual_information,
 )
 from zoo.metrics.text import perplexity
-from zoo.nn.conditioned_lm import BodyKind, TextDecoder, TextEncoder
-from zoo.nn.lagging import Lagging
+from zoo.nets.conditioned_lm import BodyKind, TextDecoder, TextEncoder
+from zoo.nn.aggressive_encoder import Lagging
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import cross_entropy, real_targets
-from zoo.nn.random import split
 from zoo.nn.recurrence import Cell
 from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound, kl_divergence, warm_up
-from zoo.sampling.sentences import SentenceRequest, write_sentences
+from zoo.sampling.tokens.sentences import SentenceRequest, write_sentences
 
 AT_ONCE = 256
 """Sentences that are decoded side by side, at most, for the importance-weighted bound."""

@@ -5,7 +5,7 @@ row of tokens w_1 ... w_T, and the network factorises its probability and learns
 
     log P(w_1 ... w_T) = sum_t log P(w_t | w_<t)
     x_0 = embedding[w] (+ position[t])
-    x_l = block_l(x_(l-1))                  l = 1 .. layers; see `zoo.nn.transformer`
+    x_l = block_l(x_(l-1))                  l = 1 .. layers; see `zoo.nets.transformer`
     P(w_(t+1) | w_<=t) = softmax(norm(x_L) @ head)
 
 GPT-2: `--family.positions learned --family.norm layernorm --family.mlp gelu_tanh --family.bias --family.tied`.
@@ -28,24 +28,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
-from zoo.data.dataset import DataSet
+from zoo.core.random import dropout, split
 from zoo.data.specs import BlockSpec
 from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
 from zoo.metrics.windows import score_document, strided_figures
+from zoo.nets.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
 from zoo.nn.attend import Mask
 from zoo.nn.attention import KeyValue, rotary_angles
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import counted
-from zoo.nn.random import dropout, split
 from zoo.nn.remat import rematerialised
-from zoo.nn.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
-from zoo.sampling.request import TokenRequest
-from zoo.sampling.text import sample_texts
+from zoo.sampling.tokens.continuation import sample_texts
+from zoo.sampling.tokens.request import TokenRequest
 
 
 class Cache(NamedTuple):

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from zoo.core.artifacts import Artifacts
-from zoo.data.specs import Spec
+from zoo.core.data import Spec
 
 if TYPE_CHECKING:
+    from zoo.core.data import DataSet
     from zoo.core.optimizer import Optimizer
-    from zoo.data.dataset import DataSet
 
 Batch = dict[str, Any]
 """Arrays that lead with the batch row: `row` int32 [b] (the index in the global batch), `valid` bool [b] (false on the
@@ -139,7 +139,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        """One training step. Traced; pure; all noise drawn per row from `key` by `zoo.nn.random`."""
+        """One training step. Traced; pure; all noise drawn per row from `key` by `zoo.core.random`."""
 
     @abc.abstractmethod
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:

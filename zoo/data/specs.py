@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass
 
+from zoo.core.data import Spec
 from zoo.core.errors import UserError
 from zoo.data.tokenizers import Tokenizer
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Base of all specs. A spec is saved in the run directory as JSON."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from jaxtyping import Int64
 
+from zoo.core.data import Split
 from zoo.core.errors import UserError
-
-Split = Literal["dev", "test", "all"]
-"""Which rows are scored: `dev` to choose by, `test` to report, or `all` of a source that nothing is trained on."""
 
 Part = Literal["train", "dev", "test"]
 Shares = Mapping[Part, float]

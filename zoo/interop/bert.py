@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from zoo.core.errors import UserError
-from zoo.data.sentence_pairs import SentencePairs, make_spec
 from zoo.data.specs import SegmentSpec
+from zoo.data.text.sentence_pairs import SentencePairs, make_spec
 from zoo.data.tokenizers import Characters, Tokenizer
 from zoo.interop.checkpoint_files import Entry, ParamPath, Settings, Tensors
 from zoo.interop.layouts import ACTIVATIONS, Layout, dense, norm

@@ -23,16 +23,16 @@ import numpy as np
 from einops import rearrange
 from safetensors.numpy import save_file
 
-from zoo.core.checkpoint import Checkpoints
-from zoo.core.config import Run, to_json
 from zoo.core.errors import UserError, run_script
 from zoo.core.learner import Learner
-from zoo.core.platform import prepare
-from zoo.core.rundir import RunDir
-from zoo.core.trained import load_run, make_setup
 from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
 from zoo.dcgan import DCGAN, State
+from zoo.harness.checkpoint import Checkpoints
+from zoo.harness.config import Run, to_json
+from zoo.harness.platform import prepare
+from zoo.harness.rundir import RunDir
+from zoo.harness.trained import load_run, make_setup
 from zoo.interop.torch_file import read_tensors
 
 Tensors = dict[str, np.ndarray]

@@ -25,19 +25,19 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from zoo.core.checkpoint import Checkpoints, flatten
-from zoo.core.config import Run, to_json
 from zoo.core.errors import UserError, run_script
-from zoo.core.platform import prepare
-from zoo.core.rundir import RunDir
-from zoo.core.trained import load_run, make_setup
 from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
 from zoo.ddpm import DDPM, State
+from zoo.harness.checkpoint import Checkpoints, flatten
+from zoo.harness.config import Run, to_json
+from zoo.harness.platform import prepare
+from zoo.harness.rundir import RunDir
+from zoo.harness.trained import load_run, make_setup
 from zoo.interop.checkpoint_files import Entry, Settings, check_free, fill, gather, load_tensors, read_object
+from zoo.nets.unet import UNet, UNetSettings
 from zoo.nn.group_norm import GroupNorm
-from zoo.nn.noise_schedule import Prediction, Schedule
-from zoo.nn.unet import UNet, UNetSettings
+from zoo.sampling.diffusion.noise_schedule import Prediction, Schedule
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SCHEDULES: dict[str, Schedule] = {"linear": "linear", "squaredcos_cap_v2": "cosine"}

@@ -13,14 +13,14 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import numpy as np
 from flax import nnx
 
+from zoo.core.data import Data, Spec
 from zoo.core.errors import UserError
 from zoo.core.family import Family
-from zoo.data.dataset import Data
-from zoo.data.specs import BlockSpec, Spec
+from zoo.data.specs import BlockSpec
 from zoo.data.text import Text
 from zoo.data.tokenizers import Tokenizer
 from zoo.interop.checkpoint_files import Entry, ParamPath, Settings, Tensors
-from zoo.nn.transformer import Activation
+from zoo.nets.transformer import Activation
 from zoo.transformer_lm import Transformer, TransformerLM
 
 HEAD = "lm_head.weight"

@@ -18,14 +18,14 @@ import jax
 from flax import nnx
 from safetensors.numpy import save_file
 
-from zoo.core.checkpoint import Checkpoints, flatten
-from zoo.core.config import Run, to_json
 from zoo.core.errors import UserError, run_script
 from zoo.core.family import Family
-from zoo.core.platform import prepare
-from zoo.core.rundir import RunDir, log
-from zoo.core.trained import load_run, make_setup
 from zoo.data.specs import SegmentSpec
+from zoo.harness.checkpoint import Checkpoints, flatten
+from zoo.harness.config import Run, to_json
+from zoo.harness.platform import prepare
+from zoo.harness.rundir import RunDir, log
+from zoo.harness.trained import load_run, make_setup
 from zoo.interop.bert import BertLayout
 from zoo.interop.checkpoint_files import Settings, Tensors, check_free, fill, gather, load_tensors, read_object
 from zoo.interop.layouts import GPT2Layout, Layout, LlamaLayout

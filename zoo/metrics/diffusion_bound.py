@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Metrics
-from zoo.data.dataset import DataSet
 
 TIMES = 100
 """How many times of an image go through the network together."""

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Int32, Key, UInt8
 
+from zoo.core.data import DataSet, Spec
 from zoo.core.errors import UserError, require
 from zoo.core.family import Family, Metrics, Scoring
-from zoo.data.dataset import DataSet
-from zoo.data.specs import ImageSpec, Spec
-from zoo.metrics.extractors import Extracted, Extractor, NoExtractorError, load_extractor
+from zoo.data.specs import ImageSpec
+from zoo.harness.extractors import Extracted, Extractor, NoExtractorError, load_extractor
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
 
 log = logging.getLogger("zoo")

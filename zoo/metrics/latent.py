@@ -19,7 +19,7 @@ import numpy as np
 from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
-from zoo.data.dataset import DataSet
+from zoo.core.data import DataSet
 from zoo.nn.variational import draw_codes
 from zoo.sampling.batches import in_batches
 

@@ -25,7 +25,7 @@ from zoo.core.artifacts import Text
 from zoo.core.errors import require
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Metrics, Model, RowStatistics, Scoring
-from zoo.sampling.request import TokenRequest
+from zoo.sampling.tokens.request import TokenRequest
 
 WordTokenizer = Literal["13a", "zh", "char", "none"]
 

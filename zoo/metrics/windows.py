@@ -21,13 +21,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.core.artifacts import Text
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, State
-from zoo.data.dataset import DataSet
-from zoo.data.text import TextBlocks
+from zoo.data.text.blocks import TextBlocks
+from zoo.data.text.windows import text_windows
 from zoo.data.tokenizers import Tokenizer
-from zoo.data.windows import text_windows
 from zoo.metrics.text import likelihood_statistics, perplexity
 from zoo.nn.losses import counted
 

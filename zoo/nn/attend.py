@@ -2,7 +2,7 @@
 
     attention(q, k, v) = softmax(q k^T / sqrt(d) + m) v          m is 0 where a key is seen, very negative where not
 
-On the CPU this is `zoo.nn.causal_attention`. On NVIDIA GPUs it is cuDNN's fused attention (Dao et al. 2022,
+On the CPU this is `zoo.nn.cpu.causal_attention`. On NVIDIA GPUs it is cuDNN's fused attention (Dao et al. 2022,
 "FlashAttention") where that serves; elsewhere the queries are taken in chunks, whose weights are computed again in the
 backward pass (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory"). Neither ever holds the weights of
 all queries. Queries are [b h t d], keys and values [b g s d]; query head i reads key head i // (h / g).
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from zoo.nn.causal_attention import causal_attention, full_attention
-from zoo.nn.random import dropout, row_keys
+from zoo.core.random import dropout, row_keys
+from zoo.nn.cpu.causal_attention import causal_attention, full_attention
 
 HIDDEN = -1e30
 """What a mask adds to a score that must not count; finite, so that a query that sees nothing gives no NaN."""

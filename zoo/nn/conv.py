@@ -9,9 +9,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from zoo.nn.cpu.strided import strided, strided_gradients, transposed, transposed_gradients
+from zoo.nn.cpu.winograd import winograd, winograd_gradients
 from zoo.nn.dense import add_vector, matmul
-from zoo.nn.strided import strided, strided_gradients, transposed, transposed_gradients
-from zoo.nn.winograd import winograd, winograd_gradients
 
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -73,7 +73,8 @@ def conv2d(
     """Cross-correlation with `padding` zeros on every side, as PyTorch's `Conv2d`.
 
     A kernel of one pixel, or as large as the image, is a matrix product. On the CPU, a 3x3 convolution that keeps an
-    even size takes Winograd's form if it has `WINOGRAD_CHANNELS` channels, and a 4x4 one that halves it that of matrices.
+    even size takes Winograd's form from `WINOGRAD_CHANNELS` channels on, and a 4x4 one that halves it that of
+    matrices.
     """
     size, channels = kernel.shape[:2], kernel.shape[2:]
     if size == (1, 1) and stride == 1 and padding == 0:
@@ -83,8 +84,9 @@ def conv2d(
         y = matmul(rearrange(x, "b h w i -> b (h w i)"), rearrange(kernel, "h w i o -> (h w i) o"))
         return y[:, None, None]
     even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    wide = min(channels) >= WINOGRAD_CHANNELS and x.dtype == jnp.float32
     kernel = kernel.astype(x.dtype)
-    if size == (3, 3) and stride == padding == 1 and even and min(channels) >= WINOGRAD_CHANNELS and x.dtype == jnp.float32:
+    if size == (3, 3) and stride == padding == 1 and even and wide:
         return _conv3x3(x, kernel)
     if size == (4, 4) and stride == 2 and padding == 1 and even:
         return _conv4x4(x, kernel)

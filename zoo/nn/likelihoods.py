@@ -1,7 +1,7 @@
 """Log-likelihoods of pixels, in nats, element by element, and images where they come from.
 
 `bernoulli` is of pixels that are 0 or 1, `gaussian` is a density of real numbers, the discretised ones give a
-probability to each of 256 levels spread over -1 .. 1, as `zoo.nn.pixels.from_pixels` scales them.
+probability to each of 256 levels spread over -1 .. 1, as `zoo.data.images.pixels.from_pixels` scales them.
 """
 
 import math

@@ -29,7 +29,7 @@ def real_targets(batch: Batch) -> Bool[Array, "b t"]:
 def counted(batch: Batch, end_of_text: int) -> Bool[Array, "b t"]:
     """Which targets carry loss: real tokens, except the first of a document, which nothing before it predicts.
 
-    Where the batch has `first` int32 [b], targets before it are context only; see `zoo.data.windows`.
+    Where the batch has `first` int32 [b], targets before it are context only; see `zoo.data.text.windows`.
     """
     tokens = batch["tokens"]
     real = real_targets(batch)

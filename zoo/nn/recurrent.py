@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from zoo.core.random import dropout, split
 from zoo.nn.dense import Dense
-from zoo.nn.random import dropout, split
 from zoo.nn.recurrence import GATES, Cell, State, recur
 
 Carry = tuple[State, ...]

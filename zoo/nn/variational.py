@@ -10,7 +10,7 @@ from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core import parallel
-from zoo.nn.random import normal
+from zoo.core.random import normal
 
 NO_KL = "which change a KL term, and the importance-weighted bound has none"
 """Why settings of the KL term are refused with more than one code a row."""

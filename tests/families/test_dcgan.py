@@ -1,0 +1,507 @@
+"""DCGAN: the game's value and losses, who moves when, parity with PyTorch, and samples."""
+
+import io
+import os
+import pickle
+import zipfile
+from dataclasses import replace
+from functools import cache, partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from paths import REFERENCES
+from safetensors.numpy import load_file
+from scipy import stats
+
+from zoo.core.errors import UserError
+from zoo.core.family import Model, Setup
+from zoo.core.learner import Learner
+from zoo.core.optimizer import Optimizer
+from zoo.core.random import normal
+from zoo.data.images.pixels import from_pixels
+from zoo.data.specs import ImageSpec
+from zoo.dcgan import DCGAN, discriminator_loss, generator_loss, gradient_penalty, value
+from zoo.harness.trained import inference_state
+from zoo.interop.dcgan import export_run, import_run, read_generator
+from zoo.interop.torch_file import read_tensors
+from zoo.sampling.latent_paths import truncated
+
+DCGAN_REFERENCES = REFERENCES / "dcgan"
+SPEC = ImageSpec(32, 32, 1, ("zero", "one", "two"))
+OPTIMIZER = Optimizer(name="adam", learning_rate=1e-2, beta1=0.5, schedule="constant")
+KEY = jax.random.key(5)
+
+
+@cache
+def make(spec=SPEC, optimizer=OPTIMIZER, **settings):
+    """A tiny family and its state before the first step."""
+    family = DCGAN(width=2, latent=4, **settings)
+    state = jax.jit(lambda key: family.init(spec, Setup(optimizer, 10, 6), key))(jax.random.key(0))
+    return family, state
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (6, 32, 32, 1)).astype(np.uint8)
+    label = np.array([0, 1, 2, 0, 1, 2], np.int32)
+    arrays = {"image": image, "label": label, "row": np.arange(6, dtype=np.int32), "valid": np.ones(6, bool)}
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
+
+
+def compiled_step(family):
+    return jax.jit(lambda state, batch: family.step(state, batch, jnp.int32(0), KEY))
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def differ(a, b) -> bool:
+    return any(bool((x != y).any()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- the game
+
+
+def test_the_value_is_that_of_the_game():
+    d_real, d_fake = np.array([0.9, 0.5, 0.2]), np.array([0.1, 0.5, 0.7])
+    real, fake = (jnp.asarray(np.log(d / (1 - d)), jnp.float32) for d in (d_real, d_fake))
+    by_hand = np.log(d_real) + np.log(1 - d_fake)
+    np.testing.assert_allclose(value(real, fake), by_hand, rtol=1e-5)
+    # Where nobody can tell, each gives log 4 away; see Goodfellow et al. 2014, theorem 1.
+    np.testing.assert_allclose(value(jnp.zeros(1), jnp.zeros(1)), [-np.log(4)], rtol=1e-6)
+    np.testing.assert_allclose(discriminator_loss("minimax", real, fake), -by_hand, rtol=1e-5)
+    np.testing.assert_allclose(generator_loss("minimax", fake), np.log(1 - d_fake), rtol=1e-5)
+    np.testing.assert_allclose(generator_loss("nonsaturating", fake), -np.log(d_fake), rtol=1e-5)
+    # A discriminator that is sure of itself gives numbers, and so do the gradients.
+    sure = jnp.array([-200.0])
+    np.testing.assert_allclose(generator_loss("nonsaturating", sure), [200.0])
+    assert np.isfinite(jax.grad(lambda x: generator_loss("minimax", x).sum() + value(x, -x).sum())(sure)).all()
+
+
+def test_minimax_and_nonsaturating_gradients_differ_by_the_odds():
+    fake = jnp.linspace(-6.0, 3.0, 7)
+    minimax, nonsaturating = (
+        jax.grad(lambda x, objective=objective: generator_loss(objective, x).sum())(fake)
+        for objective in ("minimax", "nonsaturating")
+    )
+    assert (minimax < 0).all()
+    assert (nonsaturating < 0).all()
+    d = jax.nn.sigmoid(fake)
+    np.testing.assert_allclose(nonsaturating / minimax, (1 - d) / d, rtol=1e-4)
+
+
+def test_label_smoothing_is_one_sided_cross_entropy():
+    real, fake = jnp.array([0.3, -2.0]), jnp.array([1.0, 4.0])
+    d_real, d_fake = jax.nn.sigmoid(real), jax.nn.sigmoid(fake)
+    expected = -(0.9 * jnp.log(d_real) + 0.1 * jnp.log(1 - d_real) + jnp.log(1 - d_fake))
+    np.testing.assert_allclose(discriminator_loss("nonsaturating", real, fake, 0.1), expected, rtol=1e-5)
+
+
+def test_hinge_stops_at_the_margin():
+    real, fake = jnp.array([-0.5, 0.5, 2.0]), jnp.array([-2.0, -0.5, 0.5])
+    np.testing.assert_allclose(discriminator_loss("hinge", real, fake), [1.5, 1.0, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(generator_loss("hinge", fake), -fake)
+
+
+def test_r1_of_a_linear_discriminator_is_the_square_of_its_weights():
+    rng = np.random.default_rng(3)
+    w, x = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 4, 2), (3, 4, 4, 2)))
+
+    def penalty(w):
+        return gradient_penalty(lambda x: (x * w[None]).sum((1, 2, 3)), x)
+
+    np.testing.assert_allclose(penalty(w), np.full(3, (w**2).sum()), rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda w: penalty(w).sum())(w), 6 * w, rtol=1e-5)
+
+
+def test_r1_is_what_the_discriminator_pays(batch):
+    """The loss is gamma / 2 higher for every unit of penalty, and an image's penalty is its own and no other's."""
+    family, state = make(disc_norm="none")
+    # Kernels large enough that a penalty shows.
+    steep = jax.tree.map(lambda leaf: 10 * leaf if leaf.ndim == 4 else leaf, state.disc.params)
+    state = state._replace(disc=state.disc.with_params(steep))
+
+    @jax.jit
+    def slopes(disc):
+        net, x = disc.net(), from_pixels(batch["image"])
+
+        def logit(x, label):
+            return net(x[None], label[None], train=False)[0]
+
+        return jax.lax.map(lambda row: jax.grad(logit)(*row), (x, batch["label"]))
+
+    @partial(jax.jit, static_argnums=0)
+    def descend(family, state):
+        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, 0, KEY)[1]
+
+    plain, paying = descend(family, state), descend(replace(family, r1=3.0), state)
+    np.testing.assert_allclose(paying["r1_penalty"], (slopes(state.disc) ** 2).sum() / 6, rtol=1e-4)
+    np.testing.assert_allclose(paying["loss"] - plain["loss"], 1.5 * paying["r1_penalty"], rtol=1e-2)
+    assert abs(paying["grad_norm"] - plain["grad_norm"]) > 1e-3
+
+
+def test_r1_with_spectral_normalisation_is_of_the_network_that_trains(batch):
+    """The penalty is that of the next call in training, and the vectors move as often as without it."""
+    family, state = make(disc_norm="spectral")
+    paying = replace(family, r1=3.0)
+
+    @jax.jit
+    def slopes(disc):
+        x = from_pixels(batch["image"])
+        return jax.grad(lambda x: disc.net()(x, batch["label"], train=True).sum())(x)
+
+    @partial(jax.jit, static_argnums=0)
+    def descend(family, state):
+        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, 0, KEY)
+
+    (plain, _), (paid, metrics) = descend(family, state), descend(paying, state)
+    np.testing.assert_allclose(metrics["r1_penalty"], (slopes(state.disc) ** 2).sum() / 6, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), paid.memory, plain.memory)
+
+
+def test_r1_is_refused_where_a_logit_depends_on_other_images():
+    with pytest.raises(UserError, match=r"r1 is 1\.0.*--family\.disc-norm spectral or none"):
+        DCGAN(r1=1.0)
+
+
+# ------------------------------------------------------------------------------------------- who moves when
+
+
+@pytest.mark.parametrize("disc_norm", ["batch", "spectral"])
+def test_each_player_moves_and_remembers_in_its_own_step_alone(batch, disc_norm):
+    family, state = make(disc_norm=disc_norm)
+    new, metrics = compiled_step(family)(state, batch)
+    assert all(differ(a.params[name], b.params[name]) for a, b in zip(state, new, strict=True) for name in a.params)
+
+    # The discriminator moves against fakes of the old generator, in whose memory that leaves nothing ...
+    z = normal(jax.random.split(KEY, 4)[0], batch["row"], (4,))
+
+    @jax.jit
+    def replay(state, new):
+        gen, disc = state.gen.net(), state.disc.net()
+        fakes = gen(z, batch["label"], train=True)
+        disc(from_pixels(batch["image"]), batch["label"], train=True)
+        disc(fakes, batch["label"], train=True)
+        judged = new.disc.net()(fakes, batch["label"], train=True)
+        return memory(gen), memory(disc), generator_loss("nonsaturating", judged).mean()
+
+    gen_memory, disc_memory, loss = replay(state, new)
+    assert differ(new.disc.memory, state.disc.memory)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.gen.memory, gen_memory)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.disc.memory, disc_memory)
+    # ... and the generator is judged by the discriminator that has just moved.
+    np.testing.assert_allclose(metrics["gen_loss"], loss, rtol=1e-4)
+
+
+def test_the_discriminator_takes_its_steps_against_fresh_fakes_of_one_generator(batch):
+    """Plain gradient descent by hand, on the same real images and other noise each time."""
+    rate, k = 0.05, 3
+    sgd = Optimizer(name="sgd", learning_rate=rate, momentum=0.0, schedule="constant")
+    family, state = make(optimizer=sgd, disc_norm="none", disc_steps=k)
+    new, metrics = compiled_step(family)(state, batch)
+
+    x, label = from_pixels(batch["image"]), batch["label"]
+    keys = [jax.random.fold_in(KEY, 4), jax.random.fold_in(KEY, 5), KEY]
+
+    @jax.jit
+    def slope(params, fakes):
+        def loss(params):
+            disc = replace(state.disc, params=params).net()
+            return -value(disc(x, label, train=True), disc(fakes, label, train=True)).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    params, drawn = state.disc.params, []
+    for key in keys:
+        drawn.append(normal(jax.random.split(key, 4)[0], batch["row"], (4,)))
+        loss, gradient = slope(params, state.gen.net()(drawn[-1], label, train=True))
+        params = jax.tree.map(lambda w, g: w - rate * g, params, gradient)
+    assert len({z.tobytes() for z in map(np.asarray, drawn)}) == k
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.disc.params, params)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+    assert (new.disc.updates, new.gen.updates) == (k, 1)
+
+
+def memory(net):
+    return Learner.create(net, Setup(OPTIMIZER, 10, 6)).memory
+
+
+def test_the_discriminator_has_its_own_learning_rate_and_no_average():
+    _, state = make(optimizer=replace(OPTIMIZER, ema_decay=0.5), disc_learning_rate_ratio=3.0)
+    assert state.gen.optimizer == replace(OPTIMIZER, ema_decay=0.5)
+    assert state.disc.optimizer == replace(OPTIMIZER, learning_rate=0.03)
+    assert state.gen.ema is not None
+    assert state.disc.ema is None
+
+
+def test_augmentation_is_between_both_players_and_the_discriminator(batch):
+    plain, state = make()
+
+    @partial(jax.jit, static_argnums=0)
+    def losses(family, state):
+        return jnp.stack(
+            [
+                family.disc_loss(state.disc.net(), batch, KEY, gen=state.gen)[0],
+                family.gen_loss(state.gen.net(), batch, KEY, disc=state.disc)[0],
+            ]
+        )
+
+    assert (losses(plain, state) != losses(replace(plain, diff_augment=True), state)).all()
+
+
+def test_smoothing_and_forms_are_refused_where_they_mean_nothing():
+    for settings in (
+        {"objective": "hinge", "label_smoothing": 0.1},
+        {"width": 0},
+        {"latent": 1},
+        {"r1": -1.0},
+        {"disc_steps": 0},
+    ):
+        with pytest.raises(UserError, match=r"^family\."):
+            DCGAN(**settings)
+
+
+@pytest.mark.parametrize("spec", [ImageSpec(28, 28, 1), ImageSpec(32, 64, 3), ImageSpec(48, 48, 3)])
+def test_images_of_other_sizes_are_refused_with_the_flags_that_help(spec):
+    with pytest.raises(UserError, match=rf"{spec.height}x{spec.width}.*--data.size 32.*--data.fit pad"):
+        DCGAN().init(spec, Setup(OPTIMIZER, 10, 6), KEY)
+
+
+def test_classes_are_needed_where_the_game_is_conditional():
+    with pytest.raises(UserError, match="no classes"):
+        DCGAN(conditional=True).init(ImageSpec(32, 32, 1), Setup(OPTIMIZER, 10, 6), KEY)
+
+
+@pytest.mark.parametrize("settings", [{}, {"conditional": True}, {"conditional": True, "disc_norm": "spectral"}])
+def test_conditioning_reaches_both_players(batch, settings):
+    _, state = make(**settings)
+
+    @jax.jit
+    def changes(state):
+        gen, disc, z, x = (
+            state.gen.net(),
+            state.disc.net(),
+            normal(KEY, batch["row"], (4,)),
+            from_pixels(batch["image"]),
+        )
+        label = batch["label"]
+        images = [gen(z, label, train=False) for label in (label, (label + 1) % 3)]
+        logits = [disc(x, label, train=False) for label in (label, (label + 1) % 3)]
+        return jnp.stack([jnp.abs(a - b).max() for a, b in (images, logits)])
+
+    assert ((changes(state) > 1e-9) == ("conditional" in settings)).all()
+
+
+def test_networks_compute_in_the_precision_asked_for(batch):
+    setup = Setup(OPTIMIZER, 10, 6, precision="bfloat16")
+    for disc_norm in ("batch", "spectral"):
+        family = DCGAN(width=2, latent=4, disc_norm=disc_norm, conditional=True)
+        state = jax.eval_shape(partial(family.init, SPEC, setup), KEY)
+        new, _ = jax.eval_shape(family.step, state, batch, jnp.int32(0), KEY)
+        assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
+
+
+# ----------------------------------------------------------------------------------------------- PyTorch
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return load_file(DCGAN_REFERENCES / "expected.safetensors")
+
+
+def players() -> dict[str, Learner]:
+    """Both players with the weights of the reference."""
+    family, spec, params, memory = read_generator(DCGAN_REFERENCES / "generator.pth")
+    state = jax.jit(lambda key: family.init(spec, Setup(OPTIMIZER, 10, 4), key))(KEY)
+    theirs = load_file(DCGAN_REFERENCES / "discriminator.safetensors")
+    return {
+        "gen": replace(state.gen, params=params, memory=memory),
+        "disc": replace(
+            state.disc,
+            params=fill(state.disc.params, disc_names("params"), theirs),
+            memory=fill(state.disc.memory, disc_names("memory"), theirs),
+        ),
+    }
+
+
+def disc_names(kind: str) -> dict[str, str]:
+    """Where a tensor of PyTorch's discriminator is in ours."""
+    convs = {"downs.0.conv": 0, "downs.1.conv": 2, "downs.2.conv": 5, "head.conv": 8}
+    norms = {"downs.1.norm": 3, "downs.2.norm": 6}
+    if kind == "memory":
+        kinds = {"mean": "running_mean", "variance": "running_var"}
+    else:
+        kinds = {"gain": "weight", "bias": "bias"}
+    names = {f"{ours}.{a}": f"{number}.{b}" for ours, number in norms.items() for a, b in kinds.items()}
+    return names | (
+        {} if kind == "memory" else {f"{ours}.kernel": f"{number}.weight" for ours, number in convs.items()}
+    )
+
+
+def path_name(path) -> str:
+    return ".".join(str(getattr(part, "key", part)) for part in path)
+
+
+def fill(tree, names, tensors):
+    """A tree of our arrays with PyTorch's values."""
+
+    def value(path, leaf):
+        found = tensors[names[path_name(path)]]
+        found = found.transpose(2, 3, 1, 0) if found.ndim == 4 else found
+        assert found.shape == leaf.shape
+        return jnp.asarray(found)
+
+    return jax.tree_util.tree_map_with_path(value, tree)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_images_and_logits_are_those_of_pytorch(reference, mode):
+    learners, label = players(), jnp.zeros(4, jnp.int32)
+    z, x, train = jnp.asarray(reference["z"]), jnp.asarray(reference["x"]), mode == "train"
+
+    @jax.jit
+    def play(gen, disc):
+        gen, disc = gen.net(), disc.net()
+        images = gen(z, label, train=train)
+        logits = {"real": disc(x, label, train=train), "fake": disc(images, label, train=train)}
+        return {"images": images} | logits, memory(gen), memory(disc)
+
+    made, gen_memory, disc_memory = play(learners["gen"], learners["disc"])
+    for name, ours in made.items():
+        np.testing.assert_allclose(ours, reference[f"{mode}.{name}"], rtol=1e-4, atol=1e-4)
+    assert np.abs(made["images"]).max() > 0.5
+    if train:
+        moved = {name: reference[f"disc.moved.{name}"] for name in disc_names("memory").values()}
+        expected = fill(disc_memory, disc_names("memory"), moved)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), disc_memory, expected)
+        for stage, norm in gen_memory["norms"].items():
+            for ours, theirs in (("mean", "running_mean"), ("variance", "running_var")):
+                expected = reference[f"gen.moved.{3 * stage + 1}.{theirs}"]
+                np.testing.assert_allclose(norm[ours], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_the_game_are_those_of_pytorch(reference):
+    learners, label = players(), jnp.zeros(4, jnp.int32)
+    z, x = jnp.asarray(reference["z"]), jnp.asarray(reference["x"])
+
+    @jax.jit
+    def gradients(gen, disc):
+        def gen_loss(params):
+            fakes = replace(gen, params=params).net()(z, label, train=True)
+            return generator_loss("nonsaturating", disc.net()(fakes, label, train=True)).mean()
+
+        def disc_loss(params):
+            net, fakes = replace(disc, params=params).net(), gen.net()(z, label, train=True)
+            return discriminator_loss("nonsaturating", net(x, label, train=True), net(fakes, label, train=True)).mean()
+
+        return jax.value_and_grad(gen_loss)(gen.params), jax.value_and_grad(disc_loss)(disc.params)
+
+    (gen_loss, of_gen), (disc_loss, of_disc) = gradients(learners["gen"], learners["disc"])
+    np.testing.assert_allclose(gen_loss, reference["gen.loss"], rtol=1e-4)
+    np.testing.assert_allclose(disc_loss, reference["disc.loss"], rtol=1e-4)
+    given = {name: reference[f"disc.gradient.{name}"] for name in disc_names("params").values()}
+    expected = fill(of_disc, disc_names("params"), given)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), of_disc, expected)
+    kernels = [of_gen["project"]["kernel"], *(of_gen["ups"][stage]["kernel"] for stage in range(3))]
+    for stage, kernel in enumerate(kernels):
+        expected = reference[f"gen.gradient.{3 * stage}.weight"].transpose(2, 3, 0, 1)
+        np.testing.assert_allclose(kernel, expected, rtol=2e-3, atol=2e-4)
+    for stage in range(3):
+        for ours, theirs in (("gain", "weight"), ("bias", "bias")):
+            expected = reference[f"gen.gradient.{3 * stage + 1}.{theirs}"]
+            np.testing.assert_allclose(of_gen["norms"][stage][ours], expected, rtol=2e-3, atol=2e-4)
+
+
+def test_a_run_made_of_pytorch_weights_gives_them_back(tmp_path):
+    import_run(DCGAN_REFERENCES / "generator.pth", tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "again.safetensors")
+    there, back = read_tensors(DCGAN_REFERENCES / "generator.pth"), load_file(tmp_path / "again.safetensors")
+    assert {f"netG_state_dict.{name}" for name in back} == there.keys()
+    for name, array in back.items():
+        assert array.dtype == there[f"netG_state_dict.{name}"].dtype
+        np.testing.assert_array_equal(array, there[f"netG_state_dict.{name}"])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.getcwd, ()
+
+
+def test_a_file_that_is_not_weights_is_refused(tmp_path):
+    whole = (DCGAN_REFERENCES / "generator.pth").read_bytes()
+    evil, file = io.BytesIO(), tmp_path / "weights.pth"
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.writestr("weights/data.pkl", pickle.dumps({"main.0.weight": Evil()}))
+    for content, message in (
+        (evil.getvalue(), "getcwd"), (whole[: len(whole) // 2], "neither"), (b"", "neither"), (b"weights", "neither"),
+    ):  # fmt: skip
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_generator(file)
+    with pytest.raises(UserError, match="there is no file"):
+        read_generator(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match=r"not a DCGAN generator.*lacks main.0.weight"):
+        read_generator(DCGAN_REFERENCES / "expected.safetensors")
+
+
+# ----------------------------------------------------------------------------------------------- samples
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    family, state = make(conditional=True, optimizer=replace(OPTIMIZER, ema_decay=0.9))
+    return Model(family, SPEC, inference_state(state), 0)
+
+
+def samples(model, key=KEY, **request):
+    return [image.pixels for image in model.family.sample(model, model.family.Request(**request), key)]
+
+
+def test_a_sample_is_the_same_however_many_are_made(model):
+    many, few = samples(model, n=5), samples(model, n=2)
+    assert_equal(many[:2], few)
+    assert many[0].shape == (32, 32, 1)
+    assert differ(many[0], many[1])
+    assert differ(samples(model, n=1, key=jax.random.key(6)), few[:1])
+
+
+def test_labels_are_given_by_name_or_number_or_all_in_turn(model):
+    in_turn = samples(model, n=3)
+    for number, name in enumerate(SPEC.classes):
+        assert_equal(samples(model, n=3, label=name), samples(model, n=3, label=str(number)))
+        assert_equal(samples(model, n=3, label=name)[number], in_turn[number])
+    for label in ("3", "three", "-1"):
+        with pytest.raises(UserError, match=rf"label is '{label}'.*zero, one, two"):
+            samples(model, label=label)
+    free, state = make()
+    with pytest.raises(UserError, match="without classes"):
+        samples(Model(free, SPEC, inference_state(state), 0), label="one")
+
+
+def test_a_walk_starts_at_the_sample(model):
+    (strip, _), (single, _) = samples(model, n=2, interpolate=4), samples(model, n=2)
+    frames = [strip[2:34, 2 + 34 * i : 34 + 34 * i].astype(int) for i in range(4)]
+    assert strip.shape == (36, 2 + 4 * 34, 1)
+    assert np.abs(frames[0] - single).max() <= 1
+    assert all(differ(a, b) for a, b in pairwise(frames))
+
+
+def test_truncated_noise_is_normal_noise_cut_off():
+    z = jax.random.normal(KEY, (1, 4000))
+    inner = np.asarray(truncated(z, jnp.float32(1.5)))[0]
+    assert np.abs(inner).max() <= 1.5
+    assert stats.kstest(inner, stats.truncnorm(-1.5, 1.5).cdf).pvalue > 0.01
+    assert stats.kstest(inner, stats.norm.cdf).pvalue < 1e-6
+    assert (np.argsort(inner) == np.argsort(z[0])).all()
+    assert_equal(truncated(z, jnp.float32(jnp.inf)), z)
+
+
+@pytest.mark.parametrize("request_", [{"n": 0}, {"truncation": -1.0}, {"interpolate": 1}])
+def test_requests_are_checked(request_):
+    with pytest.raises(UserError, match=f"^{next(iter(request_))} is"):
+        DCGAN.Request(**request_)

@@ -1,0 +1,235 @@
+"""Random changes to training images, row by row, on the device, where they are part of the compiled training step.
+
+`Augment` is what a data set's settings ask for. `diff_augment` is for GANs, whose discriminator sees real and generated
+images through it, so that gradients must flow (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN
+Training", arXiv:2006.10738). Row r of the global batch draws from `fold_in(key, r)`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import reduce
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from zoo.core import random
+from zoo.core.errors import UserError, require
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""How much red, green and blue add to grey (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes to training images, anew at every step; held-out images stay as they are.
+
+    What a shift or a rotation brings in at a border repeats the border's pixels.
+    """
+
+    flip: float = 0.0
+    """Probability of mirroring left and right; 0.5 is usual. Not for pictures that read one way, such as digits."""
+    rotation: float = 0.0
+    """Largest rotation in degrees, either way."""
+    shift: int = 0
+    """Largest shift in whole pixels, in each direction."""
+    crop: float = 1.0
+    """Smallest share of the side that a random square crop keeps before it is enlarged to the full size again; 1: no
+    crop."""
+    brightness: float = 0.0
+    """Intensities are multiplied by a factor from 1 - brightness to 1 + brightness."""
+    contrast: float = 0.0
+    """Distances from the image's mean grey are multiplied by a factor from 1 - contrast to 1 + contrast."""
+    saturation: float = 0.0
+    """Distances from each pixel's grey are multiplied by a factor from 1 - saturation to 1 + saturation."""
+    hue: float = 0.0
+    """Largest rotation of hues in degrees, either way; 180 reaches every hue."""
+
+    def __post_init__(self) -> None:
+        share, size = "from 0 to 1", "{} or more"
+        require(
+            self,
+            "data.augment.",
+            ("flip", share, 0 <= self.flip <= 1),
+            ("rotation", "from 0 to 180 degrees", 0 <= self.rotation <= 180),
+            ("shift", size.format("0 pixels"), self.shift >= 0),
+            ("crop", "above 0 and at most 1", 0 < self.crop <= 1),
+            ("brightness", share, 0 <= self.brightness <= 1),
+            ("contrast", share, 0 <= self.contrast <= 1),
+            ("saturation", share, 0 <= self.saturation <= 1),
+            ("hue", "from 0 to 180 degrees", 0 <= self.hue <= 180),
+        )
+
+    def check(self, height: int, width: int, channels: int) -> None:
+        """Refuses what images of a size cannot show.
+
+        Raises:
+            UserError: a shift past the image's end, or colours of grey images.
+        """
+        if self.shift >= min(height, width):
+            raise UserError(f"--data.augment.shift {self.shift} moves images of {width}x{height} pixels out of sight")
+        for name in ("saturation", "hue"):
+            if channels == 1 and getattr(self, name):
+                raise UserError(f"--data.augment.{name} {getattr(self, name)} changes colours, and the images are grey")
+
+    def apply(
+        self, image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
+    ) -> UInt8[Array, "b h w c"]:
+        """Changes each image by draws of its own. Traced; what is off costs nothing."""
+        if self == Augment():
+            return image
+        x = image.astype(jnp.float32) / 255.0
+        flip_key, rotation_key, shift_key, crop_key, colour_key = random.split(key, 5)
+        if self.flip:
+            x = flip(x, random.uniform(flip_key, rows) < self.flip)
+        if self.rotation:
+            x = rotate(x, math.radians(self.rotation) * _signed(rotation_key, rows))
+        if self.crop < 1:
+            x = crop(x, *self._crops(crop_key, rows))
+        if self.shift:
+            most = (self.shift, self.shift)
+            x = shift(x, _whole(shift_key, rows, most), most)
+        x = self._jitter(x, colour_key, rows)
+        return jnp.clip(jnp.round(x * 255.0), 0.0, 255.0).astype(jnp.uint8)
+
+    def _crops(self, key: Key[Array, ""], rows: Int[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, "b 2"]]:
+        u = random.uniform(key, rows, (3,))
+        return self.crop + (1 - self.crop) * u[:, 0], u[:, 1:]
+
+    def _jitter(
+        self, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
+    ) -> Float[Array, "b h w c"]:
+        by_brightness, by_contrast, by_saturation, by_hue = random.split(key, 4)
+        if self.brightness:
+            x = jnp.clip(x * _each(1 + self.brightness * _signed(by_brightness, rows)), 0.0, 1.0)
+        if self.contrast:
+            mean = reduce(grey(x), "b h w c -> b 1 1 c", "mean")
+            x = jnp.clip(mean + (x - mean) * _each(1 + self.contrast * _signed(by_contrast, rows)), 0.0, 1.0)
+        if self.saturation:
+            x = jnp.clip(grey(x) + (x - grey(x)) * _each(1 + self.saturation * _signed(by_saturation, rows)), 0.0, 1.0)
+        if self.hue:
+            x = jnp.clip(turn_hue(x, math.radians(self.hue) * _signed(by_hue, rows)), 0.0, 1.0)
+        return x
+
+
+def diff_augment(x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+    """DiffAugment with the paper's policy "color,translation,cutout", for images from -1 to 1; differentiable in x.
+
+    Brightness moves by up to 0.5, saturation is multiplied by 0 to 2 and contrast by 0.5 to 1.5; images move by up to
+    1/8 of their size, with zeros coming in; a square of half the size, wherever it lies, becomes zero.
+    """
+    size = np.array(x.shape[1:3])
+    by_brightness, by_saturation, by_contrast, by_translation, by_cutout = random.split(key, 5)
+    x = x + _each(random.uniform(by_brightness, rows) - 0.5)
+    mean = reduce(x, "b h w c -> b h w 1", "mean")
+    x = mean + (x - mean) * _each(2 * random.uniform(by_saturation, rows))
+    mean = reduce(x, "b h w c -> b 1 1 1", "mean")
+    x = mean + (x - mean) * _each(0.5 + random.uniform(by_contrast, rows))
+
+    most = (int(x.shape[1] / 8 + 0.5), int(x.shape[2] / 8 + 0.5))
+    x = shift(x, _whole(by_translation, rows, most), most, fill_with_zeros=True)
+
+    hole = np.floor(size / 2 + 0.5).astype(int)
+    begin = jnp.floor(random.uniform(by_cutout, rows, (2,)) * (size + 1 - hole % 2)[None, :]) - (hole // 2)[None, :]
+    inside_h, inside_w = (
+        (np.arange(size[axis])[None, :] >= begin[:, axis, None])
+        & (np.arange(size[axis])[None, :] < begin[:, axis, None] + hole[axis])
+        for axis in range(2)
+    )
+    return jnp.where((inside_h[:, :, None] & inside_w[:, None, :])[..., None], 0.0, x)
+
+
+def flip(x: Float[Array, "b h w c"], which: Float[Array, " b"] | Array) -> Float[Array, "b h w c"]:
+    """Mirrors the rows in `which` left to right."""
+    return jnp.where(which[:, None, None, None], x[:, :, ::-1], x)
+
+
+def shift(
+    x: Float[Array, "b h w c"], by: Int[Array, "b 2"], most: tuple[int, int], fill_with_zeros: bool = False
+) -> Float[Array, "b h w c"]:
+    """Moves each image down and to the right by whole pixels, of which there are at most `most`."""
+    down, right = most
+    padded = jnp.pad(x, ((0, 0), (down, down), (right, right), (0, 0)), mode="constant" if fill_with_zeros else "edge")
+
+    def window(image: Float[Array, "h2 w2 c"], by: Int[Array, " 2"]) -> Float[Array, "h w c"]:
+        return jax.lax.dynamic_slice(image, (down - by[0], right - by[1], 0), x.shape[1:])
+
+    return jax.vmap(window)(padded, by)
+
+
+def crop(x: Float[Array, "b h w c"], share: Float[Array, " b"], place: Float[Array, "b 2"]) -> Float[Array, "b h w c"]:
+    """Cuts out a window of `share` of each side and enlarges it, bilinearly.
+
+    `place` says where the window lies: (0, 0) at the upper left, (1, 1) at the lower right.
+    """
+
+    def positions(size: int, place: Float[Array, " b"]) -> Float[Array, "b s"]:
+        begin = place * (1 - share) * size
+        centres = begin[:, None] + share[:, None] * (np.arange(size) + 0.5)[None, :]
+        return jnp.clip(centres - 0.5, 0.0, size - 1.0)
+
+    return _sample_along_axes(x, positions(x.shape[1], place[:, 0]), positions(x.shape[2], place[:, 1]))
+
+
+def rotate(x: Float[Array, "b h w c"], angle: Float[Array, " b"]) -> Float[Array, "b h w c"]:
+    """Turns each image about its centre by `angle` radians, anticlockwise, bilinearly."""
+    height, width = x.shape[1:3]
+    v = (np.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None]
+    u = (np.arange(width, dtype=np.float32) - (width - 1) / 2)[None, :]
+
+    def turn(image: Float[Array, "h w c"], angle: Float[Array, ""]) -> Float[Array, "h w c"]:
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        at_h = v * cos + u * sin + (height - 1) / 2
+        at_w = u * cos - v * sin + (width - 1) / 2
+        sample = jax.scipy.ndimage.map_coordinates
+        return jax.vmap(lambda plane: sample(plane, [at_h, at_w], order=1, mode="nearest"), -1, -1)(image)
+
+    return jax.vmap(turn)(x, angle)
+
+
+def grey(x: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
+    """Luma of each pixel."""
+    return x if x.shape[-1] == 1 else jnp.sum(x * LUMA[None, None, None, :], axis=-1, keepdims=True)
+
+
+def turn_hue(x: Float[Array, "b h w 3"], angle: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
+    """Turns the colours of each image by `angle` radians about the axis of greys; luma stays.
+
+    In the space YIQ, the plane of I and Q is turned.
+    """
+    to_yiq = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
+    cos, sin, zero = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
+    turn = jnp.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], -1).reshape(-1, 3, 3)
+    matrix = jnp.einsum("ij,bjk,kl->bil", np.linalg.inv(to_yiq), turn, to_yiq, precision="highest")
+    return jnp.einsum("bij,bhwj->bhwi", matrix, x, precision="highest")
+
+
+def _sample_along_axes(
+    x: Float[Array, "b h w c"], at_h: Float[Array, "b h"], at_w: Float[Array, "b w"]
+) -> Float[Array, "b h w c"]:
+    """Bilinear samples at the grid of `at_h` and `at_w`; zero beyond the border.
+
+    Each axis is a product with a matrix that has two entries in a row.
+    """
+
+    def weights(at: Float[Array, "b s"]) -> Float[Array, "b s s"]:
+        return jnp.maximum(0.0, 1.0 - jnp.abs(at[:, :, None] - np.arange(at.shape[1])[None, None, :]))
+
+    x = jnp.einsum("bij,bjwc->biwc", weights(at_h), x, precision="highest")
+    return jnp.einsum("bij,bhjc->bhic", weights(at_w), x, precision="highest")
+
+
+def _each(factor: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
+    return factor[:, None, None, None]
+
+
+def _signed(key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Uniform in [-1, 1)."""
+    return 2 * random.uniform(key, rows) - 1
+
+
+def _whole(key: Key[Array, ""], rows: Int[Array, " b"], most: tuple[int, int]) -> Int[Array, "b 2"]:
+    """Pairs of whole numbers, from -most to most."""
+    bound = np.array(most)
+    return jnp.floor(random.uniform(key, rows, (2,)) * (2 * bound + 1)[None, :]).astype(jnp.int32) - bound[None, :]

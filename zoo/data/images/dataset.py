@@ -1,0 +1,344 @@
+"""Images for image models: from the embedded sets, the user's files or TFDS, in memory, shuffled and augmented."""
+
+import functools
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from zoo.core.artifacts import Artifacts, grid
+from zoo.core.data import Batch, Data, DataSet, Split
+from zoo.core.errors import UserError, require
+from zoo.data.images import arrays as image_arrays
+from zoo.data.images.augment import Augment
+from zoo.data.images.files import Fitting, Pictures, colour, read_folder
+from zoo.data.order import Shuffled
+from zoo.data.specs import ImageSpec
+from zoo.data.splits import Part, Parts, Shares, cut_by_hash, make_parts
+
+PREVIEW = 64
+MNIST_DEV = 5_000 / image_arrays.MNIST_TRAINING
+SPLITS = {"train", "training", "test", "val", "valid", "validation"}
+
+
+@dataclass(frozen=True)
+class Images(Data):
+    """Images: MNIST unless another set, a folder, an array or a TFDS set is named."""
+
+    embedded: Literal["mnist", "emoji"] = "mnist"
+    """Images that come with this package: MNIST's handwritten digits, 28x28 and grey, 5,000 of its 60,000 training
+    images for dev and its 10,000 others for test; or 1,911 emoji, 64x64 and coloured, by category. Unless `path` or
+    `tfds` is given."""
+
+    path: str = ""
+    """A folder of pictures (PNG, JPEG, WebP, BMP or a GIF's first; the folders in it, if there are two or more, are
+    classes), or an .npz or .npy file of images [n h w c] ('images', with 'labels', in an .npz)."""
+
+    held_out: float = 0.1
+    """Share of the images that is never trained on, chosen by a hash of their contents: half is dev, half test. The
+    test images of an .npz that has some are those, and half this share of the others is dev; MNIST is split already."""
+
+    held_out_path: str = ""
+    """Images to score instead, a folder or file like `path`; all of `path` is then trained on. Half of them are dev
+    and half test, or all of them dev where test images are given too."""
+
+    test_path: str = ""
+    """Images for test alone, a folder or file like `path`."""
+
+    tfds: str = ""
+    """A TensorFlow Datasets set that is prepared on this machine as array_record, such as 'cifar10', instead of
+    `path`."""
+
+    tfds_split: str = "train"
+    """The split of the TFDS set to train on."""
+
+    tfds_held_out_split: str = ""
+    """The split of the TFDS set to score, like `held_out_path`; empty: the share `held_out` of `tfds_split`."""
+
+    tfds_test_split: str = ""
+    """The split of the TFDS set for test alone."""
+
+    tfds_dir: str = ""
+    """The folder of prepared TFDS sets; empty: where TFDS keeps them."""
+
+    size: int = 0
+    """Height and width that images are brought to; 0: as they are, all of one size."""
+
+    fit: Literal["crop", "pad"] = "crop"
+    """How: 'crop' resizes the shorter side and cuts the longer one at both ends; 'pad' surrounds with background, and
+    makes smaller only what is larger."""
+
+    channels: Literal[0, 1, 3] = 0
+    """1: grey; 3: colour; 0: as the images are."""
+
+    background: str = ""
+    """Colour behind transparent images and around padded ones, a name or #rrggbb; empty: white, and black for MNIST."""
+
+    augment: Augment = field(default_factory=Augment)
+    """Random changes to training images."""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "data.",
+            ("held_out", "above 0 and below 1", 0 < self.held_out < 1),
+            ("size", "0 or more pixels", self.size >= 0),
+        )
+        if self.tfds and (self.path or self.held_out_path or self.test_path):
+            raise UserError("--data.tfds and --data.path name two sources of images: give one of them")
+        if (self.held_out_path or self.test_path) and not self.path:
+            flag = "held-out-path" if self.held_out_path else "test-path"
+            raise UserError(f"--data.{flag} goes with --data.path: give both")
+
+    @property
+    def name(self) -> str:
+        """What the images are called."""
+        tfds = f"{self.tfds} {self.tfds_split}" if self.tfds else ""
+        return tfds or self.path or {"mnist": "MNIST", "emoji": "Noto emoji"}[self.embedded]
+
+    def open(
+        self,
+        *,
+        length: int | None,
+        batch_size: int,
+        seed: int,
+        spec: ImageSpec | None = None,
+        split: Split = "dev",
+    ) -> "ImageSet":
+        """Reads the images and splits them; see `Data.open`."""
+        pictures = self.pictures(split)
+        channels = max(part.images.shape[-1] for part in pictures.each)
+        shapes = dict.fromkeys(part.images.shape[1:3] for part in pictures.each)
+        if len(shapes) > 1:
+            kinds = " and ".join(f"{width}x{height}" for height, width in shapes)
+            raise UserError(f"training and held-out images differ in size, {kinds}: give --data.size, such as 64")
+        ((height, width),) = shapes
+        self.augment.check(height, width, channels)
+        classes = spec.classes if spec else tuple(dict.fromkeys(sum((part.classes for part in pictures.each), ())))
+        found = ImageSpec(height, width, channels, classes)
+        if spec is not None and spec != found:
+            raise UserError(_misfit(found, spec, self.name))
+        return ImageSet(
+            spec=found,
+            parts=pictures.map(
+                lambda part: Labelled(_with_channels(part.images, channels), _labels(part, classes, self.name))
+            ),
+            batch_size=batch_size,
+            seed=seed,
+            name=self.name,
+            skipped=sum(part.skipped for part in pictures.each),
+            augmentation=self.augment,
+            split=split,
+        )
+
+    def pictures(self, split: Split = "dev") -> Parts[Pictures]:
+        """The pictures of each part, held-out ones in the order of a hash; with `all`, those of the source, so too.
+
+        Raises:
+            UserError: there are none, they cannot be read, or fewer are different than there are parts.
+        """
+        train, test = self._read(self.path, self.tfds_split)
+        if split == "all":
+            return Parts.whole(self._cut(train if test is None else join(train, test), {}, "dev")["dev"])
+        dev = self._read_other(self.held_out_path, self.tfds_held_out_split)
+        test = self._read_other(self.test_path, self.tfds_test_split) or test
+        embedded = not (self.path or self.tfds)
+        share = 2 * MNIST_DEV if embedded and self.embedded == "mnist" else self.held_out
+        return make_parts(train, dev, test, share, self._cut)
+
+    def _cut(self, pictures: Pictures, shares: Shares, rest: Part) -> dict[Part, Pictures]:
+        """Cuts pictures in parts by a hash of their contents, before they are brought to a size; see `cut_by_hash`."""
+        source = self.held_out_path or self.tfds_held_out_split if rest == "dev" else self.name
+        places = cut_by_hash(pictures.digests, shares, rest, "picture", source)
+        return {
+            part: Pictures(
+                pictures.images[at],
+                pictures.labels[at],
+                tuple(pictures.digests[i] for i in at),
+                pictures.classes,
+                pictures.skipped if part == rest else 0,
+            )
+            for part, at in places.items()
+        }
+
+    def _read_other(self, path: str, tfds_split: str) -> Pictures | None:
+        """Held-out pictures that are named apart, if any are."""
+        return self._read(path, tfds_split)[0] if path or tfds_split else None
+
+    def _read(self, path: str, tfds_split: str) -> tuple[Pictures, Pictures | None]:
+        """The pictures of a source, and its test pictures where it has some."""
+        embedded = not (self.path or self.tfds)
+        behind = self.background or ("black" if embedded and self.embedded == "mnist" else "white")
+        size = (self.size, self.size) if self.size else None
+        fitting = Fitting(size, self.fit, self.channels, colour(behind))
+        if self.tfds:
+            return image_arrays.read_tfds(self.tfds, tfds_split, self.tfds_dir, fitting), None
+        if embedded:
+            return image_arrays.mnist(fitting) if self.embedded == "mnist" else (image_arrays.emoji(fitting), None)
+        return _read_path(path, fitting)
+
+
+def _read_path(path: str, fitting: Fitting) -> tuple[Pictures, Pictures | None]:
+    if Path(path).suffix.lower() in (".npz", ".npy"):
+        return image_arrays.read_arrays(path, fitting)
+    pictures = read_folder(path, fitting)
+    if pictures.classes and SPLITS.issuperset(name.lower() for name in pictures.classes):
+        train, *others = sorted(pictures.classes, key=lambda name: not name.lower().startswith("train"))
+        raise UserError(
+            f"the folders in {path} are splits, not classes: give --data.path {Path(path, train)} "
+            f"--data.held-out-path {Path(path, others[0])}"
+        )
+    return pictures, None
+
+
+def join(one: Pictures, other: Pictures) -> Pictures:
+    """The pictures of one source with the same classes."""
+    channels = max(part.images.shape[-1] for part in (one, other))
+    return Pictures(
+        np.concatenate([_with_channels(part.images, channels) for part in (one, other)]),
+        np.concatenate([one.labels, other.labels]),
+        one.digests + other.digests,
+        one.classes,
+        one.skipped + other.skipped,
+    )
+
+
+def _with_channels(images: UInt8[np.ndarray, "n h w c"], channels: int) -> UInt8[np.ndarray, "n h w c2"]:
+    """Grey images as coloured ones, where that is asked for."""
+    return images if images.shape[-1] == channels else images.repeat(channels, axis=-1)
+
+
+def _labels(pictures: Pictures, classes: tuple[str, ...], name: str) -> Int32[np.ndarray, " n"]:
+    """The pictures' labels as indices into `classes`."""
+    if not classes:
+        return np.full(len(pictures.labels), -1, np.int32)
+    if not pictures.classes:
+        raise UserError(f"images of {name} have no labels, and the run's have: {_some(classes)}")
+    unknown = set(pictures.classes) - set(classes)
+    if unknown:
+        raise UserError(f"{name} has the class {min(unknown)!r}, and the run has {_some(classes)}")
+    # Label -1 takes the last entry, which is -1.
+    return np.array([*map(classes.index, pictures.classes), -1], np.int32)[pictures.labels]
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def _kind(height: int, width: int, channels: int) -> str:
+    return f"{width}x{height} in {'grey' if channels == 1 else 'colour'}"
+
+
+def _misfit(found: ImageSpec, wanted: ImageSpec, name: str) -> str:
+    """How to bring images to what a run was trained on."""
+    flags = [f"--data.size {wanted.height}"] * (found.height != wanted.height and wanted.height == wanted.width)
+    flags += [f"--data.channels {wanted.channels}"] * (found.channels != wanted.channels)
+    right = " ".join(flags) or "images of that size"
+    kinds = [_kind(spec.height, spec.width, spec.channels) for spec in (found, wanted)]
+    return f"images of {name} are {kinds[0]}, and the run's are {kinds[1]}: give {right}"
+
+
+class Labelled(NamedTuple):
+    """Images with labels."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, " n"]
+    """Indices into `spec.classes`; -1 where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(DataSet):
+    """Images in memory. An epoch visits each training image once, in an order drawn from (seed, epoch)."""
+
+    spec: ImageSpec
+    parts: Parts[Labelled]
+    batch_size: int
+    seed: int
+    name: str
+    skipped: int
+    augmentation: Augment
+    split: Split = "dev"
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "n h w c"]:
+        """The images to train on."""
+        return self.parts.train.images
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """Their labels."""
+        return self.parts.train.labels
+
+    @property
+    def held_out_images(self) -> UInt8[np.ndarray, "m h w c"]:
+        """The images of the split."""
+        return self.parts.held_out[self.split].images
+
+    @property
+    def held_out_labels(self) -> Int32[np.ndarray, " m"]:
+        """Their labels."""
+        return self.parts.held_out[self.split].labels
+
+    @functools.cached_property
+    def _order(self) -> Shuffled:
+        return Shuffled(len(self.images), self.seed)
+
+    @property
+    def held_out_batches(self) -> int:
+        """Batches that hold all images of the split."""
+        return -(-len(self.held_out_images) // self.batch_size)
+
+    def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Training batch `step`: `image` uint8 [b h w c], `label` and `row` int32 [b], `valid` bool [b].
+
+        Batches go on from one epoch to the next, within a batch too.
+        """
+        row = np.arange(self.batch_size, dtype=np.int32)[rows]
+        place = self._order[step * self.batch_size + row.astype(np.int64)]
+        return {
+            "image": self.images[place],
+            "label": self.labels[place],
+            "row": row,
+            "valid": np.ones(row.shape, bool),
+        }
+
+    def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
+        """Held-out batch `index`, in the order of a hash. `row` is the image's index in the whole split.
+
+        Rows past the end of the split repeat its last image and are not valid.
+        """
+        row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
+        place = np.minimum(row, len(self.held_out_images) - 1)
+        return {
+            "image": self.held_out_images[place],
+            "label": self.held_out_labels[place],
+            "row": row,
+            "valid": row < len(self.held_out_images),
+        }
+
+    def augment(self, batch: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+        """Changes each image at random, as the settings ask."""
+        return batch | {"image": self.augmentation.apply(batch["image"], key, batch["row"])}
+
+    def preview(self, key: jax.Array) -> Artifacts:
+        """Up to 64 images of the first batch in a grid."""
+        image = jax.jit(self.augment)(self.batch_at(0), key)["image"]
+        return [replace(grid(np.asarray(image)[:PREVIEW]), name="batch")]
+
+    def fingerprint(self) -> str:
+        """A check sum of the training images and labels."""
+        return f"{zlib.crc32(self.labels.tobytes(), zlib.crc32(self.images.tobytes())):08x}"
+
+    def describe(self) -> str:
+        """How many images of what size, and in how many classes, in one line."""
+        spec = self.spec
+        classes = f"{len(spec.classes)} classes" if spec.classes else "no labels"
+        skipped = f"; {self.skipped} unreadable files skipped" if self.skipped else ""
+        return (
+            f"{self.name}: {self.parts.sizes('images', lambda part: len(part.images))}, "
+            f"{_kind(spec.height, spec.width, spec.channels)}, {classes}{skipped}"
+        )

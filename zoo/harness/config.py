@@ -1,0 +1,331 @@
+"""A run's settings: typed dataclasses, flags on the command line, and JSON that is safe to read back.
+
+A config file is a Python file that constructs `run = Run(...)`; every field of it, at any depth, is a flag. Saved
+settings are data: reading them constructs dataclasses of the zoo (or of a module that the user names) and runs nothing.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import sys
+import traceback
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from zoo.core.data import Data
+from zoo.core.errors import UserError, reading_saved, require
+from zoo.core.family import Family, Scoring
+from zoo.core.optimizer import Optimizer
+from zoo.core.parallel import Parallel
+from zoo.harness.formats import FORMAT, upgrade
+
+
+@dataclass(frozen=True)
+class Init:
+    """Where the first weights come from."""
+
+    source: Annotated[str, tyro.conf.arg(name="from", metavar="RUN")] = ""
+    """A trained run whose weights this one starts from (fine-tuning); empty: fresh weights."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides what a run does."""
+
+    family: Family
+    """The model family and its hyper-parameters."""
+    data: Data
+    """The data."""
+    optimizer: Optimizer = Optimizer()
+    """The optimizer."""
+    parallel: Parallel = Parallel()
+    """Use of the devices."""
+    init: Init = Init()
+    """First weights."""
+    steps: int = 2000
+    """Training steps in all."""
+    batch_size: int = 32
+    """Rows in a batch, over all devices."""
+    seed: int = 0
+    """Seed of the first weights, the order of the data and all noise."""
+    log_every: int = 10
+    """Steps between lines of training metrics."""
+    eval_every: int = 250
+    """Steps between evaluations on held-out data; 0: only at the end."""
+    eval_batches: int = 0
+    """Held-out batches in an evaluation during training; 0: the whole split."""
+    save_every: int = 250
+    """Steps between checkpoints; 0: only at the end. The best by held-out score is saved beside them."""
+    sample_every: int = 0
+    """Steps between samples; 0: never."""
+    score_every: int = 0
+    """Steps between evaluations that also compute the family's own scores (perplexity, FID, ...); 0: never."""
+    scoring: Scoring = Scoring()
+    """Settings of those scores."""
+    keep: int = 2
+    """How many of the last checkpoints to keep, beside the best."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What networks compute in; parameters stay float32. auto: bfloat16 on GPU and TPU, float32 on CPU."""
+    parts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Trained runs that the family is built on, by name (a latent space, a teacher)."""
+    rundir: str = ""
+    """Where the run lives; empty: runs/ and the config's name."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scoring, self.family.Scoring):
+            # Those of a parent class, such as an earlier version saved, are kept.
+            kept = vars(self.scoring) if issubclass(self.family.Scoring, type(self.scoring)) else {}
+            object.__setattr__(self, "scoring", self.family.Scoring(**kept))
+        least = {"steps": 1, "batch_size": 1, "log_every": 1, "keep": 1}
+        zero = ("seed", "eval_every", "eval_batches", "save_every", "sample_every", "score_every")
+        least |= dict.fromkeys(zero, 0)
+        require(self, "", *((name, f"at least {n}", getattr(self, name) >= n) for name, n in least.items()))
+
+
+CHANGEABLE = ("steps", "log_every", "eval_every", "save_every", "sample_every", "score_every", "scoring", "parallel")
+"""What may differ when a run goes on: how long, how often to look, and on which devices."""
+
+PARTIAL = ".part"
+"""What the name of a file ends with until it is whole."""
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+
+def to_json(value: Any) -> Any:
+    """Turns nested dataclasses into plain JSON values; each says its class as `module:Class`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": f"{type(value).__module__}:{type(value).__qualname__}"} | fields
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a setting cannot be a {type(value).__name__}: {value!r}")
+
+
+def from_json(data: Any, expected: Any, where: str) -> Any:
+    """Rebuilds what `to_json` wrote and checks every name and type on the way.
+
+    Args:
+        data: parsed JSON.
+        expected: the type that must come out; a dataclass may come out as any of its subclasses.
+        where: how to call the value in an error, such as `config.json: family`.
+
+    Raises:
+        UserError: an unknown class or field (the nearest valid ones are named), or a value of the wrong type.
+    """
+    if typing.get_origin(expected) is Annotated:
+        expected = typing.get_args(expected)[0]
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Literal:
+        if data not in arguments or type(data) not in {type(choice) for choice in arguments}:
+            raise UserError(f"{where} is {data!r}; it must be one of {', '.join(map(repr, arguments))}")
+        return data
+    if origin in (typing.Union, types.UnionType):
+        if data is None and type(None) in arguments:
+            return None
+        return from_json(data, next(kind for kind in arguments if kind is not type(None)), where)
+    if origin in (tuple, list) and isinstance(data, list):
+        return origin(from_json(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict and isinstance(data, dict):
+        return {key: from_json(item, arguments[1], f"{where}.{key}") for key, item in data.items()}
+    if dataclasses.is_dataclass(expected) or hasattr(expected, "__abstractmethods__"):
+        return _dataclass_from_json(data, expected, where)
+    if expected is float and type(data) is int:
+        return float(data)
+    if not isinstance(expected, type) or type(data) is not expected:
+        name = getattr(expected, "__name__", str(expected))
+        raise UserError(f"{where} is {data!r}; it must be of type {name}")
+    return data
+
+
+def _dataclass_from_json(data: Any, expected: Any, where: str) -> Any:
+    if not isinstance(data, dict) or not isinstance(data.get("class"), str):
+        raise UserError(f"{where} is {data!r}; it must be an object with a class")
+    kind: Any = _find_class(data["class"], where)
+    if not (issubclass(kind, expected) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"{where} has class {data['class']!r}, which is not a {expected.__name__}")
+    kind = typing.cast(Any, kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in dataclasses.fields(kind)]
+    # What an earlier version saved and this one does not have.
+    without = {"class", *getattr(kind, "removed", ())}
+    given = {name: item for name, item in data.items() if name not in without}
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
+            raise UserError(
+                f"{where} has a field {name!r} that {kind.__name__} lacks; the nearest are {', '.join(near)}"
+            )
+    for field in dataclasses.fields(kind):
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and field.name not in given:
+            raise UserError(f"{where} lacks the field {field.name!r}, which {kind.__name__} needs")
+    return kind(**{name: from_json(item, hints[name], f"{where}.{name}") for name, item in given.items()})
+
+
+def _find_class(name: str, where: str) -> Any:
+    """Finds `module:Class` in the zoo or in modules already imported; never imports anything else."""
+    module_name, _, class_name = name.partition(":")
+    module = sys.modules.get(module_name)
+    if module is None and module_name.startswith("zoo.") and importlib.util.find_spec(module_name.rpartition(".")[0]):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError:
+            module = None
+    found = getattr(module, class_name, None) if module else None
+    if not isinstance(found, type):
+        raise UserError(
+            f"{where} has class {name!r}, which is not known here; if you trust its file, name it by --trust"
+        )
+    return found
+
+
+def read_json(path: Path, expected: Any) -> Any:
+    """Reads a dataclass that `write_json` wrote."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it or start over with --fresh") from None
+    with reading_saved():
+        return from_json(upgrade(data, path.name), expected, path.name)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a dataclass as JSON with its format number, whole or not at all."""
+    write_whole(path, json.dumps({"format": FORMAT} | to_json(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+# ---------------------------------------------------------------------------------------------- flags
+
+
+def load_config(path: str) -> Run:
+    """Runs a config file and returns its `run`."""
+    run = getattr(trust(path), "run", None)
+    if not isinstance(run, Run):
+        raise UserError(f"{path} does not define `run = Run(...)`, so it is not a config file")
+    return run
+
+
+def trust(name: str) -> types.ModuleType:
+    """Imports a Python file or module that the user has named, so that its classes can be found."""
+    path = Path(name)
+    if path.suffix != ".py":
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise UserError(f"{name} is neither a Python file nor a module that can be imported") from None
+    if not path.is_file():
+        near = ", ".join(sorted(map(str, path.parent.glob("*.py")))) if path.parent.is_dir() else ""
+        raise UserError(f"there is no file {name}" + (f"; beside it are {near}" if near else ""))
+    # Under a name of its own, so that a config called ddpm.py does not shadow a module of that name.
+    module_name = f"{path.resolve().parent.name}.{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"{path}{_line_in(path, error)}: {error}") from None
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}; it must be valid Python") from None
+    except Exception as error:
+        told = str(error).strip() or "no message"
+        raise UserError(f"{path}{_line_in(path, error)} raises {type(error).__name__}: {told}") from error
+    return module
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """Where in a file an exception came through, as `, line 3`."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def split_arguments(usage: str, first: str) -> tuple[str, list[str]]:
+    """The first argument of the command line, and the flags after it; `--help` alone prints the usage.
+
+    Raises:
+        UserError: there is no first argument.
+    """
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(usage)
+        sys.exit(0)
+    raise UserError(f"the first argument must be {first}\n{usage}")
+
+
+def trust_named(flags: list[str]) -> None:
+    """Imports what `--trust` names: a saved run needs its classes before the other flags can be known."""
+    naming = False
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if flag.startswith("-"):
+            naming = name == "--trust"
+        elif naming:
+            value = flag
+        if naming and value:
+            trust(value)
+
+
+def parse_flags(kind: Any, default: Any, flags: list[str], program: str, description: str = "") -> Any:
+    """Parses flags over a default; every field of it, at any depth, is a flag."""
+    return tyro.cli(kind, default=default, args=flags, prog=program, description=description)
+
+
+def typed(kind: Any, flags: list[str]) -> set[str]:
+    """The fields of a dataclass that flags name; a field's value alone does not say whether it was asked for."""
+    names = {flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
+    return names.intersection(field.name for field in dataclasses.fields(kind))
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields, by dotted name, in which two settings differ: name -> (old, new)."""
+    if type(old) is not type(new) or not dataclasses.is_dataclass(old):
+        return {} if old == new and type(old) is type(new) else {prefix: (old, new)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for field in dataclasses.fields(old):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        found |= differences(getattr(old, field.name), getattr(new, field.name), name)
+    return found
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a dotted field name."""
+    return "--" + name.replace("_", "-").replace("init.source", "init.from")
+
+
+def check_may_go_on(saved: Run, run: Run) -> None:
+    """Refuses to go on with settings that would make it another run.
+
+    Raises:
+        UserError: names the flags that differ.
+    """
+    differing = differences(saved, run)
+    refused = [name for name in differing if name.partition(".")[0] not in (*CHANGEABLE, "rundir")]
+    if refused:
+        told = "; ".join(f"{flag(name)} is {differing[name][1]!r}, was {differing[name][0]!r}" for name in refused[:5])
+        raise UserError(
+            f"{run.rundir} holds a run with other settings ({told}): leave them out to go on with it, give another "
+            "--rundir, or start over with --fresh"
+        )

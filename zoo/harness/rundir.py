@@ -1,0 +1,307 @@
+"""A run's directory: everything a run writes for people and for other programs, and nothing that training needs.
+
+config.json    the settings            metrics.jsonl   one flat JSON object a line
+spec.json      what the data is        tensorboard/    the same as TensorBoard events
+data/          its first batch, as     samples/        what the model made as it trained, and when asked
+               the model sees it       scores.jsonl    what evaluate.py found
+launches.jsonl each start: command,    log.txt         what was said
+               versions, devices       damaged/        checkpoints that could not be read, put aside
+checkpoints/   see checkpoint.py
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from zoo.core.artifacts import Artifacts, Image, Text, together, write_summary
+from zoo.core.data import Spec
+from zoo.core.errors import UserError
+from zoo.core.estimates import STDERR
+from zoo.core.family import Metrics
+from zoo.harness.checkpoint import DAMAGED, FOLDER, has_checkpoints
+from zoo.harness.config import PARTIAL, Run, read_json, write_json, write_whole
+
+CONFIG, SPEC, METRICS, LAUNCHES, LOG = "config.json", "spec.json", "metrics.jsonl", "launches.jsonl", "log.txt"
+SAMPLES, EVENTS, PREVIEW, SCORES = "samples", "tensorboard", "data", "scores.jsonl"
+RUN_CLASSES = (b"zoo.harness.config:Run", b"zoo.core.config:Run")
+OURS = (FOLDER, DAMAGED, SPEC, METRICS, LAUNCHES, LOG, SAMPLES, EVENTS, PREVIEW, SCORES)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "generative-zoo")
+
+log = logging.getLogger("zoo")
+
+
+class RunDir:
+    """The directory of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._events: Any = None
+        self._claim: int | None = None
+
+    # ------------------------------------------------------------------------------------ what is there
+
+    def has_config(self) -> bool:
+        """Whether a run has been started here."""
+        return (self.path / CONFIG).is_file()
+
+    def has_checkpoints(self) -> bool:
+        """Whether a run can go on from here."""
+        return self.has_config() and has_checkpoints(self.path)
+
+    def require(self) -> None:
+        """Checks that this is the directory of a run that has saved something.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"there is no run directory {self.path}; `python train.py configs/NAME.py` makes one")
+        if not self.has_config():
+            raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}")
+        if not self._is_ours():
+            raise UserError(f"{self.path} is not a run directory: its {CONFIG} does not hold a run's settings")
+        if not self.has_checkpoints():
+            raise UserError(f"{self.path} has no checkpoint yet; let `train.py` run until it saves one")
+
+    def config(self) -> Run:
+        """The settings, checked."""
+        return read_json(self.path / CONFIG, Run)
+
+    def spec(self) -> Spec:
+        """What the data was."""
+        if not (self.path / SPEC).is_file():
+            raise UserError(f"{self.path} lacks {SPEC}; it is not a whole run directory")
+        return read_json(self.path / SPEC, Spec)
+
+    # ------------------------------------------------------------------------------------------ writing
+
+    def check_free(self, fresh: bool) -> None:
+        """Checks that a new run can start here.
+
+        Args:
+            fresh: whether a run that is here may be deleted.
+
+        Raises:
+            UserError: something is here that is not a run's, or a run that may not be deleted.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --rundir must name a directory")
+        if self.path.is_dir() and not self._is_ours():
+            raise UserError(f"{self.path} has files in it and is not a run directory; name another by --rundir")
+        if self.has_checkpoints() and not fresh:
+            raise UserError(f"{self.path} holds a run; --fresh deletes it and starts over")
+
+    def _is_ours(self) -> bool:
+        """Whether the directory is a run's, or empty: another program's config.json is not for us to delete."""
+        if self.has_config():
+            settings = (self.path / CONFIG).read_bytes()
+            return any(name in settings for name in RUN_CLASSES)
+        return all(path.name == CONFIG + PARTIAL for path in self.path.iterdir())
+
+    def create(self, run: Run, spec: Spec, fresh: bool) -> None:
+        """Makes the directory of a new run.
+
+        Args:
+            run: the settings.
+            spec: what the data is.
+            fresh: delete a run that is here; without it, only what a run that never saved left is deleted.
+
+        Raises:
+            UserError: the directory cannot be made, or `check_free` refuses it.
+        """
+        self.check_free(fresh)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made ({error.strerror}); name another by --rundir") from None
+        self.claim()
+        # The settings stay until new ones take their place: a start that is killed here can be repeated.
+        for name in OURS:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.write_config(run)
+        write_json(self.path / SPEC, spec)
+
+    def claim(self) -> None:
+        """Keeps other processes from training here until `close`, or until this process ends, however it does.
+
+        Raises:
+            UserError: another process is training here.
+        """
+        self._claim = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {self.path}; wait for it, stop it, or give another --rundir"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    def write_config(self, run: Run) -> None:
+        """Writes the settings."""
+        write_json(self.path / CONFIG, run)
+
+    def launched(self, step: int, data: str, precision: str) -> None:
+        """Records how this process was started, with what, and from which step.
+
+        Args:
+            step: steps done already.
+            data: the data set's fingerprint; where it is not what it was before, says so.
+            precision: what the networks compute in, float32 or bfloat16.
+        """
+        if _last_record(self.path / LAUNCHES).get("data", data) != data:
+            log.warning("the data is not what it was when this run was last started; it goes on with what there is now")
+        command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+        record: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": "a notebook" if "ipykernel" in sys.modules else command,
+            "from_step": step,
+            "data": data,
+            "python": platform.python_version(),
+            "versions": {name: _version(name) for name in PACKAGES},
+            "platform": platform.platform(),
+            "devices": [str(device) for device in jax.devices()],
+            "device_kind": jax.devices()[0].device_kind,
+            "precision": precision,
+        }
+        _append(self.path / LAUNCHES, record)
+        versions = " ".join(f"{name} {version}" for name, version in record["versions"].items())
+        log.info("command: %s", record["command"])
+        log.info("python %s %s on %s in %s", record["python"], versions, ", ".join(record["devices"]), precision)
+
+    def cut_back(self, step: int) -> float:
+        """Drops what was logged past `step`, which will be logged again; returns the seconds trained until then."""
+        path, seconds, kept = self.path / METRICS, 0.0, []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in lines:
+            try:
+                record = json.loads(line)
+                past, spent = record["step"] > step, float(record["seconds"])
+            except (ValueError, KeyError, TypeError):  # the last line of a process that was killed while writing
+                continue
+            if not past:
+                kept.append(line)
+                seconds = max(seconds, spent)
+        if kept != lines:
+            write_whole(path, "".join(line + "\n" for line in kept))
+        for sample in (self.path / SAMPLES).glob("step_*"):
+            number = sample.stem.removeprefix("step_")
+            if number.isdigit() and int(number) > step:
+                shutil.rmtree(sample) if sample.is_dir() else sample.unlink()
+        return seconds
+
+    def write_metrics(self, step: int, split: str, metrics: Metrics, seconds: float) -> None:
+        """Adds a line to metrics.jsonl, and the figures without their standard errors to TensorBoard."""
+        names = sorted(metrics, key=lambda name: name != "loss")  # the loss first
+        record = {name: _plain(metrics[name]) for name in names}
+        _append(self.path / METRICS, {"step": step, "split": split, **record, "seconds": round(seconds, 3)})
+        for name, value in record.items():
+            if not isinstance(value, str) and not name.endswith(STDERR):
+                self._writer(step).add_scalar(f"{split}/{name}", value, step)
+
+    def write_scores(self, record: Metrics) -> None:
+        """Adds a line to scores.jsonl: figures of a trained model, with how they were come by."""
+        try:
+            _append(self.path / SCORES, {name: _plain(value) for name, value in record.items()})
+        except OSError as error:  # someone else's run may be read-only; the figures are printed all the same
+            log.warning("%s cannot be written (%s)", self.path / SCORES, error.strerror)
+
+    def write_preview(self, artifacts: Artifacts) -> None:
+        """Writes what training data looks like."""
+        if artifacts:
+            (self.path / PREVIEW).mkdir(exist_ok=True)
+            write_summary(self.path / PREVIEW / "first_batch", artifacts)
+
+    def write_samples(self, step: int, artifacts: Artifacts) -> Path:
+        """Writes what the model made at a step."""
+        (self.path / SAMPLES).mkdir(exist_ok=True)
+        texts = [f"```\n{artifact.text}\n```" for artifact in artifacts if isinstance(artifact, Text)]
+        picture = together(artifacts)
+        if texts:
+            self._writer(step).add_text("samples", "\n\n".join(texts), step)
+        elif isinstance(picture, Image):
+            self._writer(step).add_image("samples", picture.pixels, step, dataformats="HWC")
+        return write_summary(self.path / SAMPLES / f"step_{step:08d}", artifacts)
+
+    def next_samples(self) -> Path:
+        """Where samples go that were asked for without naming a place: `samples/asked_0000`, and so on."""
+        folder = self.path / SAMPLES
+        folder.mkdir(exist_ok=True)
+        taken = [int(path.stem.removeprefix("asked_")) for path in folder.glob("asked_" + "[0-9]" * 4 + "*")]
+        return folder / f"asked_{max(taken, default=-1) + 1:04d}"
+
+    def _writer(self, step: int) -> Any:
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            # Events past the step that a run goes on from are marked as superseded.
+            self._events = SummaryWriter(str(self.path / EVENTS), purge_step=step)
+        return self._events
+
+    def close(self) -> None:
+        """Flushes what is buffered and gives up the claim."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+
+def make_out(folder: Path) -> None:
+    """Makes a folder for samples, before the work of making them, where they overwrite none.
+
+    Raises:
+        UserError: it cannot be made, or holds samples.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --out must name a directory")
+    if any(folder.glob("sample_*")):
+        raise UserError(f"{folder} has samples in it already; name another by --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); name another by --out") from None
+
+
+def _plain(value: Any) -> float | int | str:
+    """A figure as JSON holds it, which has no word for a number that is not finite."""
+    if isinstance(value, str | int):
+        return value
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _last_record(path: Path) -> dict[str, Any]:
+    """The last whole line of a file of JSON lines."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:  # a process that was killed while writing
+            continue
+    return {}
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,236 @@
+"""The networks of a text VAE: a recurrent encoder, and language models of a text given a code.
+
+With w_0 = end-of-text before the text w_1 .. w_T, and E the embedding, one for both networks and the head (Press & Wolf
+2017):
+
+    q(z|w) = N(mean, diag(sigma^2))             [mean, log sigma^2] = W max_t h_t,  h = recurrent(E[w_1 .. w_T])
+    P(w_(t+1) | w_<=t, z) = softmax(E y_t)      y = body(E[w_0 .. w_t], z)
+
+The largest value of every feature over time, rather than the last state, keeps the encoder's gradient short, which
+alone makes codes last longer (Long et al. 2019, "Preventing posterior collapse in sequence VAEs with pooling"). Its
+words have the decoder's vectors, so that it knows those too which are rare. Bodies:
+
+    lstm, gru      the first states are tanh(V z + b), and z stands beside every input (Bowman et al. 2016)
+    transformer    V z is added to the vector of every position (Li et al. 2020, "Optimus")
+
+Letters in shapes: b rows, t positions, d features, v vocabulary.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from einops import repeat
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from zoo.core.random import dropout, split
+from zoo.nets.transformer import EPSILON, INIT_SCALE, gpt2_block
+from zoo.nn.attend import Mask
+from zoo.nn.attention import KeyValue
+from zoo.nn.dense import Dense
+from zoo.nn.embedding import Embedding
+from zoo.nn.norm import LayerNorm
+from zoo.nn.recurrence import Cell
+from zoo.nn.recurrent import Carry, Recurrent
+
+BodyKind = Literal["lstm", "gru", "transformer"]
+
+
+class TextEncoder(nnx.Module):
+    """The mean and log sigma^2 of q(z|w).
+
+    Args:
+        cell: of the one recurrent layer.
+        width: features of a word and of a state.
+        latent: units of a code.
+        rate: dropout of the words' vectors.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, cell: Cell, width: int, latent: int, *, rate: float, rngs: nnx.Rngs):
+        self.rate = rate
+        self.recurrent = Recurrent(cell, width, width, 1, rngs=rngs)
+        self.head = Dense(width, 2 * latent, bias=True, scale=width**-0.5, rngs=rngs, wide=True)
+
+    def __call__(
+        self,
+        words: Float[Array, "b t width"],
+        real: Bool[Array, "b t"],
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
+        """Reads vectors of words, of which some are real and the others padding, which changes nothing."""
+        x = dropout(words, self.rate, key, rows)
+        # Padding's output is the last real one again, and changes no maximum.
+        h, _ = self.recurrent(x, self.recurrent.init_carry(len(x)), mask=real)
+        mean, log_variance = jnp.split(self.head(h.max(axis=1, keepdims=True))[:, 0], 2, axis=-1)
+        return mean, log_variance
+
+
+class RecurrentBody(nnx.Module):
+    """Recurrent layers that a code starts and accompanies."""
+
+    def __init__(self, cell: Cell, width: int, layers: int, latent: int, *, rate: float, rngs: nnx.Rngs):
+        self.recurrent = Recurrent(cell, width + latent, width, layers, rate=rate, rngs=rngs)
+        self.states = len(jax.tree.leaves(self.recurrent.init_carry(1)))
+        self.first = Dense(latent, self.states * width, bias=True, scale=latent**-0.5, rngs=rngs) if latent else None
+
+    def begin(self, z: Float[Array, "b latent"], length: int) -> Carry:
+        """The states before the first word; they need no slots, however long the text."""
+        zeros = self.recurrent.init_carry(len(z))
+        if self.first is None:
+            return zeros
+        first = jnp.split(jnp.tanh(self.first(z[:, None])[:, 0].astype(jnp.float32)), self.states, axis=1)
+        return jax.tree.unflatten(jax.tree.structure(zeros), first)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        z: Float[Array, "b latent"],
+        *,
+        state: Carry | None = None,
+        slots: Int[Array, " t"] | None = None,
+        start: Int[Array, " b"] | None = None,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t d"], Carry]:
+        """Reads words, from the beginning of a text or on from a state; those in slots before `start` do not count."""
+        real = None if slots is None or start is None else slots[None, :] >= start[:, None]
+        x = jnp.concatenate([x, repeat(z, "b latent -> b t latent", t=x.shape[1])], axis=-1)
+        return self.recurrent(x, self.begin(z, 0) if state is None else state, mask=real, key=key, rows=rows)
+
+
+class TransformerBody(nnx.Module):
+    """Transformer blocks that find a code at every position."""
+
+    def __init__(
+        self,
+        heads: int,
+        width: int,
+        layers: int,
+        latent: int,
+        context: int,
+        *,
+        rate: float,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.position = Embedding(context, width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
+        self.enter = Dense(latent, width, bias=False, scale=latent**-0.5, rngs=rngs) if latent else None
+        self.blocks = nnx.List(gpt2_block(width, heads, layers=layers, rate=rate, rngs=rngs) for _ in range(layers))
+        self.norm = LayerNorm(width, epsilon=EPSILON, bias=True)
+
+    def begin(self, z: Float[Array, "b latent"], length: int) -> tuple[KeyValue, ...]:
+        """Empty keys and values with so many slots."""
+        return tuple(block.attention.init_cache(len(z), length, z.dtype) for block in self.blocks)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        z: Float[Array, "b latent"],
+        *,
+        state: tuple[KeyValue, ...] | None = None,
+        slots: Int[Array, " t"] | None = None,
+        start: Int[Array, " b"] | None = None,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t d"], tuple[Any, ...]]:
+        """Reads words, from the beginning of a text or into slots of a state; those before `start` do not count."""
+        slots = jnp.arange(x.shape[1]) if slots is None else slots
+        start = jnp.zeros(len(x), jnp.int32) if start is None else start
+        mask = Mask(causal=True)
+        if state is not None:
+            keys = jnp.arange(state[0].keys.shape[2])
+            mask = Mask(visible=(keys[None, :] <= slots[:, None])[None] & (keys[None, :] >= start[:, None])[:, None])
+        x = x + self.position(jnp.maximum(slots[None, :] - start[:, None], 0))
+        if self.enter is not None:
+            x = x + self.enter(z[:, None])
+        layers: list[Any] = []
+        caches = [None] * len(self.blocks) if state is None else state
+        for block, cache, block_key in zip(self.blocks, caches, split(key, len(self.blocks)), strict=True):
+            x, grown = block(x, mask, cache=cache, slot=slots[0], key=block_key, rows=rows)
+            layers.append(grown)
+        return self.norm(x), tuple(layers)
+
+
+class TextDecoder(nnx.Module):
+    """P(w|z), up to the product with the vocabulary; with `latent` 0 a plain language model.
+
+    Args:
+        body: what stands between the words' vectors and the head.
+        heads: of a transformer's attention.
+        vocab_size: symbols of the tokenizer.
+        width: features of a word and of a position.
+        layers: of the body.
+        latent: units of a code.
+        context: positions of a text.
+        rate: dropout of the words' vectors, between layers, and of what goes into the head.
+        word_dropout: share of the words that are hidden from the decoder in training (Bowman et al. 2016), as if their
+            vector were zero.
+        rngs: source of the initial values.
+        dtype: that the layers compute in.
+    """
+
+    def __init__(
+        self,
+        body: BodyKind,
+        heads: int,
+        vocab_size: int,
+        width: int,
+        layers: int,
+        latent: int,
+        context: int,
+        *,
+        rate: float,
+        word_dropout: float,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.rate, self.word_dropout = rate, word_dropout
+        scale = INIT_SCALE if body == "transformer" else width**-0.5
+        self.embedding = Embedding(vocab_size, width, scale=scale, rngs=rngs, dtype=dtype)
+        if body == "transformer":
+            self.body: Any = TransformerBody(heads, width, layers, latent, context, rate=rate, rngs=rngs, dtype=dtype)
+        else:
+            self.body = RecurrentBody(body, width, layers, latent, rate=rate, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        z: Float[Array, "b latent"],
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """y_t of whole texts, whose product with the embedding is the logits of the word after each."""
+        word_key, input_key, body_key, output_key = split(key, 4)
+        kept = dropout(jnp.ones(tokens.shape), self.word_dropout, word_key, rows) > 0
+        kept = kept | (jnp.arange(tokens.shape[1]) == 0)[None, :]  # the beginning is no word
+        x = self.embedding(tokens) * kept[:, :, None]
+        x = dropout(x, self.rate, input_key, rows)
+        y, _ = self.body(x, z.astype(x.dtype), key=body_key, rows=rows)
+        return dropout(y, self.rate, output_key, rows)
+
+
+class Conditioned(nnx.Module):
+    """A decoder with a code for each row, as `zoo.sampling.tokens.decode` reads on."""
+
+    def __init__(self, decoder: TextDecoder, z: Float[Array, "b latent"]):
+        self.decoder = decoder
+        self.z = nnx.Variable(z.astype(decoder.embedding.dtype))
+
+    def init_cache(self, batch: int, length: int) -> tuple[jax.Array, Any]:
+        """The codes, and the body's state before the first word."""
+        z = self.z[...]
+        return z, self.decoder.body.begin(z, length)
+
+    def extend(
+        self, tokens: Int[Array, "b t"], cache: tuple[jax.Array, Any], position: Any, start: Int[Array, " b"]
+    ) -> tuple[Float[Array, "b v"], tuple[jax.Array, Any]]:
+        """Reads t more words of every row and predicts the next; see `zoo.sampling.tokens.decode`."""
+        (z, state), slots = cache, position + jnp.arange(tokens.shape[1])
+        y, state = self.decoder.body(self.decoder.embedding(tokens), z, state=state, slots=slots, start=start)
+        return self.decoder.embedding.logits(y[:, -1:])[:, 0], (z, state)

@@ -1,0 +1,208 @@
+"""The Transformer block, with normalisation before each branch, as in GPT-2, or after it, as in BERT.
+
+before (Radford et al. 2019)      x = x + attention(norm(x))      x = x + mlp(norm(x))
+after (Vaswani et al. 2017)       x = norm(x + attention(x))      x = norm(x + mlp(x))
+
+A decoder's block also attends to what an encoder made of a source, the memory m, between the two:
+x = x + attention(norm(x), m), or x = norm(x + attention(x, m)).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from zoo.core.random import dropout, split
+from zoo.nn.attend import Mask
+from zoo.nn.attention import Attention, KeyValue
+from zoo.nn.dense import Dense
+from zoo.nn.norm import LayerNorm, RMSNorm
+
+Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Normalisation = Literal["layernorm", "rmsnorm"]
+
+INIT_SCALE = 0.02
+"""Standard deviation of GPT-2's initial weights."""
+EPSILON = 1e-5
+"""Added to the variance in GPT-2's normalisation."""
+
+
+def make_norm(kind: Normalisation, features: int, *, epsilon: float, bias: bool) -> LayerNorm | RMSNorm:
+    """The normalisation named `kind`; `bias` concerns LayerNorm alone."""
+    if kind == "layernorm":
+        return LayerNorm(features, epsilon=epsilon, bias=bias)
+    return RMSNorm(features, epsilon=epsilon)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Phi(x), Phi the normal distribution's (Hendrycks and Gimpel 2016); by erf, which is quicker than JAX's erfc."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def swiglu(x: Float[Array, "... two_h"]) -> Float[Array, "... h"]:
+    """silu(gate) * value, the two halves of x (Shazeer 2020)."""
+    gate, value = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(gate) * value
+
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "swiglu": swiglu,
+}
+
+
+class MLP(nnx.Module):
+    """down(activation(up(x))); SwiGLU's gate and value share the kernel of `up`."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: Activation,
+        *,
+        bias: bool,
+        scale: float,
+        out_scale: float,
+        rngs: nnx.Rngs,
+    ):
+        inner = 2 * hidden if activation == "swiglu" else hidden
+        self.up = Dense(width, inner, bias=bias, scale=scale, rngs=rngs)
+        self.down = Dense(hidden, width, bias=bias, scale=out_scale, rngs=rngs, activation=ACTIVATIONS[activation])
+
+    def __call__(self, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
+        """Maps every position by itself."""
+        return self.down(self.up(x))
+
+
+def _same(norm: nnx.Module, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
+    return x
+
+
+def _apply(norm: LayerNorm | RMSNorm, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
+    return norm(x)
+
+
+class Block(nnx.Module):
+    """One layer of a Transformer.
+
+    Args:
+        width: features of a position.
+        heads: query heads.
+        kv_heads: heads of keys and values.
+        hidden: features inside the MLP.
+        layers: how many blocks the network has; projections onto the residual stream start smaller by
+            sqrt(2 layers), so that its variance does not grow with depth (Radford et al. 2019).
+        norm: which normalisation.
+        activation: which MLP.
+        epsilon: of the normalisation.
+        bias: whether dense layers and LayerNorm have biases.
+        rate: dropout of both branches, and of attention weights where `attention_rate` does not say otherwise.
+        rngs: source of the initial values.
+        post_norm: normalise after each branch is added, not before it; projections then all start at one scale.
+        attention_rate: dropout of attention weights.
+        reads: whether it attends to a memory too, between its attention and its MLP: a decoder's block.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        hidden: int,
+        *,
+        layers: int,
+        norm: Normalisation,
+        activation: Activation,
+        epsilon: float,
+        bias: bool,
+        rate: float,
+        rngs: nnx.Rngs,
+        post_norm: bool = False,
+        attention_rate: float | None = None,
+        reads: bool = False,
+    ):
+        scales = {"scale": INIT_SCALE, "out_scale": INIT_SCALE * (1.0 if post_norm else (2 * layers) ** -0.5)}
+        self.rate, self.post_norm = rate, post_norm
+        attention_rate = rate if attention_rate is None else attention_rate
+        self.attention_norm = make_norm(norm, width, epsilon=epsilon, bias=bias)
+        self.attention = Attention(width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, **scales)
+        self.memory_norm: Any = make_norm(norm, width, epsilon=epsilon, bias=bias) if reads else None
+        self.memory_attention: Any = (
+            Attention(width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, **scales) if reads else None
+        )
+        self.mlp_norm = make_norm(norm, width, epsilon=epsilon, bias=bias)
+        self.mlp = MLP(width, hidden, activation, bias=bias, rngs=rngs, **scales)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t width"],
+        mask: Mask,
+        angles: Float[Array, "#b t half"] | None = None,
+        *,
+        cache: KeyValue | None = None,
+        slot: Int[Array, ""] | int = 0,
+        source: Float[Array, "b s width"] | None = None,
+        memory: KeyValue | None = None,
+        memory_mask: Mask | None = None,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t width"], KeyValue | None]:
+        """Adds all branches to the residual stream; see `Attention` for the arguments.
+
+        A source is another stream of the same network, and is normalised like x. A memory is what another network made,
+        as this block's `memory_attention` projects it.
+        """
+        weights_key, attention_key, mlp_key, *memory_keys = split(key, 3 if memory is None else 5)
+        before, after = (_same, _apply) if self.post_norm else (_apply, _same)
+        branch, cache = self.attention(
+            before(self.attention_norm, x),
+            mask,
+            angles,
+            cache=cache,
+            slot=slot,
+            source=None if source is None else before(self.attention_norm, source),
+            key=weights_key,
+            rows=rows,
+        )
+        x = after(self.attention_norm, x + dropout(branch, self.rate, attention_key, rows))
+        if memory is not None:
+            assert memory_mask is not None
+            branch, _ = self.memory_attention(
+                before(self.memory_norm, x), memory_mask, source=memory, key=memory_keys[0], rows=rows
+            )
+            x = after(self.memory_norm, x + dropout(branch, self.rate, memory_keys[1], rows))
+        branch = self.mlp(before(self.mlp_norm, x))
+        return after(self.mlp_norm, x + dropout(branch, self.rate, mlp_key, rows)), cache
+
+
+def gpt2_block(
+    width: int,
+    heads: int,
+    *,
+    layers: int,
+    rate: float,
+    rngs: nnx.Rngs,
+    reads: bool = False,
+) -> Block:
+    """A block as in GPT-2, but that no weights of attention are dropped: the CPU's quick attention keeps none."""
+    return Block(
+        width,
+        heads,
+        heads,
+        4 * width,
+        layers=layers,
+        norm="layernorm",
+        activation="gelu",
+        epsilon=EPSILON,
+        bias=True,
+        rate=rate,
+        rngs=rngs,
+        attention_rate=0.0,
+        reads=reads,
+    )

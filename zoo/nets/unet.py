@@ -1,0 +1,289 @@
+"""The U-Net of DDPM, in the layout of diffusers' `UNet2DModel`.
+
+Ho et al. 2020, appendix B; Ronneberger et al. 2015, "U-Net". Features of the picture go down through levels, each half
+as high and wide as the one before, and up again; what every block on the way down puts out is handed across to its
+counterpart on the way up. A residual block is
+
+    h   = conv(silu(norm(x))) + time(silu(embedding))
+    out = shortcut(x) + conv(silu(norm(h)))
+
+where embedding stands for the noise level t (sines and cosines of t, then an MLP) and, if there are classes, the class.
+Feature maps are [b h w c].
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from zoo.core.random import dropout, split
+from zoo.nn.attend import Mask, attend
+from zoo.nn.conv import Conv
+from zoo.nn.dense import Dense, identity
+from zoo.nn.embedding import Embedding
+from zoo.nn.group_norm import GroupNorm
+from zoo.nn.remat import rematerialised
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """The sizes of a U-Net and the details in which published ones differ.
+
+    Attributes:
+        height: of the pictures, which says on which levels there is attention.
+        features_in: colours.
+        channels: features of each level, from the full picture down.
+        layers: residual blocks of a level on the way down; there is one more on the way up.
+        attention: heights of feature maps (in pixels) whose residual blocks are followed by self-attention; the middle
+            always has it.
+        head_width: features of an attention head; 0: one head.
+        groups: of group normalisation; fewer where that would leave less than two channels to a group, or cannot be.
+        rate: dropout in residual blocks.
+        norm_epsilon: added to the variance.
+        cos_first: whether the cosines of t come before the sines.
+        frequency_shift: the lowest frequency of t is 10000^(-(h - 1) / (h - shift)), h being half the features.
+        pad_evenly: whether a halving pads one pixel on every side, or only below and on the right.
+        symbols: classes that are embedded, with "no class" if it is one; 0: none.
+        remat: whether residual blocks and attention are computed again for gradients; see `zoo.nn.remat`.
+    """
+
+    height: int
+    features_in: int
+    channels: tuple[int, ...]
+    layers: int
+    attention: tuple[int, ...] = ()
+    head_width: int = 0
+    groups: int = 32
+    rate: float = 0.0
+    norm_epsilon: float = 1e-5
+    cos_first: bool = True
+    frequency_shift: int = 0
+    pad_evenly: bool = True
+    symbols: int = 0
+    remat: bool = False
+
+    @property
+    def embedding_width(self) -> int:
+        """Features of the embedding of time and class."""
+        return 4 * self.channels[0]
+
+    def attends(self, level: int) -> bool:
+        """Whether a level's residual blocks are followed by attention."""
+        return self.height >> level in self.attention
+
+    def norm(self, channels: int, activation: Callable[[jax.Array], jax.Array] = identity) -> GroupNorm:
+        """The group normalisation of a feature map.
+
+        A group has at least two channels: with one, it would take out again what the embedding adds to a channel. An
+        odd number of channels is one group.
+        """
+        groups = math.gcd(self.groups, channels // 2, channels)
+        return GroupNorm(channels, groups, epsilon=self.norm_epsilon, activation=activation)
+
+
+NEAR_ZERO = 0.01
+"""Scale of the initial values of layers that end a branch or the network: each block starts as hardly more than its
+shortcut (Ho et al. 2020 and others start at zero, where nothing before such a layer learns in the first steps)."""
+
+
+def time_features(t: Float[Array, " b"], features: int, cos_first: bool, shift: int) -> Float[Array, "b features"]:
+    """Sines and cosines of t at geometrically falling frequencies (Vaswani et al. 2017, section 3.5)."""
+    half = features // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half) / (half - shift))
+    angles = t[:, None] * frequencies[None, :]
+    waves = [jnp.cos(angles), jnp.sin(angles)] if cos_first else [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.pad(jnp.concatenate(waves, axis=1), ((0, 0), (0, features % 2)))
+
+
+def dense(features_in: int, features_out: int, rngs: nnx.Rngs, scale: float = 1.0, **settings) -> Dense:
+    """A dense layer with a bias, started at scale / sqrt(fan-in)."""
+    return Dense(features_in, features_out, bias=True, scale=scale * features_in**-0.5, rngs=rngs, **settings)
+
+
+def lean(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """f, which on the CPU remembers its argument alone for the gradient and works the rest out again.
+
+    Of a convolution after a normalisation the rest is the normalised image, a quarter of the memory of a training step.
+    """
+    return jax.checkpoint(f) if jax.default_backend() == "cpu" else f
+
+
+class ResidualBlock(nnx.Module):
+    """Two convolutions beside a shortcut; see the module's docstring."""
+
+    def __init__(self, s: UNetSettings, features_in: int, features_out: int, rngs: nnx.Rngs):
+        self.rate = s.rate
+        self.norm_in = s.norm(features_in, jax.nn.silu)
+        self.conv_in = Conv(features_in, features_out, rngs=rngs)
+        self.time = dense(s.embedding_width, features_out, rngs, activation=jax.nn.silu)
+        self.norm_out = s.norm(features_out, jax.nn.silu)
+        self.conv_out = Conv(features_out, features_out, scale=NEAR_ZERO * (9 * features_out) ** -0.5, rngs=rngs)
+        self.shortcut = Conv(features_in, features_out, 1, rngs=rngs) if features_in != features_out else None
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w i"],
+        embedding: Float[Array, "b 1 e"],
+        key: Key[Array, ""] | None,
+        rows: Int[Array, " b"] | None,
+    ) -> Float[Array, "b h w o"]:
+        """The features after the block."""
+        h = lean(lambda x: self.conv_in(self.norm_in(x)))(x) + self.time(embedding)[:, None]
+        h = lean(lambda h: self.conv_out(dropout(self.norm_out(h), self.rate, key, rows)))(h)
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class ImageAttention(nnx.Module):
+    """Self-attention between all places of a feature map, added to it."""
+
+    def __init__(self, s: UNetSettings, channels: int, rngs: nnx.Rngs):
+        self.heads = channels // s.head_width if s.head_width else 1
+        self.norm = s.norm(channels)
+        self.qkv = dense(channels, 3 * channels, rngs)
+        self.out = dense(channels, channels, rngs, scale=NEAR_ZERO)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """x + attention(norm(x))."""
+        height = x.shape[1]
+        places = rearrange(self.norm(x), "b h w c -> b (h w) c")
+        q, k, v = rearrange(self.qkv(places), "b t (three n d) -> three b n t d", three=3, n=self.heads)
+        mixed = attend(q, k, v, Mask())
+        out = self.out(rearrange(mixed, "b n t d -> b t (n d)"))
+        return x + rearrange(out, "b (h w) c -> b h w c", h=height)
+
+
+class Layer(nnx.Module):
+    """A residual block, with attention after it on some levels."""
+
+    def __init__(self, s: UNetSettings, features_in: int, features_out: int, attends: bool, rngs: nnx.Rngs):
+        self.residual = ResidualBlock(s, features_in, features_out, rngs)
+        self.attention = ImageAttention(s, features_out, rngs) if attends else None
+
+    def __call__(self, x, embedding, key, rows):
+        """The features after both."""
+        x = self.residual(x, embedding, key, rows)
+        return x if self.attention is None else self.attention(x)
+
+
+class Down(nnx.Module):
+    """A convolution that halves height and width."""
+
+    def __init__(self, s: UNetSettings, channels: int, rngs: nnx.Rngs):
+        self.pad_evenly = s.pad_evenly
+        self.conv = Conv(channels, channels, stride=2, padding=1 if s.pad_evenly else 0, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Half the size."""
+        return self.conv(x if self.pad_evenly else jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
+
+
+class Up(nnx.Module):
+    """Doubles height and width by repeating pixels, and smoothes by a convolution."""
+
+    def __init__(self, channels: int, rngs: nnx.Rngs):
+        self.conv = Conv(channels, channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Twice the size."""
+        return self.conv(repeat(x, "b h w c -> b (h two) (w also_two) c", two=2, also_two=2))
+
+
+class Level(nnx.Module):
+    """The layers of one level on one way, and the change of size after them (None at the last)."""
+
+    def __init__(self, layers: list[Layer], resize: Down | Up | None):
+        self.layers, self.resize = nnx.List(layers), resize
+
+
+class UNet(nnx.Module):
+    """The network.
+
+    Args:
+        settings: its sizes.
+        rngs: source of the initial values.
+        dtype: that the layers compute in.
+    """
+
+    def __init__(self, settings: UNetSettings, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.settings, self.dtype = settings, jnp.dtype(dtype)
+        s = settings
+        channels, width = s.channels, s.embedding_width
+        self.conv_in = Conv(s.features_in, channels[0], rngs=rngs)
+        self.time_in = dense(channels[0], width, rngs)
+        self.time_out = dense(width, width, rngs, activation=jax.nn.silu)
+        self.classes = Embedding(s.symbols, width, scale=1.0, rngs=rngs, dtype=dtype) if s.symbols else None
+
+        last, at, crossing, down = len(channels) - 1, channels[0], [channels[0]], []
+        for i, to in enumerate(channels):
+            layers = [Layer(s, at if j == 0 else to, to, s.attends(i), rngs) for j in range(s.layers)]
+            down.append(Level(layers, Down(s, to, rngs) if i < last else None))
+            crossing += [to] * (s.layers + (i < last))
+            at = to
+        self.down = nnx.List(down)
+        self.middle = nnx.List([Layer(s, at, at, True, rngs), Layer(s, at, at, False, rngs)])
+        up = []
+        for i, to in reversed(list(enumerate(channels))):
+            layers = []
+            for _ in range(s.layers + 1):
+                layers.append(Layer(s, at + crossing.pop(), to, s.attends(i), rngs))
+                at = to
+            up.append(Level(layers, Up(to, rngs) if i else None))
+        self.up = nnx.List(up)
+        self.norm_out = s.norm(at, jax.nn.silu)
+        self.conv_out = Conv(at, s.features_in, scale=NEAR_ZERO * (9 * at) ** -0.5, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        symbol: Int[Array, " b"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """What the network says of noisy pictures, in float32.
+
+        Args:
+            x: the pictures.
+            t: how noisy they are, an index of the noise schedule that need not be whole.
+            symbol: the class of each, if the network has classes.
+            key: of the dropout noise; None means evaluation.
+            rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
+        """
+        embedding = self._embed(t, symbol)
+        blocks = sum(len(level.layers) for level in (*self.down, *self.up)) + len(self.middle)
+        keys = iter(split(key, blocks))
+        run = partial(rematerialised, wanted=self.settings.remat)
+
+        x = self.conv_in(x.astype(self.dtype))
+        crossing = [x]
+        for level in self.down:
+            for layer in level.layers:
+                crossing.append(x := run(layer)(x, embedding, next(keys), rows))
+            if level.resize is not None:
+                crossing.append(x := level.resize(x))
+        for layer in self.middle:
+            x = run(layer)(x, embedding, next(keys), rows)
+        for level in self.up:
+            for layer in level.layers:
+                x = run(layer)(jnp.concatenate([x, crossing.pop()], axis=-1), embedding, next(keys), rows)
+            if level.resize is not None:
+                x = level.resize(x)
+        return self.conv_out(self.norm_out(x)).astype(jnp.float32)
+
+    def _embed(self, t: Float[Array, " b"], symbol: Int[Array, " b"] | None) -> Float[Array, "b 1 e"]:
+        """The vector that tells every block the time and the class."""
+        s = self.settings
+        waves = time_features(t, s.channels[0], s.cos_first, s.frequency_shift)
+        embedding = self.time_out(self.time_in(waves.astype(self.dtype)[:, None]))
+        if self.classes is None:
+            return embedding
+        assert symbol is not None, "a network with classes needs one for every row"
+        return embedding + self.classes(symbol[:, None])

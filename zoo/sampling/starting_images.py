@@ -1,0 +1,35 @@
+"""Pictures that samplers start from: the user's files, or held-out ones."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from zoo.core.errors import UserError
+from zoo.core.family import Model
+from zoo.data.images.files import read_image
+
+
+def given_pictures(names: Iterable[str], model: Model) -> UInt8[np.ndarray, "n h w c"]:
+    """Pictures in the model's size.
+
+    Args:
+        names: files, or numbers of held-out pictures, from 0.
+        model: says the size, and opens the data.
+
+    Raises:
+        UserError: a file cannot be read, fewer pictures are held out, or the data is not at hand.
+    """
+    return np.stack([_held_out(int(name), model) if name.isdecimal() else read_image(name, model.spec)
+                     for name in names])  # fmt: skip
+
+
+def _held_out(number: int, model: Model) -> UInt8[np.ndarray, "h w c"]:
+    if model.data is None:
+        raise UserError(f"held-out picture {number} is asked for, but the data is not at hand: give a file")
+    data = model.data()
+    size, last = len(data.held_out_at(0)["row"]), data.held_out_batches - 1
+    count = last * size + int(data.held_out_at(last)["valid"].sum())
+    if number >= count:
+        raise UserError(f"held-out picture {number} is asked for, but there are {count}, numbered from 0")
+    return data.held_out_at(number // size)["image"][number % size]

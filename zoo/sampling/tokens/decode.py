@@ -1,0 +1,242 @@
+"""Writes token by token with any network that can read on from a cache.
+
+A network here is an `nnx.Module` with two methods:
+
+    init_cache(batch, length) -> cache                                     a pytree that leads with the row
+    extend(tokens [b t], cache, position, start [b]) -> logits [b v], cache
+
+A cache is whatever the network remembers of the tokens it has read: keys and values in `length` slots, or the states of
+recurrent layers, which need no slots. Slots before `start` are padding, and must leave no trace in it.
+
+Prompts are padded on the left to a multiple of `PIECE` and read piece by piece; then tokens are chosen and read in
+turn, `CHUNK` at most between two looks from the host. What is compiled depends on the network, the number of rows and
+the cache's length (256, 512, ... slots, up to the context, if there is one) and on nothing else: other prompts,
+lengths, knobs and keys compile nothing.
+
+Letters in shapes: b rows, t tokens, v vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Int, Key
+
+from zoo.core.random import row_keys
+from zoo.sampling.tokens.logits import Knobs, choose
+
+PIECE = 32
+"""How many tokens of a prompt are read at once."""
+CHUNK = 32
+"""How many tokens are written between two looks from the host, at most."""
+SHORTEST_CACHE = 256
+"""Slots of the shortest cache; longer ones double, so that few lengths are ever compiled."""
+
+
+class Decoding(NamedTuple):
+    """Rows in the middle of being written."""
+
+    cache: Any
+    token: jax.Array
+    """The last token of each row, chosen but not read yet, int32 [b]."""
+    seen: jax.Array
+    """Which tokens the row holds, bool [b v]."""
+    done: jax.Array
+    """Which rows have ended, bool [b]; they go on as end-of-text."""
+
+
+class Reading(NamedTuple):
+    """Prompts that a network has read."""
+
+    cache: Any
+    logits: jax.Array
+    """Of the token after each prompt, [b v]."""
+    position: int
+    """The slot that comes next."""
+    start: jax.Array
+    """The slot of each row's first token, int32 [b]."""
+
+
+class Draw(NamedTuple):
+    """How tokens are drawn."""
+
+    knobs: Knobs
+    keys: jax.Array
+    """One key a row; token number t draws from fold_in(key, t)."""
+    end_of_text: int
+    never: int | None
+    """A token that is never drawn."""
+
+
+@partial(jax.jit, static_argnames=("graphdef", "batch", "length"))
+def _empty_cache(graphdef: Any, state: Any, batch: int, length: int) -> Any:
+    return nnx.merge(graphdef, state).init_cache(batch, length)
+
+
+@partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("cache",))
+def _read(graphdef: Any, state: Any, cache: Any, tokens: Any, position: Any, start: Any) -> Any:
+    return nnx.merge(graphdef, state).extend(tokens, cache, position, start)
+
+
+def _pick(logits: jax.Array, seen: jax.Array, done: jax.Array, number: Any, draw: Draw) -> tuple[jax.Array, ...]:
+    """Chooses token `number` of every row and notes what follows from it."""
+    if draw.never is not None:
+        logits = logits.at[:, draw.never].set(-jnp.inf)
+    token = choose(logits, seen, draw.knobs, jax.vmap(jax.random.fold_in, (0, None))(draw.keys, number))
+    token = jnp.where(done, draw.end_of_text, token).astype(jnp.int32)
+    seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+    return token, seen, done | (token == draw.end_of_text)
+
+
+_pick_first = partial(jax.jit, donate_argnames=("seen",))(_pick)
+
+
+@partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("decoding",))
+def _write(
+    graphdef: Any,
+    state: Any,
+    decoding: Decoding,
+    done: Any,
+    position: Any,
+    start: Any,
+    number: Any,
+    count: Any,
+    draw: Draw,
+) -> tuple[Decoding, Int[Array, "b chunk"]]:
+    """Reads the last token and chooses the next, `count` times or until all rows have ended or are `done`.
+
+    Returns:
+        The rows after that, and the tokens, end-of-text where none were written.
+    """
+    net = nnx.merge(graphdef, state)
+    decoding = decoding._replace(done=decoding.done | done)
+    written = jnp.full((decoding.token.shape[0], CHUNK), draw.end_of_text, jnp.int32)
+
+    def one(carry: tuple[Any, Decoding, jax.Array]) -> tuple[Any, Decoding, jax.Array]:
+        i, (cache, token, seen, done), written = carry
+        logits, cache = net.extend(token[:, None], cache, position + i, start)
+        token, seen, done = _pick(logits, seen, done, number + i, draw)
+        written = jax.lax.dynamic_update_slice_in_dim(written, token[:, None], i, axis=1)
+        return i + 1, Decoding(cache, token, seen, done), written
+
+    def more(carry: tuple[Any, Decoding, jax.Array]) -> jax.Array:
+        return (carry[0] < count) & ~carry[1].done.all()
+
+    _, decoding, written = jax.lax.while_loop(more, one, (jnp.int32(0), decoding, written))
+    return decoding, written
+
+
+def read_prompts(
+    graphdef: Any, state: Any, prompts: Sequence[np.ndarray], room: int, context: int | None, tight: bool = False
+) -> Reading:
+    """Reads prompts of any lengths, at least one token each, into a fresh cache with `room` slots to spare.
+
+    A row fills `context` slots at most, prompt and room together; None: as many as they are. A `tight` cache has few
+    more slots than that, for work that moves the cache about; each 64 slots more are then compiled anew.
+    """
+    slots = round_up(max(len(prompt) for prompt in prompts), PIECE)
+    start = np.array([slots - len(prompt) for prompt in prompts], np.int32)
+    tokens = np.zeros((len(prompts), slots), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, start[row] :] = prompt
+    if tight:
+        length = round_up(slots + room, 64)
+    else:
+        length = min(bucket(slots + room), round_up(context, PIECE) + PIECE) if context else bucket(slots + room)
+    cache, logits = _empty_cache(graphdef, state, len(prompts), length), jnp.zeros(())
+    for position in range(0, slots, PIECE):
+        piece = tokens[:, position : position + PIECE]
+        logits, cache = _read(graphdef, state, cache, piece, np.int32(position), start)
+    return Reading(cache, logits, slots, jnp.asarray(start))
+
+
+def write_tokens(
+    net: nnx.Module,
+    prompts: Sequence[np.ndarray],
+    accept: Callable[[np.ndarray], Bool[np.ndarray, " b"]],
+    *,
+    knobs: Knobs,
+    key: Key[Array, ""],
+    rows: Sequence[int] | None = None,
+    max_new_tokens: int,
+    end_of_text: int,
+    vocab_size: int,
+    never: int | None = None,
+    context: int | None = None,
+    chunk: int = CHUNK,
+) -> None:
+    """Continues every prompt until it ends, `accept` says so, or `max_new_tokens` are written.
+
+    A row whose text has filled the context goes on from the last half of the context, which is read anew; that point
+    depends on the row's own length alone, as everything else about a row does.
+
+    Args:
+        net: see the module.
+        prompts: token ids, at least one and at most `context` each.
+        accept: called with each chunk of new tokens, int32 [b chunk]; a row that has ended is filled up with
+            end-of-text. Returns which rows need no more.
+        knobs: how to draw, a value for each row.
+        key: noise; row r draws from fold_in(key, r).
+        rows: the number of each row for its noise; None: in order.
+        max_new_tokens: for each row.
+        end_of_text: the token that ends a row.
+        vocab_size: how many tokens there are.
+        never: a token that is never drawn, if there is one.
+        context: the most tokens that the network sees at once; None: any number.
+        chunk: how many tokens to write between two calls of `accept`, at most `CHUNK`.
+    """
+    graphdef, state = nnx.split(net)
+    batch = len(prompts)
+    most = context or max(len(prompt) for prompt in prompts) + max_new_tokens
+    draw = Draw(knobs, row_keys(key, jnp.arange(batch) if rows is None else jnp.asarray(rows)), end_of_text, never)
+    windows = list(prompts)
+    held = np.zeros((batch, vocab_size), bool)
+    for row, prompt in enumerate(prompts):
+        held[row, prompt] = True
+    seen, done = jnp.asarray(held), np.zeros(batch, bool)
+    number, room = 0, 0
+    while number < max_new_tokens and not done.all():
+        if room == 0:
+            windows = [_last(window, most) for window in windows]
+            room = most - max(len(window) for window in windows)
+            spare = min(room, max_new_tokens - number)
+            reading = read_prompts(graphdef, state, windows, spare, context)
+            token, seen, now_done = _pick_first(reading.logits, seen, jnp.asarray(done), number, draw)
+            decoding = Decoding(reading.cache, token, seen, now_done)
+            position, new = reading.position, np.asarray(token)[:, None]
+        else:
+            count = min(chunk, room, max_new_tokens - number)
+            decoding, written = _write(
+                graphdef, state, decoding, done, position, reading.start, number, np.int32(count), draw
+            )
+            new = np.asarray(written)[:, :count]
+            position, room = position + count, room - count
+        seen, number = decoding.seen, number + new.shape[1]
+        done = np.asarray(decoding.done) | accept(new)
+        # A row that has ended no longer needs a window, and must not fill the context before the others.
+        windows = [
+            np.array([end_of_text]) if ended else np.append(window, ids)
+            for window, ids, ended in zip(windows, new, done, strict=True)
+        ]
+
+
+def _last(window: np.ndarray, context: int) -> np.ndarray:
+    """The window, or the last half of the context where it has outgrown the context."""
+    return window if len(window) <= context else window[-max(1, context // 2) :]
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The least multiple that is no less than n."""
+    return -(-n // multiple) * multiple
+
+
+def bucket(n: int) -> int:
+    """The least of 256, 512, 1024, ... that is no less than n."""
+    size = SHORTEST_CACHE
+    while size < n:
+        size *= 2
+    return size

@@ -1,0 +1,204 @@
+"""What a masked language model can be asked for: the likeliest fills of a gap, and whole lines by mask-predict.
+
+A network here is an `nnx.Module` with the method
+
+    predict(tokens [b t], segment [b t], length [b], unknown [b t], positions [b k]) -> logits [b k v]
+
+of the tokens at `positions`, from all tokens but the unknown ones and the padding after `length`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import repeat
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from zoo.core.artifacts import Text
+from zoo.core.errors import UserError, require
+from zoo.core.family import Request
+from zoo.core.learner import Learner
+from zoo.core.random import row_keys
+from zoo.data.specs import SegmentSpec
+from zoo.nn.attend import HIDDEN
+from zoo.sampling.batches import in_batches
+from zoo.sampling.tokens.logits import Knobs
+from zoo.sampling.tokens.mask_predict import mask_predict
+
+MASK = "[MASK]"
+"""How a text says that a token is to be found."""
+LINE = 12
+"""How many tokens a line has where nobody says."""
+LINES_AT_ONCE = 32
+"""How many lines are written side by side, at most."""
+
+
+@dataclass(frozen=True)
+class FillRequest(Request):
+    """Gaps to fill, or lines to write."""
+
+    n: int = 5
+    """How many fills of each [MASK] to name, or how many lines to write."""
+    fill: str | None = None
+    """A text with [MASK] where a token is missing, such as "The [MASK] of Denmark": the n likeliest tokens are put
+    there, with their probabilities. Of several masks each is filled by itself, while the others are unknown. None:
+    lines are written instead, by mask-predict."""
+    prompt: str = ""
+    """What stands before the lines to be written."""
+    tokens: int = 0
+    """How many tokens a line that is written has; 0: 12, or as many as there is room for."""
+    iterations: int = 10
+    """How often mask-predict goes over the line: the doubtful tokens are found anew, fewer each time."""
+    temperature: float = 1.0
+    """Of the tokens that mask-predict draws: below 1 the likely ones become likelier; 0 takes the likeliest."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens only; 0: from all."""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "",
+            ("n", "at least 1", self.n >= 1),
+            ("fill", f"a text with {MASK} where a token is missing", self.fill is None or MASK in self.fill),
+            ("tokens", "at least 0", self.tokens >= 0),
+            ("iterations", "at least 1", self.iterations >= 1),
+            ("temperature", "0 (the likeliest token) or above", 0 <= self.temperature < float("inf")),
+            ("top_k", "0 (all tokens) or above", self.top_k >= 0),
+        )
+        if self.fill and self.prompt:
+            raise UserError(f"prompt is {self.prompt!r} and fill is {self.fill!r}: put both in one text, in fill")
+
+
+def fill_texts(learner: Learner, spec: SegmentSpec, request: FillRequest, context: int) -> list[Text]:
+    """The n likeliest fills of each mask, likeliest first; `probability` is that of the fill.
+
+    Raises:
+        UserError: the text does not fit into the context, or there are fewer tokens than fills.
+    """
+    allowed = spec.vocab_size - len(spec.special)
+    if request.n > allowed:
+        raise UserError(f"n is {request.n}, and there are {allowed} tokens: give at most that many")
+    assert request.fill is not None
+    parts = _parts(spec, request.fill)
+    row, where = [spec.classify, *parts[0]], []
+    for part in parts[1:]:
+        where.append(len(row))
+        row += [spec.mask, *part]
+    tokens, segment, length = _frame(spec, [row], context)
+    unknown = np.zeros(tokens.shape, bool)
+    unknown[0, where] = True
+    probability = np.asarray(_predict(learner, tokens, segment, length, unknown, np.array([where]), _banned(spec)))[0]
+    return [
+        Text(_with_fill(spec, parts, gap, int(token)), {"probability": float(probability[gap, token])})
+        for gap in range(len(where))
+        for token in np.argsort(-probability[gap], kind="stable")[: request.n]
+    ]
+
+
+def write_lines(
+    learner: Learner, spec: SegmentSpec, request: FillRequest, key: Key[Array, ""], context: int
+) -> list[Text]:
+    """Lines of `tokens` tokens by mask-predict, each after the prompt; line i draws from fold_in(key, i).
+
+    Raises:
+        UserError: prompt and line do not fit into the context.
+    """
+    before = [[spec.classify, *spec.tokenizer.encode(request.prompt).tolist()]] if request.prompt else []
+    begin = [] if before else [spec.classify]
+    room = context - sum(len(part) + 1 for part in (*before, begin))
+    count = request.tokens or max(1, min(LINE, room))
+    tokens, segment, length = _frame(spec, [*before, [*begin, *[spec.mask] * count]], context)
+    banned = _banned(spec, b"\n")
+    settings = (request.temperature, request.top_k, request.iterations)
+    write = partial(_write, learner, tokens, segment, length, banned, settings, count=count)
+    written = in_batches(lambda rows: write(row_keys(key, rows)), request.n, LINES_AT_ONCE)
+    head = request.prompt and request.prompt.rstrip() + "\n"
+    return [Text(head + spec.tokenizer.decode(ids).strip()) for ids in written]
+
+
+def _parts(spec: SegmentSpec, text: str) -> list[list[int]]:
+    """Token ids of the text before, between and after the masks.
+
+    Where tokens begin with the space before their word, a mask takes the space before it, as in RoBERTa.
+    """
+    *before, last = text.split(MASK)
+    if _has_spaced_words(spec):
+        before = [part.removesuffix(" ") for part in before]
+    return [spec.tokenizer.encode(part).tolist() for part in (*before, last)]
+
+
+def _has_spaced_words(spec: SegmentSpec) -> bool:
+    """Whether there are tokens of a word and the space before it."""
+    return any(piece.startswith(b" ") and len(piece) > 1 for piece in spec.tokenizer.pieces)
+
+
+def _with_fill(spec: SegmentSpec, parts: list[list[int]], gap: int, token: int) -> str:
+    """The text with one mask filled."""
+    space = " " if _has_spaced_words(spec) else ""
+    filled = [*parts[:gap], [*parts[gap], token, *parts[gap + 1]], *parts[gap + 2 :]]
+    decode = spec.tokenizer.stream()
+    return f"{space}{MASK}".join(decode(ids) for ids in filled).strip(" ")
+
+
+def _frame(
+    spec: SegmentSpec, segments: Sequence[Sequence[int]], context: int
+) -> tuple[Int[np.ndarray, "1 t"], Int[np.ndarray, "1 t"], Int[np.ndarray, " 1"]]:
+    """One row of one or two segments, each with [SEP] after it, padded to the context: tokens, segments and length.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    row = [token for segment in segments for token in (*segment, spec.separate)]
+    if len(row) > context:
+        raise UserError(
+            f"the text is {len(row)} tokens long with [CLS] and [SEP], but the model sees {context} at once; "
+            "give at most that many"
+        )
+    tokens = np.full((1, context), spec.padding, np.int32)
+    tokens[0, : len(row)] = row
+    number = np.zeros_like(tokens)
+    number[0, len(segments[0]) + 1 : len(row)] = 1
+    return tokens, number, np.array([len(row)], np.int32)
+
+
+def _banned(spec: SegmentSpec, *marks: bytes) -> Float[Array, " v"]:
+    """What is added to logits so that no special token is drawn, and none that has one of the marks in it."""
+    banned = np.zeros(spec.vocab_size, bool)
+    banned[list(spec.special)] = True
+    for i, piece in enumerate(spec.tokenizer.pieces):
+        banned[i] |= any(mark in piece for mark in marks)
+    return jnp.where(banned, HIDDEN, 0.0)
+
+
+@jax.jit
+def _predict(
+    learner: Learner, tokens: Any, segment: Any, length: Any, unknown: Any, positions: Any, banned: Any
+) -> Float[Array, "1 k v"]:
+    """Probabilities of the tokens at some positions of one row."""
+    logits = learner.eval_net().predict(tokens, segment, length, unknown, positions)
+    return jax.nn.softmax(logits.astype(jnp.float32) + banned[None, None, :])
+
+
+@partial(jax.jit, static_argnames="count")
+def _write(
+    learner: Learner, tokens: Any, segment: Any, length: Any, banned: Any, settings: Any, keys: Any, count: int
+) -> Int[Array, "b l"]:
+    """Lines of `count` tokens, the last of the row before its [SEP]."""
+    b, net = len(keys), learner.eval_net()
+    tokens, segment, length = (repeat(x, "1 ... -> b ...", b=b) for x in (tokens, segment, length))
+    positions = (length - 1 - count)[:, None] + jnp.arange(count)[None, :]
+    row = jnp.arange(b)[:, None]
+
+    def predict(line: Int[Array, "b l"], unknown: Bool[Array, "b l"]) -> Float[Array, "b l v"]:
+        whole = tokens.at[row, positions].set(line)
+        hidden = jnp.zeros(whole.shape, bool).at[row, positions].set(unknown)
+        return net.predict(whole, segment, length, hidden, positions) + banned[None, None, :]
+
+    temperature, top_k, iterations = settings
+    full = partial(jnp.full, b)
+    knobs = Knobs(full(temperature, jnp.float32), full(top_k, jnp.int32), full(1.0), full(0.0), full(1.0))
+    return mask_predict(predict, count, iterations=iterations, knobs=knobs, keys=keys)[0]

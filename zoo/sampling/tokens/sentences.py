@@ -1,0 +1,169 @@
+"""From codes to sentences and back: what a text VAE can be asked to write."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from zoo.core.artifacts import Text
+from zoo.core.errors import UserError, require
+from zoo.core.family import Request
+from zoo.core.random import normal
+from zoo.data.sources import read_lines
+from zoo.data.text.sentences import pack
+from zoo.data.tokenizers import Tokenizer
+from zoo.nets.conditioned_lm import Conditioned, TextDecoder
+from zoo.nn.variational import draw_code
+from zoo.sampling.latent_paths import lerp
+from zoo.sampling.tokens.continuation import ROWS, continue_texts
+from zoo.sampling.tokens.request import TokenRequest
+
+Encode = Callable[[Int[np.ndarray, "b t"], Int[np.ndarray, " b"]], tuple[jax.Array, jax.Array]]
+"""Maps rows of tokens and their lengths to the mean and log sigma^2 of q(z|w), [b latent] each."""
+
+
+@dataclass(frozen=True)
+class SentenceRequest(Request):
+    """Sentences to write: `n` from the prior, or others whose codes come from given sentences."""
+
+    between: tuple[str, ...] = ()
+    """Not from the prior: sentences on the straight line between the codes of these two, ends included."""
+    steps: int = 7
+    """How many sentences stand on that line."""
+    around: str | None = None
+    """Not from the prior: n sentences whose codes are drawn from the posterior of this one."""
+    reconstruct: str | None = None
+    """Not from the prior: each sentence of this file (a sentence a line), and below it the one that its code gives."""
+    temperature: float | None = None
+    """Divides the logits: below 1 the likely words become likelier; 0 always takes the likeliest. None: 0 between
+    sentences and in reconstruction, and 1 otherwise."""
+    top_k: int = 0
+    """Draw from the k likeliest words only; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest words that together have this probability (nucleus sampling, Holtzman et al. 2020)."""
+
+    def __post_init__(self) -> None:
+        ends, walks = len(self.between), bool(self.between) or self.reconstruct is not None
+        require(
+            self,
+            "",
+            ("n", "at least 1", self.n >= 1),
+            ("between", "two sentences, the ends of the line", ends in (0, 2)),
+            ("around", "a sentence that is not empty", self.around is None or self.around.strip() != ""),
+            ("reconstruct", "the name of a file", self.reconstruct != ""),
+            ("steps", "at least 2, since both ends count", self.steps >= 2),
+            ("n", "1 with between, whose line has steps, and with reconstruct", self.n == 1 or not walks),
+        )
+        modes = [name for name in ("between", "around", "reconstruct") if getattr(self, name)]
+        if len(modes) > 1:
+            raise UserError(f"{modes[0]} and {modes[1]} ask for different codes: give one of them")
+        self.drawing(1)  # whose settings are checked there
+
+    def drawing(self, most: int) -> TokenRequest:
+        """How words are drawn, `most` of them in a sentence."""
+        greedy = self.between or self.reconstruct
+        temperature = (0.0 if greedy else 1.0) if self.temperature is None else self.temperature
+        return TokenRequest(max_new_tokens=most, temperature=temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+def write_sentences(
+    decoder: TextDecoder,
+    encode: Encode,
+    tokenizer: Tokenizer,
+    request: SentenceRequest,
+    key: Key[Array, ""],
+    *,
+    latent: int,
+    context: int,
+) -> list[Text]:
+    """Writes what the request asks for.
+
+    Args:
+        decoder: with its evaluation weights.
+        encode: the encoder, compiled.
+        tokenizer: of the data.
+        request: see there.
+        key: noise; code and words of sentence i draw from the i-th keys of two.
+        latent: units of a code.
+        context: positions of a text: its words and the end-of-text after them.
+
+    Raises:
+        UserError: a given sentence is empty or too long, or has characters that the tokenizer lacks.
+    """
+    code_key, word_key = jax.random.split(key)
+
+    def posterior(sentences: Sequence[str]) -> tuple[jax.Array, jax.Array]:
+        return _encode_all(encode, tokenizer, sentences, context)
+
+    def decode(z: Float[Array, "n latent"]) -> list[str]:
+        return _decode_all(decoder, tokenizer, z, request.drawing(context), word_key, context)
+
+    if request.between:
+        ends, _ = posterior(request.between)
+        line = lerp(ends[:1], ends[1:], jnp.linspace(0.0, 1.0, request.steps)[None])[0]
+        return [Text("\n".join(decode(line)))]
+    if request.reconstruct:
+        sentences = read_lines(request.reconstruct, "text")
+        pairs = zip(sentences, decode(posterior(sentences)[0]), strict=True)
+        return [Text("\n".join(f"{sentence}\n    {made}" for sentence, made in pairs))]
+    rows = jnp.arange(request.n)
+    if request.around:
+        mean, log_variance = (jnp.broadcast_to(x, (request.n, latent)) for x in posterior([request.around]))
+        z = draw_code(mean, log_variance, code_key, rows)
+    else:
+        z = normal(code_key, rows, (latent,))
+    return [Text(text) for text in decode(z)]
+
+
+def _encode_all(
+    encode: Encode, tokenizer: Tokenizer, sentences: Sequence[str], context: int
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and log sigma^2 of each sentence's posterior, some sentences at a time."""
+    encoded = [_tokens(tokenizer, sentence, context) for sentence in sentences]
+    lines, size = pack(tokenizer, encoded), min(ROWS, 1 << (len(encoded) - 1).bit_length())
+    parts = []
+    for begin in range(0, len(encoded), size):
+        place = np.minimum(begin + np.arange(size), len(encoded) - 1)
+        parts.append(encode(*lines.rows(place, context + 1, tokenizer.end_of_text)))
+    mean, log_variance = (jnp.concatenate(x)[: len(encoded)] for x in zip(*parts, strict=True))
+    return mean, log_variance
+
+
+def _tokens(tokenizer: Tokenizer, sentence: str, context: int) -> Int[np.ndarray, " t"]:
+    ids = tokenizer.encode(sentence)
+    if not len(ids):
+        raise UserError("a sentence that is given is empty: give one with a word in it")
+    if len(ids) >= context:
+        raise UserError(
+            f"the sentence {sentence!r} is {len(ids)} tokens long; the model's context of {context} holds at most "
+            f"{context - 1}"
+        )
+    return ids
+
+
+def _decode_all(
+    decoder: TextDecoder,
+    tokenizer: Tokenizer,
+    z: Float[Array, "n latent"],
+    drawing: TokenRequest,
+    key: Key[Array, ""],
+    context: int,
+) -> list[str]:
+    """The sentence of each code, some at a time, in batches of one size."""
+    size, texts = min(ROWS, 1 << (len(z) - 1).bit_length()), list[str]()
+    for begin in range(0, len(z), size):
+        rows = begin + np.arange(size)
+        codes = z[np.minimum(rows, len(z) - 1)]
+        texts += continue_texts(
+            Conditioned(decoder, codes),
+            tokenizer,
+            [np.array([tokenizer.end_of_text], np.int32)] * size,
+            drawing,
+            key,
+            rows=rows.tolist(),
+            context=context,
+        )
+    return [text.strip() for text in texts[: len(z)]]
