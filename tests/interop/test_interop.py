@@ -24,6 +24,7 @@ from zoo.data.specs import BlockSpec
 from zoo.data.text import Text
 from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters
 from zoo.harness.checkpoint import flatten
+from zoo.harness.loop import fit
 from zoo.harness.trained import load_run
 from zoo.interop.tokenizer_json import read_tokenizer, write_tokenizer
 from zoo.interop.transformers import LAYOUTS, export_run, import_run, read_transformers, write_transformers
@@ -432,6 +433,14 @@ def test_run_directory_from_a_checkpoint_and_back(tmp_path):
     export_run(rundir, tmp_path / "back")
     original, back = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
     assert all(np.array_equal(original[name], back[name]) for name in original | back)
+
+
+def test_an_imported_run_holds_weights_alone_and_does_not_go_on(tmp_path):
+    rundir = tmp_path / "run"
+    import_run(REFERENCES / "llama", rundir)
+    run = load_run(rundir).run
+    with pytest.raises(UserError, match=r"holds weights to start from with --init\.from"):
+        fit(run)
 
 
 def test_run_directory_needs_a_tokenizer_that_fits(copy_of, tmp_path):

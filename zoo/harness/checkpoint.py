@@ -213,7 +213,8 @@ class Checkpoints:
     def _check_fits(self, step: int, wanted: dict[str, Any], saved: dict[str, Any]) -> None:
         for name, leaf in wanted.items():
             if name not in saved:
-                raise UserError(f"the checkpoint of step {step} in {self.folder} has no {name}")
+                hint = "; it holds weights to start from with --init.from" if ".opt_state" in name else ""
+                raise UserError(f"the checkpoint of step {step} in {self.folder} has no {name}{hint}")
             shape, dtype = tuple(saved[name]["shape"]), saved[name]["dtype"]
             if shape != leaf.shape or dtype != str(leaf.dtype):
                 raise UserError(

@@ -13,7 +13,6 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from zoo.core.errors import UserError, run_script
 from zoo.core.learner import Learner
 from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
-from zoo.dcgan import DCGAN, State
-from zoo.harness.checkpoint import Checkpoints
-from zoo.harness.config import Run, to_json
+from zoo.dcgan import DCGAN
+from zoo.harness.config import Run
 from zoo.harness.platform import prepare
 from zoo.harness.rundir import RunDir
-from zoo.harness.trained import load_run, make_setup
+from zoo.harness.trained import load_run
+from zoo.interop.imported_run import abstract_state, under, write_run
 from zoo.interop.torch_file import read_tensors
 
 Tensors = dict[str, np.ndarray]
@@ -103,20 +102,15 @@ def write_generator(path: str | Path, learner: Learner) -> None:
 def import_run(path: str | Path, rundir: str | Path) -> None:
     """Makes a run directory whose only checkpoint, of step 0, holds a generator's weights."""
     prepare()
-    target = RunDir(rundir)
-    target.check_free(fresh=False)
+    RunDir(rundir).check_free(fresh=False)
     family, spec, params, memory = read_generator(path)
     # The data is only what evaluate.py scores by default: an embedded set of the same shape.
     data = Images(size=spec.height, fit="pad") if spec.channels == 1 else Images(embedded="emoji", size=spec.height)
     run = Run(family=family, data=data, rundir=str(rundir))
-    state = jax.jit(lambda key: family.init(spec, make_setup(run), key))(jax.random.key(run.seed))
-    _same_shapes(path, params, state.gen.params)
-    _same_shapes(path, memory, state.gen.memory)
-    target.create(run, spec, fresh=False)
-    checkpoints = Checkpoints(target.path, monitor=family.monitor)
-    checkpoints.save(0, State(replace(state.gen, params=params, memory=memory), state.disc), to_json(run))
-    checkpoints.close()
-    target.close()
+    gen = abstract_state(run, spec).gen
+    _same_shapes(path, params, gen.params)
+    _same_shapes(path, memory, gen.memory)
+    write_run(run, spec, under("gen.params", params) | under("gen.memory", memory))
 
 
 def export_run(rundir: str | Path, path: str | Path) -> None:

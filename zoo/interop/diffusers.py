@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
@@ -28,13 +27,13 @@ from safetensors.numpy import save_file
 from zoo.core.errors import UserError, run_script
 from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
-from zoo.ddpm import DDPM, State
-from zoo.harness.checkpoint import Checkpoints, flatten
-from zoo.harness.config import Run, to_json
+from zoo.ddpm import DDPM
+from zoo.harness.checkpoint import flatten
+from zoo.harness.config import Run
 from zoo.harness.platform import prepare
-from zoo.harness.rundir import RunDir
-from zoo.harness.trained import load_run, make_setup
+from zoo.harness.trained import load_run
 from zoo.interop.checkpoint_files import Entry, Settings, check_free, fill, gather, load_tensors, read_object
+from zoo.interop.imported_run import under, write_run
 from zoo.nets.unet import UNet, UNetSettings
 from zoo.nn.group_norm import GroupNorm
 from zoo.sampling.diffusion.noise_schedule import Prediction, Schedule
@@ -140,14 +139,7 @@ def import_run(folder: str | Path, rundir: str | Path, no_class_last: bool = Fal
     # The data is only what evaluate.py would score: embedded pictures of that size.
     colours = {1: Images(size=spec.height), 3: Images(embedded="emoji", size=spec.height)}
     run = Run(family=family, data=colours[spec.channels], rundir=str(rundir))
-    setup = make_setup(run)
-    state = jax.jit(lambda key: family.init(spec, setup, key))(jax.random.key(run.seed))
-    target = RunDir(run.rundir)
-    target.create(run, spec, fresh=False)
-    checkpoints = Checkpoints(target.path, monitor=family.monitor)
-    checkpoints.save(0, State(state.unet.with_params(params)), to_json(run))
-    checkpoints.close()
-    target.close()
+    write_run(run, spec, under("unet.params", params))
 
 
 def export_run(rundir: str | Path, folder: str | Path) -> None:

@@ -14,20 +14,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 from safetensors.numpy import save_file
 
 from zoo.core.errors import UserError, run_script
 from zoo.core.family import Family
 from zoo.data.specs import SegmentSpec
-from zoo.harness.checkpoint import Checkpoints, flatten
-from zoo.harness.config import Run, to_json
+from zoo.harness.checkpoint import flatten
+from zoo.harness.config import Run
 from zoo.harness.platform import prepare
-from zoo.harness.rundir import RunDir, log
-from zoo.harness.trained import load_run, make_setup
+from zoo.harness.rundir import log
+from zoo.harness.trained import load_run
 from zoo.interop.bert import BertLayout
 from zoo.interop.checkpoint_files import Settings, Tensors, check_free, fill, gather, load_tensors, read_object
+from zoo.interop.imported_run import abstract_state, under, write_run
 from zoo.interop.layouts import GPT2Layout, Layout, LlamaLayout
 from zoo.interop.tokenizer_json import read_tokenizer, write_tokenizer
 
@@ -103,29 +103,9 @@ def import_run(folder: str | Path, rundir: str | Path) -> None:
         log.warning("texts begin with token %s there; here they begin with the one that ends them", begin)
     # The data is only what evaluate.py scores by default.
     run = Run(family=family, data=layout.make_data(tokenizer), batch_size=4, rundir=str(rundir))
-    write_run(run, layout.make_spec(tokenizer), params)
-
-
-def write_run(run: Run, spec: Any, params: dict[str, Any]) -> None:
-    """Makes the run directory `run.rundir` with one checkpoint, of step 0, that holds the given weights.
-
-    Args:
-        run: the settings; the family is one of a single network.
-        spec: of the data.
-        params: of its network.
-
-    Raises:
-        UserError: something is in the directory already.
-    """
-    setup = make_setup(run)
-    state = jax.jit(lambda key: run.family.init(spec, setup, key))(jax.random.key(run.seed))
-    target = RunDir(run.rundir)
-    target.create(run, spec, fresh=False)
-    checkpoints = Checkpoints(target.path, monitor=run.family.monitor)
-    (learner,) = state
-    checkpoints.save(0, type(state)(learner.with_params(params)), to_json(run))
-    checkpoints.close()
-    target.close()
+    spec = layout.make_spec(tokenizer)
+    (network,) = abstract_state(run, spec)._fields
+    write_run(run, spec, under(f"{network}.params", params))
 
 
 def export_run(rundir: str | Path, folder: str | Path) -> None:
