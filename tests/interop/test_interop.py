@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from paths import REFERENCES
 from safetensors.numpy import load_file, save_file
 
 from zoo.core.errors import UserError
+from zoo.core.parallel import Parallel
 from zoo.data.specs import BlockSpec
 from zoo.data.text import Text
 from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters
@@ -438,7 +440,7 @@ def test_run_directory_from_a_checkpoint_and_back(tmp_path):
 def test_an_imported_run_holds_weights_alone_and_does_not_go_on(tmp_path):
     rundir = tmp_path / "run"
     import_run(REFERENCES / "llama", rundir)
-    run = load_run(rundir).run
+    run = replace(load_run(rundir).run, parallel=Parallel(devices=1))
     with pytest.raises(UserError, match=r"holds weights to start from with --init\.from"):
         fit(run)
 
