@@ -15,6 +15,7 @@ if __name__ == "__main__":
     use_huge_pages()
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -36,8 +37,14 @@ FAMILY = TransformerLM(layers=12, heads=12, width=768, context=1024, mlp="gelu_t
 
 
 def make_net() -> Transformer:
-    """GPT-2's small network with random weights."""
-    return nnx.merge(*jax.jit(lambda: nnx.split(Transformer(FAMILY, VOCAB, VOCAB - 1, nnx.Rngs(0))))())
+    """GPT-2's small network with random weights, made one array at a time, as a checkpoint is read."""
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Transformer(FAMILY, VOCAB, VOCAB - 1, nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+
+    def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(0.02 * rng.standard_normal(x.shape, x.dtype))
+
+    return nnx.merge(graphdef, jax.tree.map(draw, shapes))
 
 
 def greedy(net: Transformer, prompts: np.ndarray) -> None:

@@ -40,17 +40,18 @@ def unflatten(like: Any, leaves: dict[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in flatten(like)])
 
 
+def _check_sums(leaves: dict[str, Array]) -> dict[str, int]:
+    """The check sum of each leaf, one leaf after another, so that their temporary arrays never exist side by side."""
+    return {name: int(_check_sum(leaf)) for name, leaf in leaves.items()}
+
+
 @jax.jit
-def _check_sums(leaves: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
-    """A sum of each leaf's bits weighted by position, modulo 2^32: exact, so it does not depend on its order."""
-
-    def one(leaf: Array) -> UInt32[Array, ""]:
-        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-        bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
-        flat = bits.astype(jnp.uint32).reshape(-1)
-        return jnp.sum(flat * (2 * jnp.arange(flat.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
-
-    return {name: one(leaf) for name, leaf in leaves.items()}
+def _check_sum(leaf: Array) -> UInt32[Array, ""]:
+    """The sum of a leaf's bits weighted by position, modulo 2^32: exact, so it does not depend on the order."""
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
+    flat = bits.astype(jnp.uint32).reshape(-1)
+    return jnp.sum(flat * (2 * jnp.arange(flat.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
 
 class Checkpoints:
@@ -132,14 +133,14 @@ class Checkpoints:
             self._open()
         leaves = flatten(state)
         # On the CPU a host array can share memory with the device's, which the next step overwrites: save a copy.
-        leaves, sums = jax.tree.map(jnp.copy, leaves), jax.device_get(_check_sums(leaves))
+        leaves, sums = jax.tree.map(jnp.copy, leaves), _check_sums(leaves)
         self._scores[step] = float(score) if score is not None and math.isfinite(score) else None
         about: dict[str, Any] = {
             "step": step,
             "config": config,
             "score": self._scores[step],
             "leaves": {
-                name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": int(sums[name])}
+                name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": sums[name]}
                 for name, leaf in leaves.items()
             },
         }
@@ -168,11 +169,11 @@ class Checkpoints:
         _hush_abandoned_reads()
         try:
             leaves = self._manager.restore(step, args=args.Composite(state=restore))["state"]
-            sums = jax.device_get(_check_sums(leaves))
+            sums = _check_sums(leaves)
         except Exception as error:
             raise DamagedCheckpointError(f"step {step}: {_first_line(error)}") from error
         for name, value in sums.items():
-            if int(value) != saved[name]["sum"]:
+            if value != saved[name]["sum"]:
                 raise DamagedCheckpointError(f"step {step}: {name} is not what was saved")
         return unflatten(like, leaves)
 
