@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from paths import ROOT
@@ -26,16 +27,22 @@ class Result:
     err: str
 
 
-def call(capsys: pytest.CaptureFixture[str], script: str, *arguments: object) -> Result:
-    """Runs a script's `main` here."""
+def load_script(script: str, patch: pytest.MonkeyPatch) -> Any:
+    """A script as a module, under its name for as long as the patch lasts."""
     spec = importlib.util.spec_from_file_location(script, ROOT / f"{script}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, script, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(capsys: pytest.CaptureFixture[str], script: str, *arguments: object) -> Result:
+    """Runs a script's `main` here."""
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, script, module)
-        spec.loader.exec_module(module)
+        module = load_script(script, patch)
         patch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             run_script(module.main)

@@ -115,7 +115,10 @@ def test_fresh_image_metrics(fresh):
 
 
 def test_inception_at_full_width(tmp_path):
-    program = "import make_references as m, pathlib, sys; m.write_inception_reference(pathlib.Path(sys.argv[1]), 3, 1)"
+    program = (
+        "import pathlib, sys; from references.torch_fidelity import write_inception_reference as write; "
+        "write(pathlib.Path(sys.argv[1]), 3, 1)"
+    )
     subprocess.run([sys.executable, "-c", program, tmp_path / "inception"], check=True, cwd=TOOL.parent)
     inception.check_inception(tmp_path / "inception")
 

@@ -1,0 +1,115 @@
+"""What diffusers' U-Nets, noise schedules and samplers compute."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from references.files import write_arrays, write_json
+
+UNETS = {
+    "unet": {"sample_size": 12, "in_channels": 1, "out_channels": 1, "num_class_embeds": 4, "attention_head_dim": 4,
+             "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+             "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+             "block_out_channels": [8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4},
+    # The details in which the networks differ that were converted from DDPM's own checkpoints.
+    "unet_ddpm": {"sample_size": 8, "attention_head_dim": None, "flip_sin_to_cos": False, "freq_shift": 1,
+                  "downsample_padding": 0, "norm_eps": 1e-6, "down_block_types": ["AttnDownBlock2D", "DownBlock2D"],
+                  "up_block_types": ["UpBlock2D", "AttnUpBlock2D"], "block_out_channels": [8, 16],
+                  "layers_per_block": 2, "norm_num_groups": 4},
+}  # fmt: skip
+
+
+def write_unet_references(folder: Path, seed: int) -> None:
+    """Small U-Nets of diffusers and what they compute: `output` of pictures `x` [b h w c] at times `t`, of classes."""
+    from diffusers import UNet2DModel
+
+    for number, (name, config) in enumerate(UNETS.items()):
+        rng = np.random.default_rng([seed, 300 + number])
+        model = UNet2DModel(**config).eval()
+        for key, parameter in sorted(model.named_parameters()):
+            noise = rng.standard_normal(parameter.shape)
+            is_scale = "norm" in key and key.endswith("weight")
+            value = (
+                1 + 0.3 * noise if is_scale else noise * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3)
+            )
+            parameter.data = torch.tensor(value, dtype=torch.float32)
+        model.save_pretrained(folder / name)
+        size, colours = config["sample_size"], config.get("in_channels", 3)
+        x = torch.tensor(rng.standard_normal((3, colours, size, size)), dtype=torch.float32)
+        t, classes = torch.tensor([0.0, 13.25, 999.0]), torch.tensor([3, 0, 2])
+        with torch.no_grad():
+            output = model(x, t, classes if "num_class_embeds" in config else None).sample
+        arrays = {"x": x.permute(0, 2, 3, 1), "t": t, "classes": classes.int(), "output": output.permute(0, 2, 3, 1)}
+        write_arrays(folder / name / "expected.safetensors", {key: value.numpy() for key, value in arrays.items()})
+
+
+EVEN, KARRAS = {"timestep_spacing": "linspace"}, {"use_karras_sigmas": True}
+COSINE, NO_CLIP = {"beta_schedule": "squaredcos_cap_v2"}, {"clip_sample": False}
+SCHEDULERS = [
+    ("DDPMScheduler", 7, "eps", 0.0, EVEN | NO_CLIP),
+    ("DDPMScheduler", 7, "x0", 0.0, EVEN | NO_CLIP | COSINE),
+    # With other spacings than these this scheduler does not step to the next of its own levels.
+    ("DDIMScheduler", 8, "eps", 0.0, {"timestep_spacing": "trailing"} | NO_CLIP),
+    ("DDIMScheduler", 8, "v", 0.6, {"timestep_spacing": "trailing"} | NO_CLIP),
+    ("DDIMScheduler", 8, "x0", 1.0, {"timestep_spacing": "leading"} | NO_CLIP | COSINE),
+    ("EulerDiscreteScheduler", 6, "eps", 0.0, KARRAS),
+    ("EulerDiscreteScheduler", 9, "v", 0.0, KARRAS | COSINE | {"sigma_max": float(np.exp(5.1))}),
+    ("HeunDiscreteScheduler", 6, "eps", 0.0, KARRAS),
+    ("HeunDiscreteScheduler", 1, "v", 0.0, KARRAS),
+    ("DPMSolverMultistepScheduler", 6, "eps", 0.0, KARRAS),
+    ("DPMSolverMultistepScheduler", 20, "v", 0.0, KARRAS),
+    ("DPMSolverMultistepScheduler", 20, "x0", 0.0, EVEN),
+]
+"""(scheduler, steps, what the network predicts, eta, other settings) of diffusers."""
+
+
+def scheduler_reference(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """What diffusers' schedulers make of random noise and of random network outputs, step by step.
+
+    `x` [calls + 1 ...] is what the scheduler holds before each call of the network and at the end, `outputs` what the
+    network says at each, `noise` what a step draws, if any. Euler's and Heun's x is of scale sqrt(1 + sigma^2).
+    """
+    import diffusers
+
+    predictions = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+    common = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    arrays: dict[str, np.ndarray] = {}
+    cases = []
+    for number, (name, steps, prediction, eta, settings) in enumerate(SCHEDULERS):
+        cases.append({"scheduler": name, "steps": steps, "prediction": prediction, "eta": eta, "settings": settings})
+        make = getattr(diffusers, name)
+        scheduler = make(prediction_type=predictions[prediction], **common, **settings)
+        scheduler.set_timesteps(steps)
+        x = torch.tensor(rng.standard_normal((2, 2, 2, 3)), dtype=torch.float32) * scheduler.init_noise_sigma
+        calls: dict[str, list] = {"x": [x], "outputs": [], "noise": []}
+        for t in scheduler.timesteps:
+            scheduler.scale_model_input(x, t)
+            output = torch.tensor(rng.standard_normal(x.shape), dtype=torch.float32)
+            calls["outputs"].append(output)
+            if name == "DDPMScheduler":
+                # This scheduler draws for itself: the same generator gives what it draws.
+                calls["noise"].append(torch.randn(x.shape, generator=torch.Generator().manual_seed(int(t))))
+                step = scheduler.step(output, t, x, generator=torch.Generator().manual_seed(int(t)))
+            elif eta:
+                noise = torch.tensor(rng.standard_normal(x.shape), dtype=torch.float32)
+                calls["noise"].append(noise)
+                step = scheduler.step(output, t, x, eta, variance_noise=noise)
+            else:
+                step = scheduler.step(output, t, x)
+            x = step.prev_sample
+            calls["x"].append(x)
+        arrays |= {f"{number}.{kind}": torch.stack(values).numpy() for kind, values in calls.items() if values}
+        arrays[f"{number}.timesteps"] = scheduler.timesteps.float().numpy()
+        if hasattr(scheduler, "sigmas"):
+            arrays[f"{number}.sigmas"] = scheduler.sigmas.float().numpy()
+    for schedule in ("linear", "squaredcos_cap_v2"):
+        scheduler = diffusers.DDPMScheduler(beta_schedule=schedule, **common)
+        arrays[f"alpha_bar.{schedule}"] = scheduler.alphas_cumprod.numpy()
+    return arrays, cases
+
+
+def write_scheduler_references(folder: Path, seed: int) -> None:
+    """The noise schedules and samplers of diffusers."""
+    arrays, cases = scheduler_reference(np.random.default_rng([seed, 200]))
+    write_arrays(folder / "schedulers.safetensors", arrays)
+    write_json(folder / "schedulers.json", {"cases": cases})

@@ -1,0 +1,24 @@
+"""How references are written: arrays as safetensors, lists as JSON with the versions of the libraries."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import save_file
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """safetensors writes a buffer as it lies in memory, so rows must follow each other there."""
+    save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
+
+
+def write_json(path: Path, lists: dict[str, list]) -> None:
+    """An object of lists, an entry a line, and the versions of the libraries that the numbers come from."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
+    fields = [f'"versions": {json.dumps(versions)}']
+    for name, entries in lists.items():
+        lines = ",\n".join(json.dumps(entry) for entry in entries)
+        fields.append(f'"{name}": [\n{lines}\n]')
+    path.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
