@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from einops import rearrange
 from flax import nnx
 
 from zoo.core import parallel
@@ -62,12 +61,11 @@ class Learner:
         strong = partial(jax.tree.map, lambda x: jnp.asarray(x, x.dtype))
         params, memory = strong(params), strong(memory)
         still = {name: params.pop(name) for name in frozen}
-        transform = setup.optimizer.transform()
         return cls(
             params=params,
             memory=memory,
             frozen=still,
-            opt_state={name: transform.init(part) for name, part in params.items()},
+            opt_state={name: setup.optimizer.transform(name).init(part) for name, part in params.items()},
             # Copies: the state is donated, and one buffer cannot be given away twice.
             ema=jax.tree.map(jnp.copy, (params, memory)) if setup.optimizer.ema_decay else None,
             updates=jnp.zeros((), jnp.int32),
@@ -148,8 +146,12 @@ class Learner:
             pairs = {"loss": (total, weight)} | {name: m for name, m in metrics.items() if name not in rows}
             return total, (weight, pairs, rows, _take_apart(net)[2])
 
-        grads, weight, pairs, rows, memory = self._sum_microbatches(objective, trained, batch)
-        grads, weight, pairs = parallel.total((grads, weight, pairs))
+        def gradient(memory: Any, batch: Batch) -> tuple[Any, Any, Any]:
+            grads, (weight, pairs, rows, memory) = jax.grad(objective, has_aux=True)(trained, memory, batch)
+            return (grads, weight, pairs), rows, memory
+
+        sums, rows, memory = self.optimizer.accumulate(gradient, self.memory, batch)
+        grads, weight, pairs = parallel.total(sums)
         empty = weight == 0  # then nothing is divided by it, and all stays as it was
         rate = jnp.asarray(self.optimizer.learning_rate_at(self.total_steps)(jnp.asarray(step)))
         new, norm = jax.lax.cond(
@@ -167,61 +169,24 @@ class Learner:
         if self.optimizer.clip_norm:
             scale = jnp.minimum(1.0, self.optimizer.clip_norm / (norm + 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
-        transform = self.optimizer.transform()
         params, opt_state = dict(self.params), dict(self.opt_state)
         for name in grads:
-            moves, opt_state[name] = transform.update(grads[name], opt_state[name], params[name])
+            moves, opt_state[name] = self.optimizer.transform(name).update(grads[name], opt_state[name], params[name])
             params[name] = jax.tree.map(lambda p, u: p - rate * u, params[name], moves)
         new = replace(self, params=params, memory=memory, opt_state=opt_state, updates=self.updates + 1)
-        return replace(new, ema=self._average(new)), norm
+        if self.ema is not None:
+            new = replace(new, ema=self.optimizer.average(self.ema, (params, memory), new.updates))
+        return new, norm
 
     def _merge(self, params: Any, memory: Any) -> Any:
         """The live network."""
         return nnx.merge(self.graphdef, params | self.frozen, memory)
 
-    def _sum_microbatches(self, objective: Callable[..., Any], trained: Any, batch: Batch) -> Any:
-        """Gradients, weights and metric pairs added over microbatches; rows put together; memory carried on."""
-        gradient = jax.grad(objective, has_aux=True)
-        count = self.optimizer.microbatches
-        if count == 1:
-            grads, (weight, pairs, rows, memory) = gradient(trained, self.memory, batch)
-            return grads, weight, pairs, rows, memory
-
-        parts = self._microbatches(batch)
-
-        def one(carry: Any, part: Batch) -> Any:
-            memory, sums = carry
-            grads, (weight, pairs, rows, memory) = gradient(trained, memory, part)
-            return (memory, jax.tree.map(jnp.add, sums, (grads, weight, pairs))), rows
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient, trained, self.memory, first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], *shapes[1][:2]))
-        (memory, (grads, weight, pairs)), rows = jax.lax.scan(one, (self.memory, zeros), parts)
-        rows = jax.tree.map(lambda x: rearrange(x, "m b ... -> (b m) ..."), rows)
-        return grads, weight, pairs, rows, memory
-
-    def _microbatches(self, batch: Batch) -> Batch:
-        """The batch's parts, stacked; strided, so that each device has its share of every one."""
-        return jax.tree.map(lambda x: rearrange(x, "(b m) ... -> m b ...", m=self.optimizer.microbatches), batch)
-
     def _means(self, sums_fn: SumsFn, batch: Batch, key: jax.Array) -> Any:
         """Means over the whole batch, taken a microbatch at a time; constants to the gradient."""
-        parts = jax.lax.map(lambda part: sums_fn(self.net(), part, key), self._microbatches(batch))
+        parts = jax.lax.map(lambda part: sums_fn(self.net(), part, key), self.optimizer.parts(batch))
         sums, weight = parallel.total(jax.tree.map(lambda x: x.sum(0), parts))
         return jax.tree.map(lambda x: x / weight, sums)
-
-    def _average(self, new: "Learner") -> Any:
-        """Moving averages after an update; the decay grows with the number of updates, so early weights fade."""
-        if self.ema is None:
-            return None
-        n = new.updates.astype(jnp.float32)
-        decay = jnp.minimum(self.optimizer.ema_decay, (1 + n) / (10 + n))
-
-        def blend(old: jax.Array, now: jax.Array) -> jax.Array:
-            return decay * old + (1 - decay) * now if jnp.issubdtype(now.dtype, jnp.floating) else now
-
-        return jax.tree.map(blend, self.ema, (new.params, new.memory))
 
 
 def _take_apart(net: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]:
