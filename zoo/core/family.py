@@ -50,6 +50,19 @@ jax.tree_util.register_dataclass(Rows, data_fields=["value"], meta_fields=[])
 
 
 @dataclass(frozen=True)
+class MemorySums:
+    """Marks a metric that is no metric: arrays summed over rows, from which the network's memory is updated.
+
+    The learner adds them over microbatches and devices; then `update_memory` of `Learner.descend` is called with them.
+    """
+
+    value: Any
+
+
+jax.tree_util.register_dataclass(MemorySums, data_fields=["value"], meta_fields=[])
+
+
+@dataclass(frozen=True)
 class Setup:
     """What a family needs to know of the run to make its state.
 

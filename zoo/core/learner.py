@@ -11,15 +11,20 @@ import optax
 from flax import nnx
 
 from zoo.core import parallel
-from zoo.core.family import Batch, Metrics, Rows, Setup
+from zoo.core.family import Batch, MemorySums, Metrics, Rows, Setup
 from zoo.core.optimizer import Optimizer
 
 LossFn = Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
 """`loss_fn(net, batch, key) -> (total, weight, metrics)`: the loss summed over rows, what to divide it by, and metrics
-as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and comes back as it is."""
+as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and is returned as it is; one given as
+`MemorySums(value)` goes to `update_memory` and is not returned."""
 
 SumsFn = Callable[[Any, Batch, jax.Array], tuple[Any, jax.Array]]
 """`sums_fn(net, batch, key) -> (sums, weight)`: arrays summed over rows, and what to divide them by for their means."""
+
+UpdateMemory = Callable[[Any, dict[str, Any]], None]
+"""`update_memory(net, sums)`: changes variables of the network in place, given the values of the loss's `MemorySums` by
+name, each summed over the whole batch (a codebook by moving averages: van den Oord et al. 2017, appendix A.1)."""
 
 
 @partial(
@@ -111,6 +116,7 @@ class Learner:
         key: jax.Array,
         only: Collection[str] | None = None,
         sums_fn: SumsFn | None = None,
+        update_memory: UpdateMemory | None = None,
     ) -> tuple["Learner", Metrics]:
         """One update by the gradient of `sum of totals / sum of weights` over microbatches and devices.
 
@@ -123,9 +129,12 @@ class Learner:
             sums_fn: of a loss that needs means over the whole batch (free bits). With microbatches it runs over all of
                 them first, without gradients, and `loss_fn` is given the means as `means=`; a batch that is taken
                 whole is not run twice: without `means=` `loss_fn` takes them over its own rows.
+            update_memory: see `UpdateMemory`. It is called once, after all microbatches, with the parameters before the
+                update and the memory that the last microbatch left; only changes to memory are kept.
 
         Raises:
-            ValueError: `only` names a submodule that there is not.
+            ValueError: `only` names a submodule that does not exist; or `loss_fn` returns `MemorySums` and
+                `update_memory` is missing, or the other way round.
 
         Returns:
             The learner after the update, and the metrics: `loss`, `grad_norm`, `learning_rate`, `skipped` and
@@ -143,25 +152,39 @@ class Learner:
             net = self._merge(trained | held, memory)
             total, weight, metrics = loss_fn(net, batch, key)
             rows = {name: m for name, m in metrics.items() if isinstance(m, Rows)}
-            pairs = {"loss": (total, weight)} | {name: m for name, m in metrics.items() if name not in rows}
-            return total, (weight, pairs, rows, _take_apart(net)[2])
+            for_memory = {name: m.value for name, m in metrics.items() if isinstance(m, MemorySums)}
+            pairs = {name: m for name, m in metrics.items() if name not in rows and name not in for_memory}
+            sums = (weight, {"loss": (total, weight)} | pairs, for_memory)
+            return total, (sums, rows, _take_apart(net)[2])
 
         def gradient(memory: Any, batch: Batch) -> tuple[Any, Any, Any]:
-            grads, (weight, pairs, rows, memory) = jax.grad(objective, has_aux=True)(trained, memory, batch)
-            return (grads, weight, pairs), rows, memory
+            grads, (sums, rows, memory) = jax.grad(objective, has_aux=True)(trained, memory, batch)
+            return (grads, *sums), rows, memory
 
         sums, rows, memory = self.optimizer.accumulate(gradient, self.memory, batch)
-        grads, weight, pairs = parallel.total(sums)
+        grads, weight, pairs, for_memory = parallel.total(sums)
+        if bool(for_memory) != (update_memory is not None):
+            raise ValueError(f"the loss has MemorySums {sorted(for_memory)} and update_memory is {update_memory}")
         empty = weight == 0  # then nothing is divided by it, and all stays as it was
         rate = jnp.asarray(self.optimizer.learning_rate_at(self.total_steps)(jnp.asarray(step)))
         new, norm = jax.lax.cond(
             empty,
             lambda: (self, jnp.zeros(())),
-            lambda: self._updated(jax.tree.map(lambda g: g / weight, grads), memory, rate),
+            lambda: self._updated(
+                jax.tree.map(lambda g: g / weight, grads), self._remembered(memory, for_memory, update_memory), rate
+            ),
         )
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in pairs.items()}
         told = {"grad_norm": norm, "learning_rate": rate, "skipped": empty.astype(jnp.float32)}
         return new, metrics | told | rows
+
+    def _remembered(self, memory: Any, sums: dict[str, Any], update_memory: UpdateMemory | None) -> Any:
+        """The memory after `update_memory`."""
+        if update_memory is None:
+            return memory
+        net = self._merge(self.params, memory)
+        update_memory(net, sums)
+        return _take_apart(net)[2]
 
     def _updated(self, grads: Any, memory: Any, rate: jax.Array) -> tuple["Learner", jax.Array]:
         """This learner after one step along the mean gradient of some submodules, and the gradient's norm."""
