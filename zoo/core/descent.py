@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Lt
 from einops import rearrange
 
 from zoo.core.errors import require
@@ -16,18 +17,13 @@ from zoo.core.family import Batch
 class Descent:
     """Settings of an update that are not the optimizer's. `Optimizer` inherits them, so their flags stay its own."""
 
-    microbatches: int = 1
+    microbatches: Annotated[int, Ge(1)] = 1
     """Parts that a batch is taken in, one after another, to save memory; the sum of their gradients is one step."""
-    ema_decay: float = 0.0
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Decay of the exponential moving average of the weights that samples and scores are made with; 0: none."""
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            "optimizer.",
-            ("microbatches", "at least 1", self.microbatches >= 1),
-            ("ema_decay", "from 0 to below 1", 0 <= self.ema_decay < 1),
-        )
+        require(self, "optimizer.")
 
     def parts(self, batch: Batch) -> Batch:
         """The microbatches, stacked; each takes every m-th row, so that all devices have a share of each."""

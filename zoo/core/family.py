@@ -8,10 +8,11 @@ names a device, and what is shared never names a family.
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 
 from zoo.core.artifacts import Artifacts
 from zoo.core.data import Spec
@@ -102,7 +103,7 @@ class Model:
 class Request:
     """What every sampler can be asked for; a family's own `Request` adds to it."""
 
-    n: int = 1
+    n: Annotated[int, Ge(1)] = 1
     """How many samples to make."""
 
 

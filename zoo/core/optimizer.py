@@ -4,14 +4,16 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
+from annotated_types import Ge, Gt, Le, Lt
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from zoo.core.bounds import Why
 from zoo.core.descent import Descent
-from zoo.core.errors import UserError, refuse, require
+from zoo.core.errors import UserError, refuse
 
 DECAYING = ("adamw", "muon", "lion")
 """Optimizers that apply `weight_decay`."""
@@ -30,51 +32,37 @@ class Optimizer(Descent):
     name: Literal["adamw", "adam", "sgd", "muon", "lion"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), adam (Kingma & Ba 2015), sgd with momentum, muon (Jordan 2024) for hidden
     matrices and adamw for the rest, or lion (Chen et al. 2023)."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Ge(0)] = 1e-3
     """Highest learning rate, reached when warm-up ends. Muon takes AdamW's; Lion needs a third to a tenth of it."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the learning rate falls from its highest value to its last: cosine and linear over all steps after warm-up;
     wsd (warmup-stable-decay: Hu et al. 2024, "MiniCPM"; Hägele et al. 2024) linearly over the last of them."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which the learning rate rises from 0."""
-    decay_fraction: float = 0.2
+    decay_fraction: Annotated[float, Gt(0), Le(1)] = 0.2
     """Share of all steps over which wsd falls; before, a larger --steps changes nothing."""
-    final_fraction: float = 0.1
+    final_fraction: Annotated[float, Ge(0), Le(1)] = 0.1
     """Learning rate at the last step, as a fraction of the highest (cosine, linear and wsd)."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Decay of Adam's first moment; share of the momentum in Lion's update."""
-    beta2: float = 0.999
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     """Decay of Adam's second moment, and of Lion's momentum (0.99 in its paper)."""
     epsilon: float = 1e-8
     """Added to the root of Adam's second moment."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Momentum of sgd."""
-    muon_momentum: float = 0.95
+    muon_momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
     """Decay of Muon's momentum, which is Nesterov's."""
     adamw_paths: str = r"(^|/)(embedding|table|head)(/|$)"
     """Regular expression of parameter paths, such as blocks/0/mlp/up/kernel, that muon leaves to adamw: embeddings and
     output heads. Vectors and matrices of at most 4 inputs or outputs are left to it too."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
     """Decoupled decay of adamw, muon and lion; on matrices and larger only, not on biases, gains and other vectors."""
-    clip_norm: float = 0.0
+    clip_norm: Annotated[float, Ge(0), Why("0: no clipping")] = 0.0
     """Gradients whose global norm is above this are scaled down to it; 0: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self,
-            "optimizer.",
-            ("learning_rate", "at least 0", self.learning_rate >= 0),
-            ("warmup_steps", "at least 0", self.warmup_steps >= 0),
-            ("decay_fraction", "above 0 and at most 1", 0 < self.decay_fraction <= 1),
-            ("final_fraction", "from 0 to 1", 0 <= self.final_fraction <= 1),
-            ("beta1", "from 0 to below 1", 0 <= self.beta1 < 1),
-            ("beta2", "from 0 to below 1", 0 <= self.beta2 < 1),
-            ("momentum", "from 0 to below 1", 0 <= self.momentum < 1),
-            ("muon_momentum", "from 0 to below 1", 0 <= self.muon_momentum < 1),
-            ("weight_decay", "at least 0", self.weight_decay >= 0),
-            ("clip_norm", "at least 0 (0: no clipping)", self.clip_norm >= 0),
-        )
         try:
             re.compile(self.adamw_paths)
         except re.error as error:
