@@ -34,8 +34,8 @@ def require(settings: Any, prefix: str, *conditions: tuple[str, str, bool]) -> N
     Raises:
         UserError: names the first field that is out of bounds or breaks a condition.
     """
-    limits = bounds_of(type(settings))
-    within = ((name, str(bounds), bounds.hold(getattr(settings, name))) for name, bounds in limits.items())
+    kind: Any = type(settings)
+    within = ((name, str(bounds), bounds.hold(getattr(settings, name))) for name, bounds in bounds_of(kind).items())
     for name, right, holds in (*within, *conditions):
         if not holds:
             raise UserError(f"{prefix}{name} is {getattr(settings, name)!r}; it must be {right}")

@@ -16,6 +16,7 @@ from annotated_types import Ge
 
 from zoo.core.artifacts import Artifacts
 from zoo.core.data import Spec
+from zoo.core.errors import require
 
 if TYPE_CHECKING:
     from zoo.core.data import DataSet
@@ -105,6 +106,9 @@ class Request:
 
     n: Annotated[int, Ge(1)] = 1
     """How many samples to make."""
+
+    def __post_init__(self) -> None:
+        require(self, "")
 
 
 @dataclass(frozen=True)
