@@ -13,10 +13,11 @@ normalisation: the network is shallow enough). Trained by cross-entropy:
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Lt
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
@@ -85,11 +86,11 @@ class State(NamedTuple):
 class Classifier(Family):
     """An image classifier; its features score what other families make."""
 
-    width: int = 32
+    width: Annotated[int, Ge(1)] = 32
     """Channels of the first convolution; the second has twice as many."""
-    features: int = 128
+    features: Annotated[int, Ge(1)] = 128
     """Size of the penultimate layer, whose output is compared between images."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability of dropping an element of what the last two layers get."""
 
     accepts: ClassVar[type] = ImageSpec
@@ -97,13 +98,7 @@ class Classifier(Family):
     monitor: ClassVar[tuple[str, str]] = ("accuracy", "max")
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            "family.",
-            ("width", "at least 1", self.width >= 1),
-            ("features", "at least 1", self.features >= 1),
-            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-        )
+        require(self, "family.")
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
         if not spec.classes:

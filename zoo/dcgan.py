@@ -22,20 +22,23 @@ The networks are those of `zoo.nets.gan`. Each player's batch normalisation has 
 computes with the moments of its batch, as training does, but leaves no trace in it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 from einops import rearrange
 from flax import nnx
 from jax.nn import log_sigmoid, relu, sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image, sheet
+from zoo.core.bounds import Why
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, refuse, require
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
@@ -123,11 +126,11 @@ class State(NamedTuple):
 class GANRequest(Request):
     """What a GAN can be asked for."""
 
-    n: int = 64
+    n: Annotated[int, Ge(1)] = 64
     """How many samples to make."""
     label: str = ""
     """Class of the samples, by name or number, in a conditional run; empty: each class in turn."""
-    truncation: float = 0.0
+    truncation: Annotated[float, Ge(0), Lt(math.inf), Why("0: none")] = 0.0
     """Draw z from a normal distribution cut off at this many standard deviations: less variety, more typical images;
     0: the whole distribution."""
     interpolate: int = 0
@@ -137,8 +140,6 @@ class GANRequest(Request):
         require(
             self,
             "",
-            ("n", "at least 1", self.n >= 1),
-            ("truncation", "at least 0 (0: none)", 0 <= self.truncation < float("inf")),
             ("interpolate", "0, or at least 2 images", self.interpolate == 0 or self.interpolate >= 2),
         )
 
@@ -147,22 +148,22 @@ class GANRequest(Request):
 class DCGAN(Family):
     """Deep convolutional GAN; the optimizer is the generator's."""
 
-    width: int = 64
+    width: Annotated[int, Ge(1)] = 64
     """Channels of both players where images are largest; each halving of the size doubles them."""
-    latent: int = 100
+    latent: Annotated[int, Ge(2)] = 100
     """Size of z."""
     objective: Objective = "nonsaturating"
     """The form of the game: minimax (the value as it stands), nonsaturating, or hinge."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Real images count as real with 1 minus this probability, for the discriminator (not with hinge)."""
-    r1: float = 0.0
+    r1: Annotated[float, Ge(0)] = 0.0
     """Weight gamma of the gradient penalty gamma / 2 E |d logit(x) / d x|^2 on real images (not with disc_norm batch,
     where an image's logit depends on the others)."""
     disc_norm: Normalisation = "batch"
     """Normalisation in the discriminator: batch (DCGAN), spectral (of each kernel), or none."""
-    disc_steps: int = 1
+    disc_steps: Annotated[int, Ge(1)] = 1
     """Steps of the discriminator for each of the generator, on one batch of real images."""
-    disc_learning_rate_ratio: float = 1.0
+    disc_learning_rate_ratio: Annotated[float, Gt(0)] = 1.0
     """The discriminator's learning rate as a multiple of the generator's."""
     conditional: bool = False
     """Whether both players know the class of an image."""
@@ -181,13 +182,7 @@ class DCGAN(Family):
         require(
             self,
             "family.",
-            ("width", "at least 1", self.width >= 1),
-            ("latent", "at least 2", self.latent >= 2),
-            ("label_smoothing", "from 0 to below 1", 0 <= self.label_smoothing < 1),
             ("label_smoothing", "0 with family.objective hinge, which has no labels", smooths),
-            ("r1", "at least 0", self.r1 >= 0),
-            ("disc_steps", "at least 1", self.disc_steps >= 1),
-            ("disc_learning_rate_ratio", "above 0", self.disc_learning_rate_ratio > 0),
         )
         refuse(
             f"family.r1 is {self.r1}, a penalty on each image's own logit, which depends on the whole batch with "

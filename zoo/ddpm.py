@@ -25,16 +25,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 from tyro.conf import DisallowNone
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.bounds import Why
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
@@ -105,31 +107,31 @@ class DDPM(Family):
 
     channels: tuple[int, ...] = (64, 128, 256)
     """Features of each level of the U-Net; every level is half as high and wide as the one before."""
-    layers: int = 2
+    layers: Annotated[int, Ge(1)] = 2
     """Residual blocks of a level on the way down; on the way up there is one more."""
     attention: tuple[int, ...] = (16,)
     """Heights of feature maps, in pixels, at which there is self-attention; the middle always has it."""
-    head_width: int = 0
+    head_width: Annotated[int, Ge(0)] = 0
     """Features of an attention head; 0: one head."""
-    groups: int = 32
+    groups: Annotated[int, Ge(1)] = 32
     """Groups of group normalisation; fewer where the channels cannot be divided so into groups of two or more."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability of dropping a feature in residual blocks."""
-    timesteps: int = 1000
+    timesteps: Annotated[int, Ge(2)] = 1000
     """Steps T of the noise schedule."""
     schedule: Schedule = "linear"
     """How the noise grows: beta linear in t (Ho et al. 2020), or alpha_bar a squared cosine (Nichol, Dhariwal 2021)."""
     prediction: Prediction = "eps"
     """What the network tells: the noise eps, the picture x0, or v (Salimans and Ho 2022)."""
-    min_snr: float = 0.0
+    min_snr: Annotated[float, Ge(0), Lt(math.inf), Why("0: off")] = 0.0
     """Gamma of min-SNR weighting (Hang et al. 2023), which evens out the noise levels; 5 is theirs; 0: L_simple."""
     conditional: DisallowNone[bool | None] = None
     """Whether the network is given the class of a picture; None: where the data has classes."""
-    label_dropout: float = 0.1
+    label_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Probability of withholding a label in training, which guidance needs."""
     clip: bool = True
     """Whether estimates of x_0 are clipped to -1 .. 1 in sampling and in the bound."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Annotated[float, Gt(0)] = 1e-5
     """Added to the variance in group normalisation."""
     cos_first: bool = True
     """Whether t is embedded by its cosines before its sines."""
@@ -154,14 +156,6 @@ class DDPM(Family):
             ("channels", "at least one level", len(self.channels) >= 1),
             ("channels", "at least 4 in every level", all(c >= 4 for c in self.channels)),
             ("channels", f"multiples of head-width, {width}", width < 1 or not any(c % width for c in self.channels)),
-            ("layers", "at least 1", self.layers >= 1),
-            ("head_width", "at least 0", self.head_width >= 0),
-            ("groups", "at least 1", self.groups >= 1),
-            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-            ("timesteps", "at least 2", self.timesteps >= 2),
-            ("min_snr", "0 (off) or above", 0 <= self.min_snr < math.inf),
-            ("label_dropout", "from 0 to below 1", 0 <= self.label_dropout < 1),
-            ("norm_epsilon", "above 0", self.norm_epsilon > 0),
             ("frequency_shift", "0 or 1", self.frequency_shift in (0, 1)),
         )
 

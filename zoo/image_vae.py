@@ -26,11 +26,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 from einops import rearrange, repeat
 from flax import nnx
 from jax.nn import sigmoid
@@ -78,9 +79,9 @@ class Pictures(Request):
     """Not draws, but n rows of this many images on the way from one code to another, ends included."""
     path: Literal["slerp", "lerp"] = "slerp"
     """How interpolation joins two codes: on a great circle or on a straight line."""
-    traverse: int = 0
+    traverse: Annotated[int, Ge(0)] = 0
     """Not draws, but n pictures, in each of which this many latent units, the most active, go from -3 to 3."""
-    reconstruct: int = 0
+    reconstruct: Annotated[int, Ge(0)] = 0
     """Not draws, but this many held-out images, each above its reconstruction."""
     images: tuple[str, ...] = ()
     """Images to reconstruct, to traverse from, or to interpolate between, each and the next: files, or numbers of
@@ -90,10 +91,7 @@ class Pictures(Request):
         require(
             self,
             "",
-            ("n", "at least 1", self.n >= 1),
             ("interpolate", "at least 2, since both ends count", self.interpolate == 0 or self.interpolate >= 2),
-            ("traverse", "at least 0", self.traverse >= 0),
-            ("reconstruct", "at least 0", self.reconstruct >= 0),
             ("images", "two files or more to interpolate between", not self.interpolate or len(self.images) != 1),
         )
         modes = [name for name in ("interpolate", "traverse", "reconstruct") if getattr(self, name)]
@@ -107,12 +105,8 @@ class Pictures(Request):
 class Scores(ImageScoring):
     """What is computed beside the bound and the active units."""
 
-    iw_samples: int = 0
+    iw_samples: Annotated[int, Ge(0)] = 0
     """Codes an image for the importance-weighted bound (k of Burda et al. 2016, eq. 8); 0: without it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "", ("iw_samples", "at least 0", self.iw_samples >= 0))
 
 
 @dataclass(frozen=True)
@@ -121,28 +115,28 @@ class ImageVAE(Family):
 
     network: Literal["mlp", "conv"] = "mlp"
     """Dense layers over all pixels, or residual convolutions over patches of 4x4 pixels."""
-    width: int = 400
+    width: Annotated[int, Ge(1)] = 400
     """mlp: features of a hidden layer; conv: channels of a patch."""
-    layers: int = 1
+    layers: Annotated[int, Ge(1)] = 1
     """mlp: hidden layers of each network; conv: residual blocks of a level; images above 32 pixels have several."""
-    hidden: int = 256
+    hidden: Annotated[int, Ge(1)] = 256
     """conv: features of the dense layer between the last level and the code."""
-    latent: int = 20
+    latent: Annotated[int, Ge(1)] = 20
     """Units of a code."""
     likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
     """What p(x|z) is; see the module's docstring."""
     binarise: bool = True
     """Draw pixels as 1 with probability k / 255 and else 0: anew in every training step, once for held-out images."""
-    scale: float = 0.0
+    scale: Annotated[float, Ge(0)] = 0.0
     """Standard deviation of the gaussian likelihood, where black is -1 and white 1; 0: learned, one for each pixel."""
-    beta: float = 1.0
+    beta: Annotated[float, Ge(0)] = 1.0
     """Weight of the KL term in training (Higgins et al. 2017)."""
-    kl_warmup_steps: int = 0
+    kl_warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which the KL term's weight rises from 0 to beta."""
-    free_bits: float = 0.0
+    free_bits: Annotated[float, Ge(0)] = 0.0
     """Nats of each latent unit's KL, averaged over the batch, that training leaves free."""
 
-    iw_samples: int = 1
+    iw_samples: Annotated[int, Ge(1)] = 1
     """Codes an image in training, k of the importance-weighted bound; 1: the ELBO with its closed KL."""
 
     accepts: ClassVar[type] = ImageSpec
@@ -154,10 +148,6 @@ class ImageVAE(Family):
         require(
             self,
             "family.",
-            *((name, "at least 1", getattr(self, name) >= 1)
-              for name in ("width", "layers", "hidden", "latent", "iw_samples")),
-            *((name, "at least 0", getattr(self, name) >= 0)
-              for name in ("scale", "beta", "kl_warmup_steps", "free_bits")),
             ("iw_samples", f"1 with family.beta, kl_warmup_steps or free_bits, {NO_KL}",
              self.iw_samples == 1 or (self.beta, self.kl_warmup_steps, self.free_bits) == (1, 0, 0)),
         )  # fmt: skip

@@ -19,10 +19,11 @@ Tokens are [b t], states [b width], logits [b t vocab]. A batch holds `tokens` [
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Lt
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
@@ -166,15 +167,15 @@ class LSTMLM(Family):
 
     cell: Cell = "lstm"
     """What a layer is made of."""
-    layers: int = 2
+    layers: Annotated[int, Ge(1)] = 2
     """Recurrent layers."""
-    width: int = 256
+    width: Annotated[int, Ge(1)] = 256
     """Features of a state."""
-    embedding: int = 128
+    embedding: Annotated[int, Ge(1)] = 128
     """Features of a token."""
-    context: int = 64
+    context: Annotated[int, Ge(1)] = 64
     """Steps that the gradient goes back; the state goes back further, where rows go on (--data.order stream)."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability of dropping an element of what goes into a layer or out of the last."""
     variational: bool = False
     """Whether dropout drops the same elements at every step, and of the states too."""
@@ -187,13 +188,7 @@ class LSTMLM(Family):
     unit: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
-        sizes = ("layers", "width", "embedding", "context")
-        require(
-            self,
-            "family.",
-            *((name, "at least 1", getattr(self, name) >= 1) for name in sizes),
-            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-        )
+        require(self, "family.")
 
     @property
     def length(self) -> int:

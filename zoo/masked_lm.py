@@ -28,16 +28,18 @@ Tokens are [b t], hidden states [b t width], chosen positions [b k], their logit
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.bounds import Why
 from zoo.core.data import DataSet
 from zoo.core.errors import require
 from zoo.core.estimates import row_mean
@@ -207,29 +209,29 @@ class State(NamedTuple):
 class MaskedLM(Family):
     """A masked language model."""
 
-    layers: int = 4
+    layers: Annotated[int, Ge(1)] = 4
     """Blocks of attention and MLP."""
-    heads: int = 4
+    heads: Annotated[int, Ge(1)] = 4
     """Attention heads; they share the width."""
-    width: int = 256
+    width: Annotated[int, Ge(1)] = 256
     """Features of a position."""
-    mlp_width: int = 0
+    mlp_width: Annotated[int, Ge(0)] = 0
     """Features inside the MLP; 0: 4 x width."""
     mlp: Literal["gelu", "gelu_tanh"] = "gelu"
     """Activation of the MLP and before the prediction of tokens."""
-    context: int = 128
+    context: Annotated[int, Ge(FRAME + 2), Why("for [CLS] a [SEP] b [SEP]")] = 128
     """Tokens that the model sees at once, [CLS] and [SEP] among them."""
     objective: Literal["masked", "permutation"] = "masked"
     """Predict tokens all at once from a masked row (BERT), or one after another in a random order (XLNet)."""
-    mask_share: float = 0.15
+    mask_share: Annotated[float, Gt(0), Le(1)] = 0.15
     """Share of the tokens to predict."""
     next_sentence: bool = True
     """Whether the model also learns to tell if the second segment follows the first."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Probability of dropping an element of the input and of each branch."""
-    attention_dropout: float = 0.0
+    attention_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability of dropping an attention weight."""
-    norm_epsilon: float = 1e-12
+    norm_epsilon: Annotated[float, Gt(0)] = 1e-12
     """Added to the variance in normalisation."""
     remat: bool = False
     """Whether blocks are computed again for gradients and keep only their input: less memory, a third more work."""
@@ -242,16 +244,7 @@ class MaskedLM(Family):
         require(
             self,
             "family.",
-            ("layers", "at least 1", self.layers >= 1),
-            ("heads", "at least 1", self.heads >= 1),
-            ("width", "at least 1", self.width >= 1),
             ("width", f"a multiple of family.heads, {self.heads}", self.heads < 1 or self.width % self.heads == 0),
-            ("mlp_width", "at least 0", self.mlp_width >= 0),
-            ("context", f"at least {FRAME + 2}, for [CLS] a [SEP] b [SEP]", self.context >= FRAME + 2),
-            ("mask_share", "above 0 and at most 1", 0 < self.mask_share <= 1),
-            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-            ("attention_dropout", "from 0 to below 1", 0 <= self.attention_dropout < 1),
-            ("norm_epsilon", "above 0", self.norm_epsilon > 0),
         )
 
     @property

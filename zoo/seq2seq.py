@@ -18,15 +18,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Lt
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.core.artifacts import Artifact, Artifacts, Text
+from zoo.core.bounds import Why
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.estimates import STDERR, row_mean
@@ -66,9 +68,9 @@ class Scores(Scoring):
     removed: ClassVar[tuple[str, ...]] = ("split",)
     """Fields of earlier versions: the split is one of `evaluate.py`'s own flags now."""
 
-    sources: int = 0
+    sources: Annotated[int, Ge(0)] = 0
     """How many of the split's sources; 0: all."""
-    num_beams: int = 5
+    num_beams: Annotated[int, Ge(1)] = 5
     """How many unfinished targets the search keeps; 1: it always takes the likeliest symbol."""
     length_penalty: float = 0.0
     """Targets are ranked by log-probability / length^penalty; above 0 favours long ones."""
@@ -79,12 +81,7 @@ class Scores(Scoring):
     """What BLEU and ROUGE take a word to be; see `zoo.metrics.text`."""
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            "",
-            ("sources", "at least 0", self.sources >= 0),
-            ("num_beams", "at least 1", self.num_beams >= 1),
-        )
+        require(self, "")
         try:
             re.compile(self.strip)
         except re.error as error:
@@ -97,25 +94,25 @@ class Seq2Seq(Family):
 
     network: Literal["recurrent", "transformer"] = "recurrent"
     """What encoder and decoder are made of."""
-    layers: int = 2
+    layers: Annotated[int, Ge(1)] = 2
     """Layers or blocks of the encoder, and as many of the decoder."""
-    width: int = 256
+    width: Annotated[int, Ge(1)] = 256
     """Features of a state or position; the directions of a recurrent encoder have half of them each."""
-    context: int = 32
+    context: Annotated[int, Ge(2), Why("for a symbol and the end")] = 32
     """The most symbols of a source or a target, end-of-text among them."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Probability of dropping an element of the input, of what goes from layer to layer or of a branch, and of what a
     recurrent network's output is made of."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share e of a symbol's probability that is given to all symbols alike in training."""
     cell: Cell = "lstm"
     """recurrent: what a layer is made of."""
-    embedding: int = 128
+    embedding: Annotated[int, Ge(1)] = 128
     """recurrent: features of a symbol."""
     attention: Score = "luong"
     """recurrent: how the decoder looks at the source; see `zoo.nets.recurrent_seq2seq`. Bahdanau's takes its steps one
     by one, which costs time."""
-    heads: int = 4
+    heads: Annotated[int, Ge(1)] = 4
     """transformer: attention heads; they share the width."""
     remat: bool = False
     """transformer: whether blocks are computed again for gradients and keep only their input: less memory, a third more
@@ -127,15 +124,10 @@ class Seq2Seq(Family):
     unit: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
-        sizes = ("layers", "width", "embedding", "heads")
         transformer = self.network == "transformer"
         require(
             self,
             "family.",
-            *((name, "at least 1", getattr(self, name) >= 1) for name in sizes),
-            ("context", "at least 2, for a symbol and the end", self.context >= 2),
-            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-            ("label_smoothing", "from 0 to below 1", 0 <= self.label_smoothing < 1),
             ("width", "even, for two directions", transformer or self.width % 2 == 0),
             ("width", f"a multiple of family.heads, {self.heads}", not transformer or self.width % self.heads == 0),
         )

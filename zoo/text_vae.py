@@ -30,10 +30,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Lt
 from einops import rearrange, repeat
 from flax import nnx
 from jax.typing import DTypeLike
@@ -41,6 +42,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from zoo.core import parallel
 from zoo.core.artifacts import Artifacts
+from zoo.core.bounds import Why
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.estimates import row_mean
@@ -115,11 +117,11 @@ class State(NamedTuple):
 class Scores(Scoring):
     """What is computed beside the bound, active units and mutual information."""
 
-    iw_samples: int = 0
+    iw_samples: Annotated[int, Ge(0)] = 0
     """Codes a sentence for the importance-weighted bound (k of Burda et al. 2016, eq. 8); 0: without it."""
 
     def __post_init__(self) -> None:
-        require(self, "", ("iw_samples", "at least 0", self.iw_samples >= 0))
+        require(self, "")
 
 
 @dataclass(frozen=True)
@@ -130,33 +132,33 @@ class TextVAE(Family):
     """What reads a sentence to be encoded: one recurrent layer of this cell."""
     decoder: BodyKind = "lstm"
     """What writes a sentence from a code."""
-    layers: int = 1
+    layers: Annotated[int, Ge(1)] = 1
     """Layers of the decoder."""
-    heads: int = 4
+    heads: Annotated[int, Ge(1)] = 4
     """Attention heads of a transformer decoder; they share the width."""
-    width: int = 256
+    width: Annotated[int, Ge(1)] = 256
     """Features of a word and of a state."""
-    context: int = 24
+    context: Annotated[int, Ge(2), Why("for a word and the sentence's end")] = 24
     """Words of the longest sentence, and one for its end."""
-    latent: int = 10
+    latent: Annotated[int, Ge(0)] = 10
     """Units of a code; 0: a plain language model."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability of dropping an element of the words' vectors, between layers, and before the head."""
-    word_dropout: float = 0.0
+    word_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the words that are hidden from the decoder in training."""
-    beta: float = 1.0
+    beta: Annotated[float, Ge(0)] = 1.0
     """Weight of the KL term in training (Higgins et al. 2017)."""
-    kl_warmup_steps: int = 0
+    kl_warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which the KL term's weight rises from 0 to beta."""
     kl_cycle_steps: int = 0
     """Steps after which it begins to rise anew; 0: never."""
-    free_bits: float = 0.0
+    free_bits: Annotated[float, Ge(0)] = 0.0
     """Nats of each latent unit's KL, averaged over the batch, that training leaves free."""
     aggressive: bool = False
     """Whether to train the encoder alone until it has caught up with the decoder, in the first phase of training."""
-    iw_samples: int = 1
+    iw_samples: Annotated[int, Ge(1)] = 1
     """Codes a sentence in training, k of the importance-weighted bound; 1: the ELBO with its closed KL."""
-    aggressive_window: int = 1000
+    aggressive_window: Annotated[int, Ge(1)] = 1000
     """Steps whose mutual information is compared with that of as many before: the phase lasts while it climbs."""
 
     accepts: ClassVar[type] = LineSpec
@@ -169,12 +171,6 @@ class TextVAE(Family):
         require(
             self,
             "family.",
-            *((name, "at least 1", getattr(self, name) >= 1)
-              for name in ("layers", "heads", "width", "aggressive_window", "iw_samples")),
-            ("context", "at least 2, for a word and the sentence's end", self.context >= 2),
-            *((name, "at least 0", getattr(self, name) >= 0)
-              for name in ("latent", "beta", "kl_warmup_steps", "free_bits")),
-            *((name, "from 0 to below 1", 0 <= getattr(self, name) < 1) for name in ("dropout", "word_dropout")),
             ("iw_samples", f"1 with family.beta, kl_warmup_steps, free_bits or aggressive, {NO_KL}",
              self.iw_samples == 1 or (self.beta, warm, self.free_bits, self.aggressive) == (1, 0, 0, False)),
             ("iw_samples", "1 with family.latent 0, which has no codes", self.iw_samples == 1 or self.latent > 0),

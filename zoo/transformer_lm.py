@@ -19,10 +19,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Gt, Lt
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
@@ -215,17 +216,17 @@ class State(NamedTuple):
 class TransformerLM(Family):
     """A Transformer language model."""
 
-    layers: int = 4
+    layers: Annotated[int, Ge(1)] = 4
     """Blocks of attention and MLP."""
-    heads: int = 4
+    heads: Annotated[int, Ge(1)] = 4
     """Attention heads; they share the width."""
-    kv_heads: int = 0
+    kv_heads: Annotated[int, Ge(0)] = 0
     """Heads of keys and values, each shared by heads / kv-heads query heads; 0: as many as heads."""
-    width: int = 128
+    width: Annotated[int, Ge(1)] = 128
     """Features of a position."""
-    context: int = 64
+    context: Annotated[int, Ge(1)] = 64
     """Tokens that the model sees at once."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability of dropping an element of the input, of the attention weights and of each branch."""
     positions: Literal["learned", "rope"] = "learned"
     """How order enters: a learned vector for each position (GPT-2), or rotary embedding (Llama)."""
@@ -233,15 +234,15 @@ class TransformerLM(Family):
     """Normalisation before attention, before the MLP and before the head."""
     mlp: Activation = "gelu"
     """Activation of the MLP; gelu_tanh is GPT-2's approximation, swiglu Llama's gated form."""
-    mlp_width: int = 0
+    mlp_width: Annotated[int, Ge(0)] = 0
     """Features inside the MLP; 0: 4 x width, for swiglu 8/3 x width rounded up to a multiple of 8."""
     bias: bool = False
     """Whether dense layers and LayerNorm have biases."""
     tied: bool = True
     """Whether the head is the embedding, transposed."""
-    rope_theta: float = 10000.0
+    rope_theta: Annotated[float, Gt(0)] = 10000.0
     """Base of the rotary wavelengths."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Annotated[float, Gt(0)] = 1e-5
     """Added to the variance or mean square in normalisation."""
     document_mask: bool = False
     """Whether attention stops at a document's beginning."""
@@ -258,17 +259,8 @@ class TransformerLM(Family):
         require(
             self,
             "family.",
-            ("layers", "at least 1", self.layers >= 1),
-            ("heads", "at least 1", self.heads >= 1),
-            ("width", "at least 1", self.width >= 1),
-            ("context", "at least 1", self.context >= 1),
             ("width", f"a multiple of family.heads, {self.heads}", self.heads < 1 or self.width % self.heads == 0),
-            ("kv_heads", "at least 0", self.kv_heads >= 0),
             ("kv_heads", f"a divisor of family.heads, {self.heads}", kv_heads < 1 or self.heads % kv_heads == 0),
-            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-            ("mlp_width", "at least 0", self.mlp_width >= 0),
-            ("rope_theta", "above 0", self.rope_theta > 0),
-            ("norm_epsilon", "above 0", self.norm_epsilon > 0),
         )
         if self.positions == "rope" and self.width // self.heads % 2:
             raise UserError(

@@ -11,9 +11,10 @@ import pytest
 from flax import nnx
 
 from zoo.core.errors import UserError
-from zoo.core.family import Rows, Setup
+from zoo.core.family import MemorySums, Rows, Setup
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
+from zoo.core.parallel import Parallel
 from zoo.harness.config import read_json, to_json
 
 
@@ -259,3 +260,94 @@ def test_weight_decay_that_does_nothing_is_refused_in_new_runs_and_read_in_old(t
     assert (old.name, old.weight_decay) == (name, 0.1)
     with pytest.raises(UserError, match="weight_decay"):
         replace(old)  # as `fit` does
+
+
+class Codes(nnx.Module):
+    """A codebook by moving averages (van den Oord et al. 2017, appendix A.1) before a linear map."""
+
+    def __init__(self):
+        self.codes = nnx.Variable(jnp.arange(12.0).reshape(3, 4))
+        self.counts = nnx.Variable(jnp.ones(3))
+        self.totals = nnx.Variable(jnp.arange(12.0).reshape(3, 4))
+        self.out = nnx.Dict(kernel=nnx.Param(jnp.ones((4, 1))))
+
+    def __call__(self, x):
+        nearest = ((x[:, None] - self.codes[...][None]) ** 2).sum(-1).argmin(1)
+        chosen = jax.nn.one_hot(nearest, 3)
+        quantised = self.codes[...][nearest]
+        return (quantised @ self.out["kernel"][...])[:, 0], {"counts": chosen.sum(0), "totals": chosen.T @ x}
+
+
+def codebook_loss(net, batch, key):
+    y, sums = net(batch["x"])
+    weight = batch["weight"]
+    return ((y - batch["y"]) ** 2 * weight).sum(), weight.sum(), {"codebook": MemorySums(sums)}
+
+
+def move_codes(net, sums):
+    """Decay 1/2, whose products are exact."""
+    net.counts[...] = 0.5 * net.counts[...] + 0.5 * sums["codebook"]["counts"]
+    net.totals[...] = 0.5 * net.totals[...] + 0.5 * sums["codebook"]["totals"]
+    net.codes[...] = net.totals[...] / net.counts[...][:, None]
+
+
+@pytest.fixture
+def points(batch):
+    """Integers, whose sums are exact in any order."""
+    x = np.random.default_rng(1).integers(0, 12, size=(8, 4)).astype(np.float32)
+    return {**jax.device_get(batch), "x": x}
+
+
+def moved_codes(points, parallel, steps=1, **settings):
+    setup = Setup(Optimizer(name="sgd", learning_rate=1e-4, **settings), 10, 8)
+    strategy = parallel.start(8, setup.optimizer.microbatches)
+    state = strategy.init(lambda key: Learner.create(Codes(), setup), KEY)
+    step = strategy.compile_step(
+        lambda learner, batch, n: learner.descend(codebook_loss, batch, n, KEY, update_memory=move_codes)
+    )
+    for n in range(steps):
+        state, metrics = step(state, strategy.put(points), np.int32(n))
+    return jax.device_get((strategy.gather(state), metrics))
+
+
+def test_sums_for_memory_are_of_the_whole_batch(points):
+    learner, metrics = moved_codes(points, Parallel(devices=1))
+    codes = np.arange(12.0).reshape(3, 4)
+    nearest = ((points["x"][:, None] - codes) ** 2).sum(-1).argmin(1)
+    assert len(set(nearest)) == 3
+    counts = np.array([1 + (nearest == k).sum() for k in range(3)]) / 2
+    totals = np.array([codes[k] + points["x"][nearest == k].sum(0) for k in range(3)]) / 2
+    np.testing.assert_array_equal(learner.memory["counts"], counts)
+    np.testing.assert_array_equal(learner.memory["totals"], totals)
+    np.testing.assert_allclose(learner.memory["codes"], totals / counts[:, None], rtol=1e-6)
+    assert "codebook" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("parallel", "settings"),
+    [
+        (Parallel("jit", 8), {}),
+        (Parallel("pmap", 8), {}),
+        (Parallel("pmap", 2), {"microbatches": 4}),
+        (Parallel(devices=1), {"microbatches": 2}),
+    ],
+)
+def test_memory_is_updated_once_whatever_the_devices_and_microbatches(points, parallel, settings):
+    alone, _ = moved_codes(points, Parallel(devices=1), steps=2, ema_decay=0.9)
+    spread, _ = moved_codes(points, parallel, steps=2, ema_decay=0.9, **settings)
+    jax.tree.map(np.testing.assert_array_equal, alone.memory, spread.memory)
+    jax.tree.map(np.testing.assert_array_equal, alone.ema[1], spread.ema[1])
+
+
+def test_a_batch_without_weight_leaves_memory_as_it_was(points):
+    learner, metrics = moved_codes(points | {"weight": np.zeros(8, np.float32)}, Parallel(devices=1))
+    assert metrics["skipped"] == 1
+    np.testing.assert_array_equal(learner.memory["counts"], 1.0)
+
+
+def test_sums_for_memory_and_their_use_go_together(batch):
+    learner = Learner.create(Codes(), Setup(Optimizer(), 10, 8))
+    with pytest.raises(ValueError, match=r"MemorySums \['codebook'\]"):
+        learner.descend(codebook_loss, batch, 0, KEY)
+    with pytest.raises(ValueError, match=r"MemorySums \[\]"):
+        make().descend(loss, batch, 0, KEY, update_memory=move_codes)

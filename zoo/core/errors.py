@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
+from zoo.core.bounds import bounds_of
+
 SURROUNDINGS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
@@ -22,17 +24,19 @@ class UserError(Exception):
 
 
 def require(settings: Any, prefix: str, *conditions: tuple[str, str, bool]) -> None:
-    """Checks settings one by one.
+    """Checks the bounds beside the fields of settings (see `zoo.core.bounds`), and then what relates fields.
 
     Args:
-        settings: what holds them.
-        prefix: how the command line calls what holds them, such as "family."; may be empty.
-        conditions: (field, what it must be, whether it is) of each.
+        settings: a dataclass.
+        prefix: the prefix of its flags on the command line, such as "family."; may be empty.
+        conditions: (field, what it must be, whether it is) of each relation.
 
     Raises:
-        UserError: names the first that is not.
+        UserError: names the first field that is out of bounds or breaks a condition.
     """
-    for name, right, holds in conditions:
+    kind: Any = type(settings)
+    within = ((name, str(bounds), bounds.hold(getattr(settings, name))) for name, bounds in bounds_of(kind).items())
+    for name, right, holds in (*within, *conditions):
         if not holds:
             raise UserError(f"{prefix}{name} is {getattr(settings, name)!r}; it must be {right}")
 

@@ -8,13 +8,15 @@ names a device, and what is shared never names a family.
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 
 from zoo.core.artifacts import Artifacts
 from zoo.core.data import Spec
+from zoo.core.errors import require
 
 if TYPE_CHECKING:
     from zoo.core.data import DataSet
@@ -47,6 +49,19 @@ class Rows:
 
 
 jax.tree_util.register_dataclass(Rows, data_fields=["value"], meta_fields=[])
+
+
+@dataclass(frozen=True)
+class MemorySums:
+    """Marks a metric that is no metric: arrays summed over rows, from which the network's memory is updated.
+
+    The learner adds them over microbatches and devices; then `update_memory` of `Learner.descend` is called with them.
+    """
+
+    value: Any
+
+
+jax.tree_util.register_dataclass(MemorySums, data_fields=["value"], meta_fields=[])
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,11 @@ class Model:
 class Request:
     """What every sampler can be asked for; a family's own `Request` adds to it."""
 
-    n: int = 1
+    n: Annotated[int, Ge(1)] = 1
     """How many samples to make."""
+
+    def __post_init__(self) -> None:
+        require(self, "")
 
 
 @dataclass(frozen=True)

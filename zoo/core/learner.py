@@ -8,19 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from einops import rearrange
 from flax import nnx
 
 from zoo.core import parallel
-from zoo.core.family import Batch, Metrics, Rows, Setup
+from zoo.core.family import Batch, MemorySums, Metrics, Rows, Setup
 from zoo.core.optimizer import Optimizer
 
 LossFn = Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
 """`loss_fn(net, batch, key) -> (total, weight, metrics)`: the loss summed over rows, what to divide it by, and metrics
-as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and comes back as it is."""
+as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and is returned as it is; one given as
+`MemorySums(value)` goes to `update_memory` and is not returned."""
 
 SumsFn = Callable[[Any, Batch, jax.Array], tuple[Any, jax.Array]]
 """`sums_fn(net, batch, key) -> (sums, weight)`: arrays summed over rows, and what to divide them by for their means."""
+
+UpdateMemory = Callable[[Any, dict[str, Any]], None]
+"""`update_memory(net, sums)`: changes variables of the network in place, given the values of the loss's `MemorySums` by
+name, each summed over the whole batch (a codebook by moving averages: van den Oord et al. 2017, appendix A.1)."""
 
 
 @partial(
@@ -62,12 +66,11 @@ class Learner:
         strong = partial(jax.tree.map, lambda x: jnp.asarray(x, x.dtype))
         params, memory = strong(params), strong(memory)
         still = {name: params.pop(name) for name in frozen}
-        transform = setup.optimizer.transform()
         return cls(
             params=params,
             memory=memory,
             frozen=still,
-            opt_state={name: transform.init(part) for name, part in params.items()},
+            opt_state={name: setup.optimizer.transform(name).init(part) for name, part in params.items()},
             # Copies: the state is donated, and one buffer cannot be given away twice.
             ema=jax.tree.map(jnp.copy, (params, memory)) if setup.optimizer.ema_decay else None,
             updates=jnp.zeros((), jnp.int32),
@@ -113,6 +116,7 @@ class Learner:
         key: jax.Array,
         only: Collection[str] | None = None,
         sums_fn: SumsFn | None = None,
+        update_memory: UpdateMemory | None = None,
     ) -> tuple["Learner", Metrics]:
         """One update by the gradient of `sum of totals / sum of weights` over microbatches and devices.
 
@@ -125,9 +129,12 @@ class Learner:
             sums_fn: of a loss that needs means over the whole batch (free bits). With microbatches it runs over all of
                 them first, without gradients, and `loss_fn` is given the means as `means=`; a batch that is taken
                 whole is not run twice: without `means=` `loss_fn` takes them over its own rows.
+            update_memory: see `UpdateMemory`. It is called once, after all microbatches, with the parameters before the
+                update and the memory that the last microbatch left; only changes to memory are kept.
 
         Raises:
-            ValueError: `only` names a submodule that there is not.
+            ValueError: `only` names a submodule that does not exist; or `loss_fn` returns `MemorySums` and
+                `update_memory` is missing, or the other way round.
 
         Returns:
             The learner after the update, and the metrics: `loss`, `grad_norm`, `learning_rate`, `skipped` and
@@ -145,21 +152,39 @@ class Learner:
             net = self._merge(trained | held, memory)
             total, weight, metrics = loss_fn(net, batch, key)
             rows = {name: m for name, m in metrics.items() if isinstance(m, Rows)}
-            pairs = {"loss": (total, weight)} | {name: m for name, m in metrics.items() if name not in rows}
-            return total, (weight, pairs, rows, _take_apart(net)[2])
+            for_memory = {name: m.value for name, m in metrics.items() if isinstance(m, MemorySums)}
+            pairs = {name: m for name, m in metrics.items() if name not in rows and name not in for_memory}
+            sums = (weight, {"loss": (total, weight)} | pairs, for_memory)
+            return total, (sums, rows, _take_apart(net)[2])
 
-        grads, weight, pairs, rows, memory = self._sum_microbatches(objective, trained, batch)
-        grads, weight, pairs = parallel.total((grads, weight, pairs))
+        def gradient(memory: Any, batch: Batch) -> tuple[Any, Any, Any]:
+            grads, (sums, rows, memory) = jax.grad(objective, has_aux=True)(trained, memory, batch)
+            return (grads, *sums), rows, memory
+
+        sums, rows, memory = self.optimizer.accumulate(gradient, self.memory, batch)
+        grads, weight, pairs, for_memory = parallel.total(sums)
+        if bool(for_memory) != (update_memory is not None):
+            raise ValueError(f"the loss has MemorySums {sorted(for_memory)} and update_memory is {update_memory}")
         empty = weight == 0  # then nothing is divided by it, and all stays as it was
         rate = jnp.asarray(self.optimizer.learning_rate_at(self.total_steps)(jnp.asarray(step)))
         new, norm = jax.lax.cond(
             empty,
             lambda: (self, jnp.zeros(())),
-            lambda: self._updated(jax.tree.map(lambda g: g / weight, grads), memory, rate),
+            lambda: self._updated(
+                jax.tree.map(lambda g: g / weight, grads), self._remembered(memory, for_memory, update_memory), rate
+            ),
         )
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in pairs.items()}
         told = {"grad_norm": norm, "learning_rate": rate, "skipped": empty.astype(jnp.float32)}
         return new, metrics | told | rows
+
+    def _remembered(self, memory: Any, sums: dict[str, Any], update_memory: UpdateMemory | None) -> Any:
+        """The memory after `update_memory`."""
+        if update_memory is None:
+            return memory
+        net = self._merge(self.params, memory)
+        update_memory(net, sums)
+        return _take_apart(net)[2]
 
     def _updated(self, grads: Any, memory: Any, rate: jax.Array) -> tuple["Learner", jax.Array]:
         """This learner after one step along the mean gradient of some submodules, and the gradient's norm."""
@@ -167,61 +192,24 @@ class Learner:
         if self.optimizer.clip_norm:
             scale = jnp.minimum(1.0, self.optimizer.clip_norm / (norm + 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
-        transform = self.optimizer.transform()
         params, opt_state = dict(self.params), dict(self.opt_state)
         for name in grads:
-            moves, opt_state[name] = transform.update(grads[name], opt_state[name], params[name])
+            moves, opt_state[name] = self.optimizer.transform(name).update(grads[name], opt_state[name], params[name])
             params[name] = jax.tree.map(lambda p, u: p - rate * u, params[name], moves)
         new = replace(self, params=params, memory=memory, opt_state=opt_state, updates=self.updates + 1)
-        return replace(new, ema=self._average(new)), norm
+        if self.ema is not None:
+            new = replace(new, ema=self.optimizer.average(self.ema, (params, memory), new.updates))
+        return new, norm
 
     def _merge(self, params: Any, memory: Any) -> Any:
         """The live network."""
         return nnx.merge(self.graphdef, params | self.frozen, memory)
 
-    def _sum_microbatches(self, objective: Callable[..., Any], trained: Any, batch: Batch) -> Any:
-        """Gradients, weights and metric pairs added over microbatches; rows put together; memory carried on."""
-        gradient = jax.grad(objective, has_aux=True)
-        count = self.optimizer.microbatches
-        if count == 1:
-            grads, (weight, pairs, rows, memory) = gradient(trained, self.memory, batch)
-            return grads, weight, pairs, rows, memory
-
-        parts = self._microbatches(batch)
-
-        def one(carry: Any, part: Batch) -> Any:
-            memory, sums = carry
-            grads, (weight, pairs, rows, memory) = gradient(trained, memory, part)
-            return (memory, jax.tree.map(jnp.add, sums, (grads, weight, pairs))), rows
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient, trained, self.memory, first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], *shapes[1][:2]))
-        (memory, (grads, weight, pairs)), rows = jax.lax.scan(one, (self.memory, zeros), parts)
-        rows = jax.tree.map(lambda x: rearrange(x, "m b ... -> (b m) ..."), rows)
-        return grads, weight, pairs, rows, memory
-
-    def _microbatches(self, batch: Batch) -> Batch:
-        """The batch's parts, stacked; strided, so that each device has its share of every one."""
-        return jax.tree.map(lambda x: rearrange(x, "(b m) ... -> m b ...", m=self.optimizer.microbatches), batch)
-
     def _means(self, sums_fn: SumsFn, batch: Batch, key: jax.Array) -> Any:
         """Means over the whole batch, taken a microbatch at a time; constants to the gradient."""
-        parts = jax.lax.map(lambda part: sums_fn(self.net(), part, key), self._microbatches(batch))
+        parts = jax.lax.map(lambda part: sums_fn(self.net(), part, key), self.optimizer.parts(batch))
         sums, weight = parallel.total(jax.tree.map(lambda x: x.sum(0), parts))
         return jax.tree.map(lambda x: x / weight, sums)
-
-    def _average(self, new: "Learner") -> Any:
-        """Moving averages after an update; the decay grows with the number of updates, so early weights fade."""
-        if self.ema is None:
-            return None
-        n = new.updates.astype(jnp.float32)
-        decay = jnp.minimum(self.optimizer.ema_decay, (1 + n) / (10 + n))
-
-        def blend(old: jax.Array, now: jax.Array) -> jax.Array:
-            return decay * old + (1 - decay) * now if jnp.issubdtype(now.dtype, jnp.floating) else now
-
-        return jax.tree.map(blend, self.ema, (new.params, new.memory))
 
 
 def _take_apart(net: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]:

@@ -1,68 +1,78 @@
-"""How a network's parameters follow its gradients: settings of one optax chain, and nothing else."""
+"""The optimizer: settings of one optax chain, which may treat groups of parameters differently by their path."""
 
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
+from annotated_types import Ge, Gt, Le, Lt
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from zoo.core.errors import refuse, require
+from zoo.core.bounds import Why
+from zoo.core.descent import Descent
+from zoo.core.errors import UserError, refuse
+
+DECAYING = ("adamw", "muon", "lion")
+"""Optimizers that apply `weight_decay`."""
+NARROW = 4
+"""Matrices and kernels with at most this many inputs or outputs stay with AdamW under Muon: the first and last
+convolutions of pixels, heads of a few classes. Orthogonalising them would only rescale a few vectors."""
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """Settings of the optimizer. Static in a compiled step: two that are equal compile once."""
+class Optimizer(Descent):
+    """Settings of the optimizer. Static in a compiled step: two that are equal compile once.
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    """adamw (Loshchilov & Hutter 2019), adam (Kingma & Ba 2015), or sgd with momentum."""
-    learning_rate: float = 1e-3
-    """Highest learning rate, reached when warm-up ends."""
+    A subclass may override `transform` to give groups of parameters, by path, transforms of its own: see `by_path`.
+    """
+
+    name: Literal["adamw", "adam", "sgd", "muon", "lion"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019), adam (Kingma & Ba 2015), sgd with momentum, muon (Jordan 2024) for hidden
+    matrices and adamw for the rest, or lion (Chen et al. 2023)."""
+    learning_rate: Annotated[float, Ge(0)] = 1e-3
+    """Highest learning rate, reached when warm-up ends. Muon takes AdamW's; Lion needs a third to a tenth of it."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the learning rate falls from its highest value to its last: cosine and linear over all steps after warm-up;
     wsd (warmup-stable-decay: Hu et al. 2024, "MiniCPM"; Hägele et al. 2024) linearly over the last of them."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which the learning rate rises from 0."""
-    decay_fraction: float = 0.2
+    decay_fraction: Annotated[float, Gt(0), Le(1)] = 0.2
     """Share of all steps over which wsd falls; before, a larger --steps changes nothing."""
-    final_fraction: float = 0.1
+    final_fraction: Annotated[float, Ge(0), Le(1)] = 0.1
     """Learning rate at the last step, as a fraction of the highest (cosine, linear and wsd)."""
-    beta1: float = 0.9
-    """Decay of Adam's first moment."""
-    beta2: float = 0.999
-    """Decay of Adam's second moment."""
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """Decay of Adam's first moment; share of the momentum in Lion's update."""
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    """Decay of Adam's second moment, and of Lion's momentum (0.99 in its paper)."""
     epsilon: float = 1e-8
     """Added to the root of Adam's second moment."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Momentum of sgd."""
-    weight_decay: float = 0.0
-    """Decoupled decay of adamw; on matrices and larger only, not on biases, gains and other vectors."""
-    clip_norm: float = 0.0
+    muon_momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
+    """Decay of Muon's momentum, which is Nesterov's."""
+    adamw_paths: str = r"(^|/)(embedding|table|head)(/|$)"
+    """Regular expression of parameter paths, such as blocks/0/mlp/up/kernel, that muon leaves to adamw: embeddings and
+    output heads. Vectors and matrices of at most 4 inputs or outputs are left to it too."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Decoupled decay of adamw, muon and lion; on matrices and larger only, not on biases, gains and other vectors."""
+    clip_norm: Annotated[float, Ge(0), Why("0: no clipping")] = 0.0
     """Gradients whose global norm is above this are scaled down to it; 0: never."""
-    microbatches: int = 1
-    """Parts that a batch is taken in, one after another, to save memory; the sum of their gradients is one step."""
-    ema_decay: float = 0.0
-    """Decay of the exponential moving average of the weights that samples and scores are made with; 0: none."""
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            "optimizer.",
-            ("learning_rate", "at least 0", self.learning_rate >= 0),
-            ("warmup_steps", "at least 0", self.warmup_steps >= 0),
-            ("decay_fraction", "above 0 and at most 1", 0 < self.decay_fraction <= 1),
-            ("final_fraction", "from 0 to 1", 0 <= self.final_fraction <= 1),
-            ("beta1", "from 0 to below 1", 0 <= self.beta1 < 1),
-            ("beta2", "from 0 to below 1", 0 <= self.beta2 < 1),
-            ("momentum", "from 0 to below 1", 0 <= self.momentum < 1),
-            ("weight_decay", "at least 0", self.weight_decay >= 0),
-            ("clip_norm", "at least 0 (0: no clipping)", self.clip_norm >= 0),
-            ("microbatches", "at least 1", self.microbatches >= 1),
-            ("ema_decay", "from 0 to below 1", 0 <= self.ema_decay < 1),
-        )
+        super().__post_init__()
+        try:
+            re.compile(self.adamw_paths)
+        except re.error as error:
+            raise UserError(
+                f"optimizer.adamw_paths is {self.adamw_paths!r}; it must be a regular expression ({error})"
+            ) from None
         refuse(
             f"optimizer.weight_decay is {self.weight_decay}, which {self.name} does not apply; give --optimizer.name "
             "adamw, or --optimizer.weight-decay 0",
-            when=self.weight_decay > 0 and self.name != "adamw",
+            when=self.weight_decay > 0 and self.name not in DECAYING,
         )
 
     def learning_rate_at(self, total_steps: int) -> optax.Schedule:
@@ -86,18 +96,77 @@ class Optimizer:
         rise = optax.linear_schedule(self.learning_rate / (w + 1), self.learning_rate, w)
         return optax.join_schedules([rise, after], [w])
 
-    def transform(self) -> optax.GradientTransformation:
-        """What a gradient becomes before it is multiplied by the learning rate and subtracted from the parameters.
+    def transform(self, submodule: str) -> optax.GradientTransformation:
+        """The map from the gradient of one submodule to its update, before the learning rate.
 
-        The learning rate is not in it, since its schedule reads the training step and not a count of updates, which
-        several networks or submodules do not share; nor is clipping: the norm is the whole network's.
+        The learner multiplies by the learning rate and subtracts: its schedule reads the training step, not a count of
+        updates, which differs between submodules. The learner clips too, since the norm is the whole network's.
+
+        Args:
+            submodule: its name in the network, with which the paths of its parameters begin.
         """
+        decay = optax.add_decayed_weights(self.weight_decay, mask=decays)
         if self.name == "sgd":
             return optax.chain(optax.trace(self.momentum) if self.momentum else optax.identity())
+        if self.name == "lion":
+            return optax.chain(optax.scale_by_lion(self.beta1, self.beta2), decay)
         adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
         if self.name == "adam":
             return optax.chain(adam)
-        return optax.chain(adam, optax.add_decayed_weights(self.weight_decay, mask=decays))
+        if self.name == "adamw":
+            return optax.chain(adam, decay)
+        return optax.chain(by_path(self._group, {"muon": muon(self.muon_momentum), "adamw": adam}, submodule), decay)
+
+    def _group(self, path: str, leaf: jax.Array) -> str:
+        """Which of the two optimizers of `muon` a parameter has."""
+        hidden = leaf.ndim in (2, 4) and min(leaf.shape[-2:]) > NARROW and not re.search(self.adamw_paths, path)
+        return "muon" if hidden else "adamw"
+
+
+def by_path(
+    group: Callable[[str, jax.Array], str], transforms: Mapping[str, optax.GradientTransformation], submodule: str
+) -> optax.GradientTransformation:
+    """Different transforms for different parameters of a submodule.
+
+    Args:
+        group: maps the path of a parameter, such as `blocks/0/mlp/up/kernel`, and the parameter to a name in
+            `transforms`.
+        transforms: by name.
+        submodule: the first part of every path.
+    """
+
+    def labels(params: Any) -> Any:
+        def label(keys: Any, leaf: jax.Array) -> str:
+            return group("/".join([submodule, *(jax.tree_util.keystr((key,), simple=True) for key in keys)]), leaf)
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition(transforms, labels)
+
+
+def muon(momentum: float) -> optax.GradientTransformation:
+    """Muon (Jordan 2024): momentum, orthogonalised by five Newton-Schulz iterations, of matrices and kernels.
+
+    A matrix maps its first axis to its second. The kernel of a convolution, [h, w, in, out], is orthogonalised as the
+    matrix [h w in, out], as in Jordan's CIFAR-10 speedrun; so is that of a transposed convolution. Matrices that lie
+    side by side in one array (queries, keys and values; the gates of an LSTM) are orthogonalised together. Updates are
+    scaled to 0.2 sqrt(max(rows, columns)), the root mean square of AdamW's, so that both share a learning rate and a
+    weight decay (Liu et al. 2025, "Muon is Scalable for LLM Training").
+    """
+
+    def dimensions(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1), params)
+
+    def scaled(updates: Any, params: Any) -> Any:
+        def one(update: jax.Array) -> jax.Array:
+            return 0.2 * math.sqrt(max(math.prod(update.shape[:-1]), update.shape[-1])) * update
+
+        return jax.tree.map(one, updates)
+
+    return optax.chain(
+        scale_by_muon(beta=momentum, weight_dimension_numbers=dimensions),
+        optax.stateless(scaled),
+    )
 
 
 def decays(params: Any) -> Any:

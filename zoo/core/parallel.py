@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+from annotated_types import Ge
 from einops import rearrange
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from zoo.core.errors import UserError
+from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Rows, State
 
 AXIS = "devices"
@@ -30,10 +31,13 @@ class Parallel:
 
     strategy: Literal["jit", "pmap"] = "jit"
     """jit: one program over a device mesh; pmap: one program per device, data-parallel."""
-    devices: int = 0
+    devices: Annotated[int, Ge(0)] = 0
     """How many devices to use; 0: all."""
-    fsdp: int = 1
+    fsdp: Annotated[int, Ge(1)] = 1
     """Over how many devices each parameter and its optimizer state are split (jit only); batches are split too."""
+
+    def __post_init__(self) -> None:
+        require(self, "parallel.")
 
     def start(self, batch_size: int, microbatches: int = 1) -> "Strategy":
         """Checks the settings against the machine and the batch, and makes the strategy.
@@ -45,7 +49,7 @@ class Parallel:
         count = self.devices or found
         if not 1 <= count <= found:
             raise UserError(f"parallel.devices is {self.devices}, but this machine has {found}")
-        if self.fsdp < 1 or count % self.fsdp:
+        if count % self.fsdp:
             raise UserError(f"parallel.fsdp is {self.fsdp}; it must divide the number of devices, {count}")
         if batch_size < 1 or batch_size % (count * microbatches):
             parts = f" x {microbatches} microbatches" if microbatches > 1 else ""

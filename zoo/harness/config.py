@@ -13,12 +13,15 @@ import sys
 import traceback
 import types
 import typing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from annotated_types import Ge
 
+from zoo.core.bounds import Bounds, bounds_of
 from zoo.core.data import Data
 from zoo.core.errors import UserError, reading_saved, require
 from zoo.core.family import Family, Scoring
@@ -49,27 +52,27 @@ class Run:
     """Use of the devices."""
     init: Init = Init()
     """First weights."""
-    steps: int = 2000
+    steps: Annotated[int, Ge(1)] = 2000
     """Training steps in all."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Ge(1)] = 32
     """Rows in a batch, over all devices."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the first weights, the order of the data and all noise."""
-    log_every: int = 10
+    log_every: Annotated[int, Ge(1)] = 10
     """Steps between lines of training metrics."""
-    eval_every: int = 250
+    eval_every: Annotated[int, Ge(0)] = 250
     """Steps between evaluations on held-out data; 0: only at the end."""
-    eval_batches: int = 0
+    eval_batches: Annotated[int, Ge(0)] = 0
     """Held-out batches in an evaluation during training; 0: the whole split."""
-    save_every: int = 250
+    save_every: Annotated[int, Ge(0)] = 250
     """Steps between checkpoints; 0: only at the end. The best by held-out score is saved beside them."""
-    sample_every: int = 0
+    sample_every: Annotated[int, Ge(0)] = 0
     """Steps between samples; 0: never."""
-    score_every: int = 0
+    score_every: Annotated[int, Ge(0)] = 0
     """Steps between evaluations that also compute the family's own scores (perplexity, FID, ...); 0: never."""
     scoring: Scoring = Scoring()
     """Settings of those scores."""
-    keep: int = 2
+    keep: Annotated[int, Ge(1)] = 2
     """How many of the last checkpoints to keep, beside the best."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What networks compute in; parameters stay float32. auto: bfloat16 on GPU and TPU, float32 on CPU."""
@@ -83,10 +86,7 @@ class Run:
             # Those of a parent class, such as an earlier version saved, are kept.
             kept = vars(self.scoring) if issubclass(self.family.Scoring, type(self.scoring)) else {}
             object.__setattr__(self, "scoring", self.family.Scoring(**kept))
-        least = {"steps": 1, "batch_size": 1, "log_every": 1, "keep": 1}
-        zero = ("seed", "eval_every", "eval_batches", "save_every", "sample_every", "score_every")
-        least |= dict.fromkeys(zero, 0)
-        require(self, "", *((name, f"at least {n}", getattr(self, name) >= n) for name, n in least.items()))
+        require(self, "")
 
 
 CHANGEABLE = ("steps", "log_every", "eval_every", "save_every", "sample_every", "score_every", "scoring", "parallel")
@@ -289,8 +289,41 @@ def trust_named(flags: list[str]) -> None:
 
 
 def parse_flags(kind: Any, default: Any, flags: list[str], program: str, description: str = "") -> Any:
-    """Parses flags over a default; every field of it, at any depth, is a flag."""
-    return tyro.cli(kind, default=default, args=flags, prog=program, description=description)
+    """Parses flags over a default; every field of it, at any depth, is a flag. `--help` shows the bounds of fields."""
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.struct_rule(_with_bounds_in_help)
+    return tyro.cli(kind, default=default, args=flags, prog=program, description=description, registry=registry)
+
+
+_asking: ContextVar[bool] = ContextVar("_asking", default=False)
+
+
+def _with_bounds_in_help(
+    info: tyro.constructors.StructTypeInfo,
+) -> tyro.constructors.StructConstructorSpec | None:
+    """tyro's own rule for a dataclass, with the bounds of its fields added to their help."""
+    if _asking.get() or not dataclasses.is_dataclass(info.type):
+        return None
+    token = _asking.set(True)  # the registry asks this rule too
+    try:
+        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _asking.reset(token)
+    bounds = bounds_of(info.type)
+    if not isinstance(spec, tyro.constructors.StructConstructorSpec) or not bounds:
+        return None
+    return dataclasses.replace(spec, fields=tuple(_with_bound(field, bounds.get(field.name)) for field in spec.fields))
+
+
+def _with_bound(field: tyro.constructors.StructFieldSpec, bound: Bounds | None) -> tyro.constructors.StructFieldSpec:
+    if bound is None:
+        return field
+
+    def text() -> str:
+        told = field.helptext() if callable(field.helptext) else field.helptext
+        return f"{(told or '').rstrip()} [{bound}]".strip()
+
+    return dataclasses.replace(field, helptext=text)
 
 
 def typed(kind: Any, flags: list[str]) -> set[str]:

@@ -15,10 +15,11 @@ sacreBLEU's tokenizers: "13a" (Western scripts), "zh" (each Chinese character a 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.artifacts import Text
@@ -184,7 +185,7 @@ class TextScoring(Scoring):
 
     samples: int = 0
     """Texts to write for distinct-1, distinct-2 and self-BLEU; 0: none."""
-    sample_tokens: int = 300
+    sample_tokens: Annotated[int, Ge(1)] = 300
     """How many tokens each of them has at most."""
     stride: int = 0
     """Score held-out text also in windows that overlap, each only its last `stride` targets, so that every token reads
@@ -195,7 +196,6 @@ class TextScoring(Scoring):
             self,
             "",
             ("samples", "0, or at least 2 to compare with each other", self.samples == 0 or self.samples >= 2),
-            ("sample_tokens", "at least 1", self.sample_tokens >= 1),
             ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
         )
 

@@ -7,14 +7,17 @@ Training", arXiv:2006.10738). Row r of the global batch draws from `fold_in(key,
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Gt, Le
 from einops import reduce
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core import random
+from zoo.core.bounds import Why
 from zoo.core.errors import UserError, require
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -28,38 +31,26 @@ class Augment:
     What a shift or a rotation brings in at a border repeats the border's pixels.
     """
 
-    flip: float = 0.0
+    flip: Annotated[float, Ge(0), Le(1)] = 0.0
     """Probability of mirroring left and right; 0.5 is usual. Not for pictures that read one way, such as digits."""
-    rotation: float = 0.0
+    rotation: Annotated[float, Ge(0), Le(180), Why("degrees")] = 0.0
     """Largest rotation in degrees, either way."""
-    shift: int = 0
+    shift: Annotated[int, Ge(0), Why("pixels")] = 0
     """Largest shift in whole pixels, in each direction."""
-    crop: float = 1.0
+    crop: Annotated[float, Gt(0), Le(1)] = 1.0
     """Smallest share of the side that a random square crop keeps before it is enlarged to the full size again; 1: no
     crop."""
-    brightness: float = 0.0
+    brightness: Annotated[float, Ge(0), Le(1)] = 0.0
     """Intensities are multiplied by a factor from 1 - brightness to 1 + brightness."""
-    contrast: float = 0.0
+    contrast: Annotated[float, Ge(0), Le(1)] = 0.0
     """Distances from the image's mean grey are multiplied by a factor from 1 - contrast to 1 + contrast."""
-    saturation: float = 0.0
+    saturation: Annotated[float, Ge(0), Le(1)] = 0.0
     """Distances from each pixel's grey are multiplied by a factor from 1 - saturation to 1 + saturation."""
-    hue: float = 0.0
+    hue: Annotated[float, Ge(0), Le(180), Why("degrees")] = 0.0
     """Largest rotation of hues in degrees, either way; 180 reaches every hue."""
 
     def __post_init__(self) -> None:
-        share, size = "from 0 to 1", "{} or more"
-        require(
-            self,
-            "data.augment.",
-            ("flip", share, 0 <= self.flip <= 1),
-            ("rotation", "from 0 to 180 degrees", 0 <= self.rotation <= 180),
-            ("shift", size.format("0 pixels"), self.shift >= 0),
-            ("crop", "above 0 and at most 1", 0 < self.crop <= 1),
-            ("brightness", share, 0 <= self.brightness <= 1),
-            ("contrast", share, 0 <= self.contrast <= 1),
-            ("saturation", share, 0 <= self.saturation <= 1),
-            ("hue", "from 0 to 180 degrees", 0 <= self.hue <= 180),
-        )
+        require(self, "data.augment.")
 
     def check(self, height: int, width: int, channels: int) -> None:
         """Refuses what images of a size cannot show.

@@ -4,10 +4,11 @@ import functools
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 from jaxtyping import Int32, UInt8
 
 from zoo.core.artifacts import Artifacts, grid
@@ -38,7 +39,7 @@ class Images(Data):
     """A folder of pictures (PNG, JPEG, WebP, BMP or a GIF's first; the folders in it, if there are two or more, are
     classes), or an .npz or .npy file of images [n h w c] ('images', with 'labels', in an .npz)."""
 
-    held_out: float = 0.1
+    held_out: Annotated[float, Gt(0), Lt(1)] = 0.1
     """Share of the images that is never trained on, chosen by a hash of their contents: half is dev, half test. The
     test images of an .npz that has some are those, and half this share of the others is dev; MNIST is split already."""
 
@@ -65,7 +66,7 @@ class Images(Data):
     tfds_dir: str = ""
     """The folder of prepared TFDS sets; empty: where TFDS keeps them."""
 
-    size: int = 0
+    size: Annotated[int, Ge(0)] = 0
     """Height and width that images are brought to; 0: as they are, all of one size."""
 
     fit: Literal["crop", "pad"] = "crop"
@@ -82,12 +83,7 @@ class Images(Data):
     """Random changes to training images."""
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            "data.",
-            ("held_out", "above 0 and below 1", 0 < self.held_out < 1),
-            ("size", "0 or more pixels", self.size >= 0),
-        )
+        require(self, "data.")
         if self.tfds and (self.path or self.held_out_path or self.test_path):
             raise UserError("--data.tfds and --data.path name two sources of images: give one of them")
         if (self.held_out_path or self.test_path) and not self.path:

@@ -5,8 +5,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt, Lt
 from jaxtyping import Int32, Int64
 
 from zoo.core.data import Batch, Data, DataSet, Split
@@ -40,10 +42,10 @@ class Pairs(Data):
     target_field: str = "target"
     """The field that holds the target in JSON lines."""
 
-    dev: float = 0.05
+    dev: Annotated[float, Gt(0), Lt(1)] = 0.05
     """Share of the sources that is scored while training, chosen by a hash of their text."""
 
-    test: float = 0.05
+    test: Annotated[float, Gt(0), Lt(1)] = 0.05
     """Share of the sources that is kept for the final score, chosen by a hash of their text."""
 
     source_tokenizer: Kind = "characters"
@@ -62,8 +64,6 @@ class Pairs(Data):
         require(
             self,
             "data.",
-            ("dev", "above 0 and below 1", 0 < self.dev < 1),
-            ("test", "above 0 and below 1", 0 < self.test < 1),
             ("test", f"below 1 - data.dev, {1 - self.dev:.3g}", self.dev + self.test < 1),
         )
 

@@ -7,11 +7,12 @@ between two pictures or two noises. Every picture can be shown as it comes out o
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
@@ -62,16 +63,16 @@ class Diffusion(Protocol):
 class PictureRequest(Request):
     """Pictures to make."""
 
-    n: int = 16
+    n: Annotated[int, Ge(1)] = 16
     """How many samples to make."""
     sampler: SamplerName = "ddim"
     """ddpm: ancestral sampling; ddim: its deterministic form, with noise by eta; euler, heun: solvers of the ODE on the
     EDM grid; dpm++: DPM-Solver++(2M)."""
-    steps: int = 50
+    steps: Annotated[int, Ge(1)] = 50
     """How many noise levels to go through, at most those of the schedule; heun calls the network twice at each."""
-    eta: float = 0.0
+    eta: Annotated[float, Ge(0), Le(1)] = 0.0
     """For ddim: share of the ancestral noise put back at each step; 0: none, 1: as ddpm."""
-    shift: float = 1.0
+    shift: Annotated[float, Gt(0), Lt(np.inf)] = 1.0
     """Above 1, more of the levels lie where there is much noise, and what a picture shows is decided."""
     guidance: float = 1.0
     """Scale g of classifier-free guidance, eps_u + g (eps_c - eps_u); 1: plain conditional sampling."""
@@ -81,11 +82,11 @@ class PictureRequest(Request):
     image: tuple[str, ...] = ()
     """Pictures to start from: files, or numbers of held-out ones. One or more for image-to-image (sample i starts from
     the i-th, in turn) and with a mask; two to interpolate between."""
-    strength: float = 0.6
+    strength: Annotated[float, Ge(0), Le(1)] = 0.6
     """How much of the way to pure noise a given picture is taken before it is denoised, from 0 to 1; without a mask."""
     mask: str = ""
     """A black and white picture of the model's size: what is white is painted anew, the rest stays as in the image."""
-    repeats: int = 1
+    repeats: Annotated[int, Ge(1)] = 1
     """With a mask: how often each step is made, its noise put back in between, so that what is painted comes to agree
     with the rest (RePaint's U, there 10); the time grows with it."""
     interpolate: int = 0
@@ -97,13 +98,7 @@ class PictureRequest(Request):
         require(
             self,
             "",
-            ("n", "at least 1", self.n >= 1),
-            ("steps", "at least 1", self.steps >= 1),
-            ("eta", "from 0 to 1", 0 <= self.eta <= 1),
-            ("shift", "above 0", 0 < self.shift < float("inf")),
             ("guidance", "0 or above", 0 <= self.guidance < float("inf")),
-            ("strength", "from 0 to 1", 0 <= self.strength <= 1),
-            ("repeats", "at least 1", self.repeats >= 1),
             ("repeats", "1 without a mask", self.repeats == 1 or self.mask != ""),
             ("interpolate", "0, or at least 2", self.interpolate == 0 or self.interpolate >= 2),
             ("strip", "0, or at least 2", self.strip == 0 or self.strip >= 2),

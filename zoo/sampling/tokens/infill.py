@@ -7,18 +7,21 @@ A network here is an `nnx.Module` with the method
 of the tokens at `positions`, from all tokens but the unknown ones and the padding after `length`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Lt
 from einops import repeat
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.artifacts import Text
+from zoo.core.bounds import Why
 from zoo.core.errors import UserError, require
 from zoo.core.family import Request
 from zoo.core.learner import Learner
@@ -41,7 +44,7 @@ LINES_AT_ONCE = 32
 class FillRequest(Request):
     """Gaps to fill, or lines to write."""
 
-    n: int = 5
+    n: Annotated[int, Ge(1)] = 5
     """How many fills of each [MASK] to name, or how many lines to write."""
     fill: str | None = None
     """A text with [MASK] where a token is missing, such as "The [MASK] of Denmark": the n likeliest tokens are put
@@ -49,25 +52,20 @@ class FillRequest(Request):
     lines are written instead, by mask-predict."""
     prompt: str = ""
     """What stands before the lines to be written."""
-    tokens: int = 0
+    tokens: Annotated[int, Ge(0)] = 0
     """How many tokens a line that is written has; 0: 12, or as many as there is room for."""
-    iterations: int = 10
+    iterations: Annotated[int, Ge(1)] = 10
     """How often mask-predict goes over the line: the doubtful tokens are found anew, fewer each time."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Ge(0), Lt(math.inf), Why("0: the likeliest token")] = 1.0
     """Of the tokens that mask-predict draws: below 1 the likely ones become likelier; 0 takes the likeliest."""
-    top_k: int = 0
+    top_k: Annotated[int, Ge(0), Why("0: all tokens")] = 0
     """Draw from the k likeliest tokens only; 0: from all."""
 
     def __post_init__(self) -> None:
         require(
             self,
             "",
-            ("n", "at least 1", self.n >= 1),
             ("fill", f"a text with {MASK} where a token is missing", self.fill is None or MASK in self.fill),
-            ("tokens", "at least 0", self.tokens >= 0),
-            ("iterations", "at least 1", self.iterations >= 1),
-            ("temperature", "0 (the likeliest token) or above", 0 <= self.temperature < float("inf")),
-            ("top_k", "0 (all tokens) or above", self.top_k >= 0),
         )
         if self.fill and self.prompt:
             raise UserError(f"prompt is {self.prompt!r} and fill is {self.fill!r}: put both in one text, in fill")

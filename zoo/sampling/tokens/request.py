@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
+
+from zoo.core.bounds import Why
 from zoo.core.errors import UserError, require
 from zoo.core.family import Request
 
@@ -21,21 +24,21 @@ class TokenRequest(Request):
     """A file with a prompt on each line, instead of `prompt`: each has `n` texts, in the order of the lines."""
     score: str | None = None
     """Write nothing, but give the log-probability of this text, a whole document, token by token."""
-    max_new_tokens: int = 300
+    max_new_tokens: Annotated[int, Ge(1)] = 300
     """How many tokens to write at most; a text ends earlier where the model ends the document."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Ge(0), Lt(math.inf), Why("0: the likeliest token")] = 1.0
     """Divides the logits: below 1 the likely tokens become likelier; 0 always takes the likeliest."""
-    top_k: int = 0
+    top_k: Annotated[int, Ge(0), Why("0: all tokens")] = 0
     """Draw from the k likeliest tokens only; 0: from all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """Draw from the likeliest tokens that together have this probability (nucleus sampling, Holtzman et al. 2020)."""
-    min_p: float = 0.0
+    min_p: Annotated[float, Ge(0), Le(1)] = 0.0
     """Draw only tokens at least this fraction as likely as the likeliest (Nguyen et al. 2024)."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Annotated[float, Gt(0), Lt(math.inf)] = 1.0
     """Above 1, tokens that the prompt or the text already holds become less likely (Keskar et al. 2019, CTRL)."""
     stop: tuple[str, ...] = ()
     """End a text before the first of these strings that it would come to."""
-    num_beams: int = 1
+    num_beams: Annotated[int, Ge(1)] = 1
     """Above 1: search for the likeliest texts with this many beams, and draw nothing."""
     length_penalty: float = 1.0
     """Beam search ranks by log-probability / length^penalty; above 0 favours long texts."""
@@ -48,19 +51,11 @@ class TokenRequest(Request):
         require(
             self,
             "",
-            ("n", "at least 1", self.n >= 1),
             ("prompts", "empty where prompt is given", not self.prompts or not self.prompt),
             ("prompt", "empty with score, which is of a whole document", not self.prompt or not scoring),
             ("prompts", "empty with score, which writes nothing", not self.prompts or not scoring),
             ("n", "1 with score, which writes nothing", self.n == 1 or not scoring),
-            ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
-            ("temperature", "0 (the likeliest token) or above", 0 <= self.temperature < math.inf),
-            ("top_k", "0 (all tokens) or above", self.top_k >= 0),
-            ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
-            ("min_p", "from 0 to 1", 0 <= self.min_p <= 1),
-            ("repetition_penalty", "above 0", 0 < self.repetition_penalty < math.inf),
             ("stop", "strings that are not empty", all(self.stop)),
-            ("num_beams", "at least 1", self.num_beams >= 1),
             ("length_penalty", "a finite number", math.isfinite(self.length_penalty)),
             (
                 "n",

@@ -1,14 +1,18 @@
 """From codes to sentences and back: what a text VAE can be asked to write."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.artifacts import Text
+from zoo.core.bounds import Why
 from zoo.core.errors import UserError, require
 from zoo.core.family import Request
 from zoo.core.random import normal
@@ -31,18 +35,18 @@ class SentenceRequest(Request):
 
     between: tuple[str, ...] = ()
     """Not from the prior: sentences on the straight line between the codes of these two, ends included."""
-    steps: int = 7
+    steps: Annotated[int, Ge(2), Why("since both ends count")] = 7
     """How many sentences stand on that line."""
     around: str | None = None
     """Not from the prior: n sentences whose codes are drawn from the posterior of this one."""
     reconstruct: str | None = None
     """Not from the prior: each sentence of this file (a sentence a line), and below it the one that its code gives."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, Ge(0), Lt(math.inf)] = None
     """Divides the logits: below 1 the likely words become likelier; 0 always takes the likeliest. None: 0 between
     sentences and in reconstruction, and 1 otherwise."""
-    top_k: int = 0
+    top_k: Annotated[int, Ge(0)] = 0
     """Draw from the k likeliest words only; 0: from all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """Draw from the likeliest words that together have this probability (nucleus sampling, Holtzman et al. 2020)."""
 
     def __post_init__(self) -> None:
@@ -50,11 +54,9 @@ class SentenceRequest(Request):
         require(
             self,
             "",
-            ("n", "at least 1", self.n >= 1),
             ("between", "two sentences, the ends of the line", ends in (0, 2)),
             ("around", "a sentence that is not empty", self.around is None or self.around.strip() != ""),
             ("reconstruct", "the name of a file", self.reconstruct != ""),
-            ("steps", "at least 2, since both ends count", self.steps >= 2),
             ("n", "1 with between, whose line has steps, and with reconstruct", self.n == 1 or not walks),
         )
         modes = [name for name in ("between", "around", "reconstruct") if getattr(self, name)]

@@ -13,11 +13,12 @@ Letters in shapes: b sources, s and t their and their targets' positions, v targ
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8
@@ -49,7 +50,7 @@ class TranslationRequest(Request):
     `--json` the n best."""
     score: str | None = None
     """Search for nothing, but give the log-probability of this target of `source`, symbol by symbol."""
-    num_beams: int = 5
+    num_beams: Annotated[int, Ge(1)] = 5
     """How many unfinished targets the search keeps; 1: it always takes the likeliest symbol."""
     length_penalty: float = 0.0
     """Targets are ranked by log-probability / length^penalty; above 0 favours long ones."""
@@ -60,7 +61,6 @@ class TranslationRequest(Request):
         require(
             self,
             "",
-            ("num_beams", "at least 1", self.num_beams >= 1),
             ("n", f"from 1 to num_beams, {self.num_beams}", 1 <= self.n <= self.num_beams),
             ("length_penalty", "a finite number", bool(np.isfinite(self.length_penalty))),
             ("source", "text that is not empty", self.source is None or self.source.strip() != ""),
