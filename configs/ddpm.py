@@ -5,12 +5,13 @@ python train.py configs/ddpm.py
 60 minutes on two CPU cores. With `--family.no-conditional`, `python evaluate.py runs/ddpm --samples 10000`: FID 1.29 by
 the MNIST classifier, sampled in 50 steps of DDIM with eta 1 and shift 3.
 
-These figures are from before the data had a dev split; they are yet to be measured again.
+These figures predate the dev split of the data and have not been measured again yet.
 """
 
 from zoo import Optimizer, Run
 from zoo.data.images import Images
-from zoo.ddpm import DDPM, DDPMScoring
+from zoo.ddpm import DDPM
+from zoo.sampling.diffusion.scoring import DiffusionScoring
 
 run = Run(
     family=DDPM(channels=(16, 32, 64), layers=1, attention=(7,), groups=8, schedule="cosine", prediction="v"),
@@ -25,5 +26,5 @@ run = Run(
     eval_batches=64,
     save_every=1000,
     sample_every=2500,
-    scoring=DDPMScoring(eta=1.0, shift=3.0),
+    scoring=DiffusionScoring(eta=1.0, shift=3.0),
 )

@@ -1,24 +1,25 @@
-"""Denoising diffusion: pictures are made by taking noise off noise, a little at a time.
+"""Denoising diffusion: a network learns to remove noise, and images are made from pure noise step by step.
 
-Ho et al. 2020, "Denoising diffusion probabilistic models". Noise is added to a picture x_0 in T steps, so that
+Ho et al. 2020, "Denoising diffusion probabilistic models" (DDPM). Noise is added to an image x_0 in T steps, so that
 
-    q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)                                          (equation 4)
+    x_t = signal_t x_0 + noise_t eps,  eps ~ N(0, I)                                                                (4)
+    signal_t = sqrt(alpha_bar_t),  noise_t = sqrt(1 - alpha_bar_t)
 
-and a U-Net learns to tell the noise eps (or x_0, or v, see `zoo.sampling.diffusion.noise_schedule`) in x_t, by
+and a U-Net learns to predict the noise eps (or x_0, or v, see `zoo.sampling.diffusion.prediction`) in x_t, by
 
-    L_simple = E_{t, x_0, eps} || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2      (14)
+    L_simple = E_{t, x_0, eps} || eps - eps_theta(signal_t x_0 + noise_t eps, t) ||^2                               (14)
 
-Its variational bound, -log p(x_0) <= L_T + sum_{t > 1} L_{t-1} + L_0 (5), in which the network enters by its estimate
-x_0' of the picture, is reported in bits per dimension:
+Its variational bound, -log p(x_0) <= L_T + sum_{t > 1} L_{t-1} + L_0 (5), in which x_0' is the network's estimate of
+the image, is reported in bits per dimension:
 
     L_T     = KL(q(x_T | x_0) || N(0, I))
     L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) = (SNR_{t-1} - SNR_t) / 2 || x_0 - x_0' ||^2
-    L_0     = -log p(x_0 | x_1), a normal distribution summed over each of the 256 grey values            (13)
+    L_0     = -log p(x_0 | x_1), a normal distribution integrated over each of the 256 grey values                  (13)
 
-where SNR_t = alpha_bar_t / (1 - alpha_bar_t). With classes, the network is trained without its label now and then, and
-sampled by eps_u + g (eps_c - eps_u): Ho and Salimans 2022, "Classifier-free diffusion guidance".
+where SNR_t = (signal_t / noise_t)^2. With classes, the label is withheld from some rows in training, for guidance
+(`zoo.sampling.diffusion.guidance`).
 
-Pictures are [b h w c] from -1 to 1. Times are indices: t = 0 is the paper's t = 1.
+Images are [b h w c] from -1 to 1. Times are indices: t = 0 is the paper's t = 1.
 """
 
 import math
@@ -30,9 +31,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key
 from tyro.conf import DisallowNone
 
 from zoo.core.artifacts import Artifacts
@@ -45,54 +46,14 @@ from zoo.core.random import normal, uniform
 from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
-from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
-from zoo.nets.unet import UNet, UNetSettings
+from zoo.nets.unet import UNet, UNetOptions, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
-from zoo.sampling.diffusion.noise_schedule import (
-    Prediction,
-    Schedule,
-    add_noise,
-    alpha_bar_at,
-    make_alpha_bar,
-    spread_times,
-    to_eps,
-    to_target,
-    to_x_0,
-)
-from zoo.sampling.diffusion.request import PictureRequest, SamplerName, check_guidance, sample_pictures
+from zoo.sampling.diffusion.guidance import guided, known_classes, to_symbols
+from zoo.sampling.diffusion.noise_schedule import Schedule, VariancePreserving, make_alpha_bar, spread_times
+from zoo.sampling.diffusion.prediction import Prediction, estimates, target_weights
+from zoo.sampling.diffusion.request import DiffusionRequest, sample_images
 from zoo.sampling.diffusion.rules import Denoiser
-
-
-@dataclass(frozen=True)
-class DDPMScoring(ImageScoring):
-    """How a diffusion model is scored."""
-
-    sampler: SamplerName = "ddim"
-    """Which sampler makes the samples that are scored."""
-    steps: int = 50
-    """How many steps it takes."""
-    eta: float = 0.0
-    """ddim: share of the ancestral noise in each step; 0: none."""
-    shift: float = 1.0
-    """Above 1, more of the steps are made where there is much noise."""
-    guidance: float = 1.0
-    """Scale g of classifier-free guidance; 1: plain conditional sampling. Classes are drawn as in the reference."""
-    bound_images: int = 0
-    """On how many held-out images to compute the variational bound whole, at every t (1000 calls of the network an
-    image); 0: none. `bits_per_dim` estimates it from one t an image. A conditional model's are of p(x | y)."""
-    sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "shift", "guidance")  # recorded with the figures
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.request(n=1)  # what a sampler refuses is refused before anything is trained or scored
-
-    def request(self, n: int) -> PictureRequest:
-        """What the sampler is asked for to make n samples."""
-        return PictureRequest(n=n, **{name: getattr(self, name) for name in self.sampling})
-
-    def check(self, family: Any, spec: Any) -> dict[str, str]:
-        check_guidance(family, spec, self.guidance)
-        return super().check(family, spec)
+from zoo.sampling.diffusion.scoring import DiffusionScoring, score_images
 
 
 class State(NamedTuple):
@@ -102,80 +63,41 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DDPM(Family):
+class DDPM(UNetOptions, Family):
     """A denoising diffusion model."""
 
-    channels: tuple[int, ...] = (64, 128, 256)
-    """Features of each level of the U-Net; every level is half as high and wide as the one before."""
-    layers: Annotated[int, Ge(1)] = 2
-    """Residual blocks of a level on the way down; on the way up there is one more."""
-    attention: tuple[int, ...] = (16,)
-    """Heights of feature maps, in pixels, at which there is self-attention; the middle always has it."""
-    head_width: Annotated[int, Ge(0)] = 0
-    """Features of an attention head; 0: one head."""
-    groups: Annotated[int, Ge(1)] = 32
-    """Groups of group normalisation; fewer where the channels cannot be divided so into groups of two or more."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability of dropping a feature in residual blocks."""
     timesteps: Annotated[int, Ge(2)] = 1000
     """Steps T of the noise schedule."""
     schedule: Schedule = "linear"
-    """How the noise grows: beta linear in t (Ho et al. 2020), or alpha_bar a squared cosine (Nichol, Dhariwal 2021)."""
+    """Noise schedule: beta linear in t (Ho et al. 2020), or alpha_bar a squared cosine (Nichol and Dhariwal 2021)."""
     prediction: Prediction = "eps"
-    """What the network tells: the noise eps, the picture x0, or v (Salimans and Ho 2022)."""
+    """What the network predicts: the noise eps, the image x0, or v (Salimans and Ho 2022)."""
     min_snr: Annotated[float, Ge(0), Lt(math.inf), Why("0: off")] = 0.0
-    """Gamma of min-SNR weighting (Hang et al. 2023), which evens out the noise levels; 5 is theirs; 0: L_simple."""
+    """Gamma of min-SNR weighting (Hang et al. 2023), which balances the noise levels; theirs is 5; 0: L_simple."""
     conditional: DisallowNone[bool | None] = None
-    """Whether the network is given the class of a picture; None: where the data has classes."""
+    """Whether the network receives the class of an image; None: if the data has classes."""
     label_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Probability of withholding a label in training, which guidance needs."""
+    """Probability of withholding a label in training, which guidance requires."""
     clip: bool = True
-    """Whether estimates of x_0 are clipped to -1 .. 1 in sampling and in the bound."""
-    norm_epsilon: Annotated[float, Gt(0)] = 1e-5
-    """Added to the variance in group normalisation."""
-    cos_first: bool = True
-    """Whether t is embedded by its cosines before its sines."""
-    frequency_shift: int = 0
-    """1: the lowest frequency in the embedding of t is exactly 1/10000, as in DDPM's own program."""
-    pad_evenly: bool = True
-    """Whether halving pads all four sides, or only below and on the right, as DDPM's own program does."""
-    remat: bool = False
-    """Whether the U-Net's blocks are computed again for gradients and keep only their input: less memory, a third more
-    work."""
+    """Whether estimates of x_0 are clipped to [-1, 1] in sampling and in the bound."""
 
     accepts: ClassVar[type] = ImageSpec
-    Request: ClassVar[type] = PictureRequest
-    Scoring: ClassVar[type] = DDPMScoring
+    Request: ClassVar[type] = DiffusionRequest
+    Scoring: ClassVar[type] = DiffusionScoring
     unit: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
-        width = self.head_width or 1
-        require(
-            self,
-            "family.",
-            ("channels", "at least one level", len(self.channels) >= 1),
-            ("channels", "at least 4 in every level", all(c >= 4 for c in self.channels)),
-            ("channels", f"multiples of head-width, {width}", width < 1 or not any(c % width for c in self.channels)),
-            ("frequency_shift", "0 or 1", self.frequency_shift in (0, 1)),
-        )
+        require(self, "family.", *self.relations())
 
     # ------------------------------------------------------------------------------------------ networks
 
     @property
-    def alpha_bar(self) -> Float[np.ndarray, " T"]:
-        """The noise schedule: the share of signal in the variance at t = 0 .. T - 1."""
-        return _alpha_bar(self.schedule, self.timesteps)
-
-    def guidable(self, spec: ImageSpec) -> bool:
-        """Whether the network was trained with and without classes."""
-        return bool(self.classes(spec)) and self.label_dropout > 0
-
-    def classes(self, spec: ImageSpec) -> tuple[str, ...]:
-        """Names of the classes that the network knows; none: it is unconditional."""
-        return () if self.conditional is False else spec.classes
+    def path(self) -> VariancePreserving:
+        """signal_t and noise_t at t = 0 .. T - 1."""
+        return _path(self.schedule, self.timesteps)
 
     def unet_settings(self, spec: ImageSpec) -> UNetSettings:
-        """The network for pictures of a kind.
+        """The network for the images of a data set.
 
         Raises:
             UserError: their size cannot be halved as often as there are levels, or they have no classes.
@@ -188,23 +110,8 @@ class DDPM(Family):
             )
         if self.conditional and not spec.classes:
             raise UserError("family.conditional is True, but the images have no classes: give --family.no-conditional")
-        classes = self.classes(spec)
-        return UNetSettings(
-            height=spec.height,
-            features_in=spec.channels,
-            channels=self.channels,
-            layers=self.layers,
-            attention=self.attention,
-            head_width=self.head_width,
-            groups=self.groups,
-            rate=self.dropout,
-            norm_epsilon=self.norm_epsilon,
-            cos_first=self.cos_first,
-            frequency_shift=self.frequency_shift,
-            pad_evenly=self.pad_evenly,
-            symbols=len(classes) + 1 if classes else 0,  # the last stands for no class
-            remat=self.remat,
-        )
+        classes = known_classes(self, spec)
+        return self.for_images(spec.height, spec.channels, symbols=len(classes) + 1 if classes else 0)
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
         return State(Learner.create(UNet(self.unet_settings(spec), nnx.Rngs(key), setup.dtype), setup))
@@ -216,134 +123,100 @@ class DDPM(Family):
         return State(unet), metrics
 
     def loss(self, net: UNet, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:
-        """L_simple, equation 14, as a mean over pixels; weighted by the noise level if min_snr says so."""
-        rows = batch["row"]
+        """L_simple, equation 14, as a mean over pixels, for eps, x_0 or v; weighted by the noise level with min_snr."""
+        rows, x_0 = batch["row"], from_pixels(batch["image"])
         noise_key, label_key, dropout_key = jax.random.split(key, 3)
-        x_0, x_t, t, eps = self.noised(batch, noise_key)
-        symbol = self.symbols(net, batch["label"], uniform(label_key, rows) < self.label_dropout)
+        time_key, eps_key = jax.random.split(noise_key)
+        t = spread_times(time_key, rows, self.timesteps)
+        eps = normal(eps_key, rows, x_0.shape[1:])
+        signal, noise = level = self.path.at(t[:, None, None, None])
+        x_t = signal * x_0 + noise * eps
+        symbol = to_symbols(batch["label"], uniform(label_key, rows) < self.label_dropout, net.settings.symbols)
         output = net(x_t, t, symbol, key=dropout_key, rows=rows)
-        alpha_bar_t = self.at(t)
-        target = to_target(self.prediction, x_0, eps, alpha_bar_t)
-        error = jnp.square(target - output).mean(axis=(1, 2, 3))
-        return (self.weight(alpha_bar_t) * error).sum(), jnp.asarray(len(rows), jnp.float32), {}
+        a, b = target_weights(self.prediction, level)  # eps: 0, 1; x_0: 1, 0; v: -noise, signal
+        error = jnp.square(a * x_0 + b * eps - output).mean(axis=(1, 2, 3))
+        snr = jnp.square(signal / noise)[:, 0, 0, 0]
+        return (self.weight(snr) * error).sum(), jnp.asarray(len(rows), jnp.float32), {}
 
-    def noised(
-        self, batch: Batch, key: Key[Array, ""], t: Float[Array, " b"] | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Pictures x_0, the same with noise x_t, their times t (at random unless given), and the noise eps."""
-        time_key, eps_key = jax.random.split(key)
-        x_0 = from_pixels(batch["image"])
-        t = spread_times(time_key, batch["row"], self.timesteps) if t is None else t
-        eps = normal(eps_key, batch["row"], x_0.shape[1:])
-        return x_0, add_noise(x_0, eps, self.at(t)), t, eps
-
-    def at(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
-        """alpha_bar at whole times."""
-        return jnp.asarray(self.alpha_bar, jnp.float32)[t.astype(jnp.int32)]
-
-    def weight(self, alpha_bar_t: Float[Array, " b"]) -> Float[Array, " b"]:
-        """min(SNR, gamma) as a weight of the error in x_0, in terms of what is predicted (Hang et al., section 3.4)."""
+    def weight(self, snr: Float[Array, " b"]) -> Float[Array, " b"]:
+        """min(SNR, gamma) as a weight of the error in x_0, converted to the predicted quantity (Hang et al., 3.4)."""
         if not self.min_snr:
-            return jnp.ones_like(alpha_bar_t)
-        snr = alpha_bar_t / (1 - alpha_bar_t)
+            return jnp.ones_like(snr)
         per_x_0 = {"eps": snr, "x0": jnp.ones_like(snr), "v": snr + 1}[self.prediction]
         return jnp.minimum(snr, self.min_snr) / per_x_0
-
-    def symbols(self, net: UNet, label: Int[Array, " b"], withheld: Any) -> Int[Array, " b"] | None:
-        """Labels as the network takes them: pictures without a label, or with a withheld one, are of no class."""
-        none = net.settings.symbols - 1
-        return jnp.where(withheld | (label < 0), none, label) if net.settings.symbols else None
 
     # --------------------------------------------------------------------------------------------- score
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        error, last, rest = self.terms(state, batch, *self.noised(batch, key))
+        time_key, eps_key = jax.random.split(key)
+        t = spread_times(time_key, batch["row"], self.timesteps)
+        error, last, rest = self.terms(state, batch, t, eps_key)
         one = jnp.ones_like(error)
         return {"loss": (error, one), "bits_per_dim": (last + self.timesteps * rest, one)}
 
     def terms(
-        self, state: State, batch: Batch, x_0: jax.Array, x_t: jax.Array, t: jax.Array, eps: jax.Array
+        self, state: State, batch: Batch, t: Float[Array, " b"], key: Key[Array, ""]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
-        """The evaluation network's part of L_simple at times t, and `bound` there."""
-        net = state.unet.eval_net()
-        output = net(x_t, t, self.symbols(net, batch["label"], False))
-        alpha_bar_t = self.at(t)
-        error = jnp.square(to_target(self.prediction, x_0, eps, alpha_bar_t) - output).mean(axis=(1, 2, 3))
-        return error, *self.bound(x_0, self.x_0(output, x_t, alpha_bar_t), t)
+        """The evaluation network's error in L_simple at times t, and `bound` there; eps is drawn from `key`."""
+        net, x_0 = state.unet.eval_net(), from_pixels(batch["image"])
+        eps = normal(key, batch["row"], x_0.shape[1:])
+        signal, noise = level = self.path.at(t[:, None, None, None])
+        x_t = signal * x_0 + noise * eps
+        output = net(x_t, t, to_symbols(batch["label"], False, net.settings.symbols))
+        a, b = target_weights(self.prediction, level)
+        error = jnp.square(a * x_0 + b * eps - output).mean(axis=(1, 2, 3))
+        estimate, _ = estimates(self.prediction, output, x_t, level, self.clip)
+        return error, *self.bound(x_0, estimate, t)
 
     def bound(
         self, x_0: Float[Array, "b h w c"], estimate: Float[Array, "b h w c"], t: Float[Array, " b"]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """L_T, and the term of the bound in which the network's estimate of x_0 at time t takes part (L_0 at t = 0).
+        """L_T, and the term of the bound that depends on the network's estimate of x_0 at time t (L_0 at t = 0).
 
-        Both in bits per dimension; -log p(x_0) is at most L_T and the terms of all t.
+        Both in bits per dimension; -log p(x_0) is at most L_T plus the terms of all t.
         """
-        alpha_bar = self.alpha_bar
-        snr = alpha_bar / (1 - alpha_bar)
+        signal, noise = self.path.at(np.arange(self.timesteps, dtype=np.float64))
+        snr = (signal / noise) ** 2
         half_step = np.append(0.0, (snr[:-1] - snr[1:]) / 2)
         kl = jnp.asarray(half_step, jnp.float32)[t.astype(jnp.int32)] * jnp.square(x_0 - estimate).sum((1, 2, 3))
-        # The posterior's deviation at t = 0 is 0; that of t = 1 stands in, as in Improved DDPM.
-        deviation = math.sqrt((1 - alpha_bar[1] / alpha_bar[0]) * (1 - alpha_bar[0]) / (1 - alpha_bar[1]))
+        # The posterior's deviation at t = 0 is 0; that of t = 1 is used in its place, as in Improved DDPM.
+        deviation = math.sqrt(1 - snr[1] / snr[0]) * float(noise[0])
         grey = discretised_gaussian(x_0, estimate, jnp.float32(math.log(deviation)))
         term = jnp.where(t == 0, -grey.sum((1, 2, 3)), kl)
-        signal, noise = float(alpha_bar[-1]), float(1 - alpha_bar[-1])
-        last = 0.5 * (signal * jnp.square(x_0) + (noise - 1 - math.log(noise))).sum((1, 2, 3))
+        power, variance = float(signal[-1] ** 2), float(noise[-1] ** 2)
+        last = 0.5 * (power * jnp.square(x_0) + (variance - 1 - math.log(variance))).sum((1, 2, 3))
         bits = math.log(2) * math.prod(x_0.shape[1:])
         return last / bits, term / bits
 
-    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DDPMScoring, key: jax.Array) -> Metrics:
-        metrics: Metrics = {"bits_per_dim_of": "p(x | y)" if self.classes(model.spec) else "p(x)"}
+    def score(
+        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DiffusionScoring, key: jax.Array
+    ) -> Metrics:
+        metrics: Metrics = {"bits_per_dim_of": "p(x | y)" if known_classes(self, model.spec) else "p(x)"}
         if scoring.bound_images:
             metrics |= whole_bound(self, model.state, data, scoring.bound_images, key)
         if scoring.samples:
-
-            def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-                made = sample_pictures(self, model, scoring.request(len(classes)), key, classes)
-                return np.stack([image.pixels for image in made])
-
-            how = {name: getattr(scoring, name) for name in scoring.sampling}
-            metrics |= score_samples(make, data, scoring, how | drawn_classes(self.classes(model.spec)), key)
+            metrics |= score_images(self, model, data, scoring, key)
         return metrics
 
     # -------------------------------------------------------------------------------------------- sample
 
     def denoiser(self, state: State, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
-        """(x_t, t) -> (x_0, eps) for the samplers, guided by eps_u + g (eps_c - eps_u)."""
+        """(x_t, t) -> (x_0, eps) for the samplers, under classifier-free guidance."""
         net = state.unet.eval_net()
-        alpha_bar = jnp.asarray(self.alpha_bar, jnp.float32)
-        none = jnp.full_like(symbol, net.settings.symbols - 1)
-
-        def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            if not net.settings.symbols:
-                return net(x_t, t)
-
-            def add(i: jax.Array, total: jax.Array) -> jax.Array:
-                weight = jnp.where(i == 0, guidance, 1 - guidance)
-                return total + weight * net(x_t, t, jnp.where(i == 0, symbol, none))
-
-            # A loop, so that the network is compiled once and called once where g = 1.
-            return jax.lax.fori_loop(0, jnp.where(guidance == 1, 1, 2), add, jnp.zeros_like(x_t))
+        predict = guided(net, symbol, guidance, net.settings.symbols)
 
         def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-            alpha_bar_t = alpha_bar_at(alpha_bar, t)
-            x_0 = self.x_0(guided(x_t, t), x_t, alpha_bar_t)
-            return x_0, to_eps(x_0, x_t, alpha_bar_t)
+            level = self.path.at(t[:, None, None, None])
+            return estimates(self.prediction, predict(x_t, t), x_t, level, self.clip)
 
         return denoise
 
-    def x_0(
-        self, output: Float[Array, "b h w c"], x_t: Float[Array, "b h w c"], alpha_bar_t: Float[Array, " b"]
-    ) -> Float[Array, "b h w c"]:
-        """The picture that the network's output stands for."""
-        x_0 = to_x_0(self.prediction, output, x_t, alpha_bar_t)
-        return jnp.clip(x_0, -1.0, 1.0) if self.clip else x_0
-
     def sample(
-        self, model: Model, request: PictureRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+        self, model: Model, request: DiffusionRequest, key: jax.Array, stream: Callable[[str], None] | None = None
     ) -> Artifacts:
-        return sample_pictures(self, model, request, key)
+        return sample_images(self, model, request, key)
 
 
 @cache
-def _alpha_bar(schedule: Schedule, timesteps: int) -> Float[np.ndarray, " T"]:
-    return make_alpha_bar(schedule, timesteps)
+def _path(schedule: Schedule, timesteps: int) -> VariancePreserving:
+    return VariancePreserving(make_alpha_bar(schedule, timesteps))

@@ -1,4 +1,4 @@
-"""The diffusion model: its process, its losses and bound, guidance, what can be asked for, and diffusers' U-Net."""
+"""The diffusion model: its process, losses and bound, guidance, requests, and diffusers' U-Net."""
 
 import json
 import math
@@ -16,41 +16,37 @@ from flax import nnx
 from paths import REFERENCES
 from safetensors.numpy import load_file, save_file
 
-from zoo import ddpm
 from zoo.core.artifacts import Image
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
+from zoo.core.random import normal
 from zoo.data.images import Images
 from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ImageSpec
-from zoo.ddpm import DDPM, DDPMScoring
+from zoo.ddpm import DDPM
 from zoo.harness.config import Run, from_json, parse_flags, to_json
 from zoo.harness.trained import load_run
 from zoo.interop.diffusers import export_run, import_run, read_diffusers, write_diffusers
 from zoo.nets import unet
 from zoo.nets.unet import ResidualBlock, UNet, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
-from zoo.sampling.diffusion import request as pictures
-from zoo.sampling.diffusion.noise_schedule import (
-    add_noise,
-    alpha_bar_at,
-    make_alpha_bar,
-    spread_times,
-    to_eps,
-    to_target,
-    to_x_0,
-)
-from zoo.sampling.diffusion.request import PictureRequest
+from zoo.sampling.diffusion import request as requests
+from zoo.sampling.diffusion import scoring
+from zoo.sampling.diffusion.guidance import guidable
+from zoo.sampling.diffusion.noise_schedule import Level, VariancePreserving, make_alpha_bar, spread_times
+from zoo.sampling.diffusion.prediction import estimates, target_weights
+from zoo.sampling.diffusion.request import DiffusionRequest
+from zoo.sampling.diffusion.scoring import DiffusionScoring
 
 SPEC = ImageSpec(8, 8, 1, ("cat", "dog", "7"))
 FAMILY = DDPM(channels=(8,), layers=1, attention=(8,), timesteps=20)
 PREDICTIONS = ("eps", "x0", "v")
 
 
-class FewPictures(DataSet):
-    """Six held-out pictures in batches of four."""
+class FewImages(DataSet):
+    """Six held-out images in batches of four."""
 
     spec, held_out_batches = SPEC, 2
 
@@ -75,7 +71,7 @@ def make_model(family: DDPM, spec: ImageSpec = SPEC) -> Model:
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
     unet = state.unet.with_params(jax.tree.unflatten(tree, noisy)).inference()
-    return Model(family, spec, state._replace(unet=unet), 0, FewPictures)
+    return Model(family, spec, state._replace(unet=unet), 0, FewImages)
 
 
 @pytest.mark.parametrize("channels", [(7, 9), pytest.param((6, 5), marks=pytest.mark.slow)])
@@ -87,7 +83,7 @@ def test_odd_channels_make_a_network_that_draws(channels):
 
 def draw(model: Model, seed: int = 0, **request: Any) -> np.ndarray:
     """Two samples in five steps, unless something else is asked for."""
-    made = model.family.sample(model, PictureRequest(**({"n": 2, "steps": 5} | request)), jax.random.key(seed))
+    made = model.family.sample(model, DiffusionRequest(**({"n": 2, "steps": 5} | request)), jax.random.key(seed))
     return np.stack([image.pixels for image in made]).astype(int)
 
 
@@ -100,6 +96,11 @@ def batch_of(rows: int) -> dict[str, jax.Array]:
 # ------------------------------------------------------------------------------------------- the process
 
 
+def level_of(alpha_bar: jax.Array) -> Level:
+    """Signal and noise of each row, by DDPM's equation 4."""
+    return Level(*(jnp.sqrt(x)[:, None, None, None] for x in (alpha_bar, 1 - alpha_bar)))
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_noise_added_step_by_step_is_noise_added_at_once(schedule):
     alpha_bar = make_alpha_bar(schedule, 12)
@@ -107,8 +108,9 @@ def test_noise_added_step_by_step_is_noise_added_at_once(schedule):
     x = np.full(200_000, 0.7)
     for t, beta in enumerate(1 - alpha_bar / np.append(1.0, alpha_bar[:-1])):
         x = math.sqrt(1 - beta) * x + math.sqrt(beta) * rng.standard_normal(x.shape)
-        once = add_noise(jnp.full((1, 1, 1, 1), 0.7), jnp.ones((1, 1, 1, 1)), jnp.array([alpha_bar[t]]))
-        assert x.mean() + x.std() == pytest.approx(float(once[0, 0, 0, 0]), abs=0.01), t
+        signal, noise = VariancePreserving(alpha_bar).at(jnp.float32(t))
+        assert x.mean() == pytest.approx(float(signal * 0.7), abs=0.01), t
+        assert x.std() == pytest.approx(float(noise), abs=0.01), t
 
 
 def test_schedules_are_the_papers():
@@ -120,22 +122,35 @@ def test_schedules_are_the_papers():
     assert (np.diff(make_alpha_bar("linear", 5)) < 0).all()
 
 
-def test_alpha_bar_between_two_times_lies_between_theirs():
-    table = jnp.asarray(make_alpha_bar("linear", 50), jnp.float32)
-    np.testing.assert_allclose(alpha_bar_at(table, jnp.arange(50.0)), table, rtol=1e-4)
-    between = alpha_bar_at(table, jnp.arange(49.0) + 0.5)
-    assert ((between < table[:-1]) & (between > table[1:])).all()
+def test_signal_between_two_times_lies_between_theirs():
+    table = make_alpha_bar("linear", 50)
+    path, signals = VariancePreserving(table), np.sqrt(table)
+    np.testing.assert_allclose(path.at(jnp.arange(50.0)).signal, signals, rtol=1e-5)
+    np.testing.assert_allclose(path.at(jnp.arange(50.0)).noise, np.sqrt(1 - table), rtol=1e-5)
+    between = path.at(jnp.arange(49.0) + 0.5).signal
+    assert ((between < signals[:-1]) & (between > signals[1:])).all()
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_what_is_predicted_gives_back_picture_and_noise(prediction):
+def test_what_is_predicted_gives_back_image_and_noise(prediction):
     x_0, eps = jax.random.normal(jax.random.key(0), (2, 5, 4, 4, 1))
-    alpha_bar_t = jnp.array([0.999, 0.9, 0.5, 0.1, 0.01])
-    x_t = add_noise(x_0, eps, alpha_bar_t)
-    output = to_target(prediction, x_0, eps, alpha_bar_t)
-    back = to_x_0(prediction, output, x_t, alpha_bar_t)
-    np.testing.assert_allclose(back, x_0, atol=1e-4)
-    np.testing.assert_allclose(to_eps(x_0, x_t, alpha_bar_t), eps, atol=1e-4)
+    level = level_of(jnp.array([0.999, 0.9, 0.5, 0.1, 0.01]))
+    x_t = level.signal * x_0 + level.noise * eps
+    a, b = target_weights(prediction, level)
+    image, noise = estimates(prediction, a * x_0 + b * eps, x_t, level, clip=False)
+    np.testing.assert_allclose(image, x_0, atol=1e-4)
+    np.testing.assert_allclose(noise, eps, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_clipped_estimates_still_mix_to_the_noisy_image(prediction):
+    x_t, output = 3 * jax.random.normal(jax.random.key(0), (2, 5, 4, 4, 1))
+    level = level_of(jnp.array([0.999, 0.9, 0.5, 0.1, 0.01]))
+    free, _ = estimates(prediction, output, x_t, level, clip=False)
+    x_0, eps = estimates(prediction, output, x_t, level, clip=True)
+    np.testing.assert_allclose(x_0, np.clip(free, -1, 1), atol=1e-5)
+    np.testing.assert_allclose(level.signal * x_0 + level.noise * eps, x_t, atol=1e-4)
+    assert (np.abs(free) > 1).any()
 
 
 def test_times_are_uniform_and_spread_over_a_batch():
@@ -191,7 +206,7 @@ def test_loss_of_a_network_that_says_zero_is_the_power_of_its_target(net, asked)
 
 
 def test_loss_gives_the_network_the_time_of_the_noise_that_it_sees(net, monkeypatch):
-    """A network that knows the pictures finds their noise by equation 4, if it is given the right time."""
+    """A network that knows the images finds their noise by equation 4, if it is given the right time."""
     batch = batch_of(16)
     x_0 = np.asarray(batch["image"], np.float64) / 127.5 - 1
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -236,7 +251,7 @@ def test_loss_weighs_each_row_by_its_noise_level(prediction, min_snr, net, monke
 
 def test_residual_blocks_drop_features_before_their_last_convolution():
     """With a last convolution that changes nothing, a block adds each feature scaled by 4/3 or, one time of four, 0."""
-    settings = UNetSettings(height=4, features_in=1, channels=(8,), layers=1, groups=2, rate=0.25)
+    settings = UNetSettings(height=4, features_in=1, channels=(8,), layers=1, groups=2, dropout=0.25)
     block = ResidualBlock(settings, 8, 8, nnx.Rngs(0))
     block.conv_out.kernel[...] = jnp.zeros((3, 3, 8, 8)).at[1, 1].set(jnp.eye(8))
     x, embedding, rows = jax.random.normal(jax.random.key(0), (32, 4, 4, 8)), jnp.ones((32, 1, 32)), jnp.arange(32)
@@ -271,18 +286,17 @@ def test_loss_drops_features_in_every_residual_block_with_noise_of_its_own(monke
     assert len({id(key) for _, key, _ in calls}) == len(calls)
 
 
-def test_min_snr_weighs_errors_of_the_picture_alike_whatever_is_predicted():
+def test_min_snr_weighs_errors_of_the_image_alike_whatever_is_predicted():
     x_0, eps, wrong = jax.random.normal(jax.random.key(0), (3, 6, 4, 4, 1))
     alpha_bar_t = jnp.array([0.9999, 0.95, 0.8, 0.5, 0.1, 0.001])
-    x_t = add_noise(x_0, eps, alpha_bar_t)
+    level = level_of(alpha_bar_t)
+    x_t, snr = level.signal * x_0 + level.noise * eps, alpha_bar_t / (1 - alpha_bar_t)
     found = []
     for prediction in PREDICTIONS:
         family = replace(FAMILY, prediction=prediction, min_snr=5.0)
-        right, guess = (
-            to_target(prediction, x, to_eps(x, x_t, alpha_bar_t), alpha_bar_t) for x in (x_0, x_0 + 0.01 * wrong)
-        )
-        found.append(family.weight(alpha_bar_t) * jnp.square(right - guess).mean((1, 2, 3)))
-    snr = alpha_bar_t / (1 - alpha_bar_t)
+        a, b = target_weights(prediction, level)
+        right, guess = (a * x + b * (x_t - level.signal * x) / level.noise for x in (x_0, x_0 + 0.01 * wrong))
+        found.append(family.weight(snr) * jnp.square(right - guess).mean((1, 2, 3)))
     wanted = jnp.minimum(snr, 5.0) * jnp.square(0.01 * wrong).mean((1, 2, 3))
     for error in found:
         np.testing.assert_allclose(error, wanted, rtol=0.02)
@@ -299,7 +313,7 @@ def test_grey_values_share_the_whole_probability():
 
 def test_bound_is_that_of_the_normal_distributions_it_is_made_of():
     family = replace(FAMILY, timesteps=1000)
-    alpha_bar = family.alpha_bar
+    alpha_bar = make_alpha_bar("linear", 1000)
     x_0 = from_pixels(jnp.full((1, 8, 8, 1), 200, jnp.uint8))
     x, guess = float(x_0[0, 0, 0, 0]), 0.5
     for t in (1, 300, 999):
@@ -318,12 +332,12 @@ def test_bound_is_that_of_the_normal_distributions_it_is_made_of():
 
 
 def test_bound_of_one_time_a_row_estimates_the_whole_bound(model):
-    whole = model.family.score(model, {}, FewPictures(), DDPMScoring(bound_images=6), jax.random.key(0))
+    whole = model.family.score(model, {}, FewImages(), DiffusionScoring(bound_images=6), jax.random.key(0))
     assert whole["bound_images"] == 6
     assert whole["bound_bits_per_dim"] == pytest.approx(
         whole["bound_rate_bits_per_dim"] + whole["bound_distortion_bits_per_dim"]
     )
-    valid = [{n: v[b["valid"]] for n, v in b.items()} for b in map(FewPictures().held_out_at, (0, 1))]
+    valid = [{n: v[b["valid"]] for n, v in b.items()} for b in map(FewImages().held_out_at, (0, 1))]
     once = {name: np.concatenate([part[name] for part in valid]) for name in valid[0]}
     many = {name: np.concatenate([value] * 200) for name, value in once.items()}
     many["row"] = np.arange(1200, dtype=np.int32)
@@ -332,15 +346,16 @@ def test_bound_of_one_time_a_row_estimates_the_whole_bound(model):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_terms_are_of_the_picture_that_the_networks_output_stands_for(prediction, model, monkeypatch):
+def test_terms_are_of_the_image_that_the_networks_output_stands_for(prediction, model, monkeypatch):
     """By hand, of a network that puts out 0.3 everywhere: equations 4 and 8 of the paper, solved for x_0."""
     monkeypatch.setattr(UNet, "__call__", lambda self, x, *_, **__: jnp.full_like(x, 0.3))
     family, t = replace(FAMILY, prediction=prediction), np.array([1, 4, 9, 19])
-    x_0, x_t, times, eps = family.noised(batch_of(4), jax.random.key(0), jnp.asarray(t, jnp.float32))
-    error, _, terms = family.terms(model.state, batch_of(4), x_0, x_t, times, eps)
-    alpha_bar = family.alpha_bar
+    batch, key = batch_of(4), jax.random.key(0)
+    error, _, terms = family.terms(model.state, batch, jnp.asarray(t, jnp.float32), key)
+    alpha_bar = make_alpha_bar("linear", 20)
     signal, noise = (np.sqrt(x)[t].reshape(4, 1, 1, 1) for x in (alpha_bar, 1 - alpha_bar))
-    x, z, seen = (np.asarray(each, np.float64) for each in (x_0, eps, x_t))
+    x, z = np.asarray(batch["image"]) / 127.5 - 1, np.asarray(normal(key, batch["row"], (8, 8, 1)), np.float64)
+    seen = signal * x + noise * z
     target = {"eps": z, "x0": x, "v": signal * z - noise * x}[prediction]
     guess = {"eps": (seen - noise * 0.3) / signal, "x0": np.full_like(x, 0.3), "v": signal * seen - noise * 0.3}
     np.testing.assert_allclose(error, np.square(target - 0.3).mean((1, 2, 3)), rtol=1e-4)
@@ -361,11 +376,11 @@ def test_scored_samples_are_made_as_is_recorded(monkeypatch):
         told.update(how)
         return {"made": len(make(np.array([2, 0, 1, 1, 2])))}
 
-    monkeypatch.setattr(ddpm, "sample_pictures", make)
-    monkeypatch.setattr(ddpm, "score_samples", scores)
+    monkeypatch.setattr(scoring, "sample_images", make)
+    monkeypatch.setattr(scoring, "score_samples", scores)
     settings = {"sampler": "ddim", "steps": 7, "eta": 0.5, "shift": 3.0, "guidance": 2.5}
     model = Model(FAMILY, SPEC, None, 0)
-    found = FAMILY.score(model, {}, FewPictures(), DDPMScoring(samples=5, **settings), jax.random.key(0))
+    found = FAMILY.score(model, {}, FewImages(), DiffusionScoring(samples=5, **settings), jax.random.key(0))
     assert found["made"] == 5
     ((request, classes),) = asked
     assert classes.tolist() == [2, 0, 1, 1, 2]
@@ -380,11 +395,10 @@ def test_scored_samples_are_made_as_is_recorded(monkeypatch):
 def test_guidance_is_the_papers_and_one_is_plain_conditional(model):
     family, net = replace(model.family, clip=False), model.state.unet.eval_net()
     x_t, t, symbol = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3.0, 15.0]), jnp.array([0, 2])
-    alpha_bar_t = family.at(t)
-    eps_c, eps_u = (
-        to_eps(to_x_0("v", net(x_t, t, classes), x_t, alpha_bar_t), x_t, alpha_bar_t)
-        for classes in (symbol, jnp.array([3, 3]))
-    )
+    alpha_bar_t = make_alpha_bar("linear", 20)[np.array([3, 15])][:, None, None, None]
+    signal, noise = np.sqrt(alpha_bar_t), np.sqrt(1 - alpha_bar_t)
+    # Salimans and Ho 2022: eps = signal v + noise x_t.
+    eps_c, eps_u = (signal * net(x_t, t, classes) + noise * x_t for classes in (symbol, jnp.array([3, 3])))
     guide = jax.jit(lambda state, g: family.denoiser(state, symbol, g)(x_t, t)[1])
     for g in (0.0, 1.0, 3.0):
         found = guide(model.state, jnp.float32(g))
@@ -413,7 +427,7 @@ def test_a_sample_does_not_depend_on_how_many_are_made(model, monkeypatch):
     two, five = draw(model), draw(model, n=5)
     np.testing.assert_allclose(two, five[:2], atol=1)
     assert np.abs(five[0] - five[1]).max() > 2
-    monkeypatch.setattr(pictures, "BATCH_SIZE", 2)
+    monkeypatch.setattr(requests, "BATCH_SIZE", 2)
     np.testing.assert_allclose(draw(model, n=5), five, atol=1)
     with jax.default_device(jax.devices()[3]):
         np.testing.assert_allclose(draw(model, n=5), five, atol=1)
@@ -421,7 +435,7 @@ def test_a_sample_does_not_depend_on_how_many_are_made(model, monkeypatch):
 
 def test_settings_of_a_sampler_compile_nothing(model):
     draw(model)
-    before = pictures._walk._cache_size()
+    before = requests._walk._cache_size()
     for request in (
         {"steps": 20},
         {"guidance": 2.5},
@@ -432,10 +446,10 @@ def test_settings_of_a_sampler_compile_nothing(model):
         {"seed": 3},
     ):
         draw(model, **request)
-    assert pictures._walk._cache_size() == before
+    assert requests._walk._cache_size() == before
 
 
-def test_every_sampler_makes_pictures_of_the_same_kind(model):
+def test_every_sampler_makes_images_of_the_same_kind(model):
     exact = draw(model, steps=20)
     assert exact.std() > 20
     for sampler in ("ddpm", "euler", "heun", "dpm++"):
@@ -447,51 +461,51 @@ def test_every_sampler_makes_pictures_of_the_same_kind(model):
 
 @pytest.fixture
 def files(tmp_path):
-    """A picture and a mask whose left half is to be painted anew."""
+    """An image and a mask whose left half is to be filled in."""
     pixels = np.random.default_rng(3).integers(0, 256, (8, 8)).astype(np.uint8)
     mask = np.zeros((8, 8), np.uint8)
     mask[:, :4] = 255
-    for name, array in (("picture", pixels), ("mask", mask), ("small", mask[:4])):
+    for name, array in (("image", pixels), ("mask", mask), ("small", mask[:4])):
         PIL.Image.fromarray(array).save(tmp_path / f"{name}.png")
     return tmp_path
 
 
 def test_inpainting_keeps_what_the_mask_does_not_name(model, files):
-    picture = np.asarray(PIL.Image.open(files / "picture.png")).astype(int)
-    made = draw(model, image=(str(files / "picture.png"),), mask=str(files / "mask.png"))
+    image = np.asarray(PIL.Image.open(files / "image.png")).astype(int)
+    made = draw(model, image=(str(files / "image.png"),), mask=str(files / "mask.png"))
     for pixels in made[..., 0]:
-        np.testing.assert_array_equal(pixels[:, 4:], picture[:, 4:])
+        np.testing.assert_array_equal(pixels[:, 4:], image[:, 4:])
     assert np.abs(made[0] - made[1]).max() > 2
-    again = draw(model, image=(str(files / "picture.png"),), mask=str(files / "mask.png"), repeats=2)
-    np.testing.assert_array_equal(again[0, :, 4:, 0], picture[:, 4:])
+    again = draw(model, image=(str(files / "image.png"),), mask=str(files / "mask.png"), repeats=2)
+    np.testing.assert_array_equal(again[0, :, 4:, 0], image[:, 4:])
     assert np.abs(made[0] - again[0]).max() > 2
 
 
-def test_image_to_image_starts_from_the_given_pictures(model, files):
-    names = (str(files / "picture.png"), "5")
+def test_image_to_image_starts_from_the_given_images(model, files):
+    names = (str(files / "image.png"), "5")
     same = draw(model, n=3, image=names, strength=0.0)
-    np.testing.assert_array_equal(same[0, ..., 0], PIL.Image.open(files / "picture.png"))
-    np.testing.assert_array_equal(same[1], FewPictures().held_out_at(1)["image"][1])
+    np.testing.assert_array_equal(same[0, ..., 0], PIL.Image.open(files / "image.png"))
+    np.testing.assert_array_equal(same[1], FewImages().held_out_at(1)["image"][1])
     np.testing.assert_array_equal(same[2], same[0])
     near, far = (np.abs(draw(model, n=3, image=names, strength=s, steps=20) - same).mean() for s in (0.1, 0.9))
     assert 0 < near < far
 
 
 def test_interpolation_begins_with_the_samples_own_noise(model):
-    ways = model.family.sample(model, PictureRequest(n=2, steps=5, interpolate=3), jax.random.key(0))
+    ways = model.family.sample(model, DiffusionRequest(n=2, steps=5, interpolate=3), jax.random.key(0))
     assert [way.name for way in ways] == ["interpolation"] * 2
     assert ways[0].pixels.shape == (12, 3 * 8 + 4 * 2, 1)
     first = np.stack([way.pixels[2:10, 2:10] for way in ways]).astype(int)
     assert np.abs(first - draw(model)).max() <= 1
     between = model.family.sample(
-        model, PictureRequest(steps=5, interpolate=4, image=("0", "1"), sampler="heun"), jax.random.key(0)
+        model, DiffusionRequest(steps=5, interpolate=4, image=("0", "1"), sampler="heun"), jax.random.key(0)
     )
     assert len(between) == 1
     assert between[0].pixels.shape == (12, 4 * 8 + 5 * 2, 1)
 
 
 def test_strip_ends_with_the_sample(model):
-    strips = model.family.sample(model, PictureRequest(n=2, steps=5, strip=3), jax.random.key(0))
+    strips = model.family.sample(model, DiffusionRequest(n=2, steps=5, strip=3), jax.random.key(0))
     assert strips[0].name == "strip"
     assert strips[0].pixels.shape == (2 * 8 + 3 * 2, 3 * 8 + 4 * 2, 1)
     np.testing.assert_allclose(strips[0].pixels[2:10, 22:30].astype(int), draw(model)[0], atol=1)
@@ -508,12 +522,18 @@ def test_strip_ends_with_the_sample(model):
         ({"steps": 0}, "steps is 0"),
         ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5, which is a setting of the sampler ddim"),
         ({"shift": 0.0}, "shift is 0.0; it must be above 0"),
-        ({"mask": "mask.png"}, "give the picture by --image"),
+        ({"mask": "mask.png"}, "give the image with --image"),
         ({"image": ("nowhere.png",)}, "there is no file nowhere.png"),
         ({"image": ("6",)}, "held-out picture 6 is asked for, but there are 6"),
-        ({"image": ("0",), "interpolate": 3}, "interpolate goes between two pictures, and image names 1"),
-        ({"image": ("0", "1"), "interpolate": 3, "sampler": "ddpm"}, "the sampler ddpm does not come back"),
-        ({"image": ("0", "1"), "interpolate": 3, "sampler": "heun", "guidance": 2.0}, "guidance is 2; between given"),
+        ({"image": ("0",), "interpolate": 3}, "image names 1 images; interpolate needs two"),
+        (
+            {"image": ("0", "1"), "interpolate": 3, "sampler": "ddpm"},
+            "sampler is ddpm, which does not repro",
+        ),
+        (
+            {"image": ("0", "1"), "interpolate": 3, "sampler": "heun", "guidance": 2.0},
+            "guidance is 2; to interpolate",
+        ),
         ({"repeats": 3}, "repeats is 3; it must be 1 without a mask"),
         ({"image": ("0",), "strength": 1.5}, "strength is 1.5; it must be from 0 to 1"),
         ({"strip": 1}, "strip is 1"),
@@ -559,7 +579,7 @@ def test_conditioning_follows_the_data_unless_it_is_given(given, classes, symbol
     family = replace(FAMILY, conditional=given)
     spec = ImageSpec(8, 8, 1, classes)
     assert family.unet_settings(spec).symbols == symbols
-    assert family.guidable(spec) == (symbols > 0)
+    assert guidable(family, spec) == (symbols > 0)
 
 
 @pytest.mark.parametrize(
@@ -571,7 +591,7 @@ def test_conditional_is_a_flag_with_a_counterpart_and_a_setting_of_three_values(
     assert from_json(to_json(run), Run, "config.json") == run
 
 
-def test_pictures_without_classes_train_and_are_sampled():
+def test_images_without_classes_train_and_are_sampled():
     spec = replace(SPEC, classes=())
     batch = batch_of(2) | {"label": jnp.full(2, -1)}
     state = FAMILY.init(spec, Setup(Optimizer(), 10, 2), jax.random.key(0))

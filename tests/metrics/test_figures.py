@@ -25,7 +25,7 @@ from zoo.data.pairs import Pairs
 from zoo.data.specs import ImageSpec
 from zoo.data.text import Sentences
 from zoo.dcgan import DCGAN
-from zoo.ddpm import DDPM, DDPMScoring
+from zoo.ddpm import DDPM
 from zoo.harness.config import Run, load_config
 from zoo.harness.extractors import Extractor, load_extractor
 from zoo.harness.loop import fit
@@ -35,7 +35,8 @@ from zoo.image_vae import ImageVAE, Pictures
 from zoo.image_vae import Scores as VAEScores
 from zoo.metrics import images as image_metrics
 from zoo.metrics.images import ImageScoring, spread_classes
-from zoo.sampling.diffusion import request as pictures
+from zoo.sampling.diffusion import request as requests
+from zoo.sampling.diffusion.scoring import DiffusionScoring
 from zoo.seq2seq import error_rates
 
 KEY = jax.random.key(3)
@@ -320,17 +321,17 @@ def walked(monkeypatch) -> list[dict]:
     """What the sampler of diffusion models is asked for, in place of it."""
     seen = []
 
-    def walk(*_, x, **asked):
-        seen.append(asked)
-        return jnp.zeros(x.shape, jnp.uint8)
+    def walk(family, sampler, frames, state, settings, start):
+        seen.append({"symbol": start.symbol, "guidance": settings.guidance})
+        return jnp.zeros(start.x.shape, jnp.uint8)
 
-    monkeypatch.setattr(pictures, "_walk", walk)
+    monkeypatch.setattr(requests, "_walk", walk)
     return seen
 
 
 def test_a_conditional_diffusion_model_is_scored_with_the_datas_classes_and_guidance(plain, walked):
     family = DDPM(channels=(4,), layers=1, attention=(), timesteps=20)
-    model, scoring = start(family), DDPMScoring(samples=20, steps=3, guidance=2.0)
+    model, scoring = start(family), DiffusionScoring(samples=20, steps=3, guidance=2.0)
     found = family.score(model, {}, Unequal(), scoring, KEY)
     assert Counter(np.concatenate([np.asarray(asked["symbol"]) for asked in walked])[:20].tolist()) == {
         0: 14,
@@ -344,14 +345,14 @@ def test_a_conditional_diffusion_model_is_scored_with_the_datas_classes_and_guid
 
 def test_a_diffusion_model_without_classes_says_so_and_refuses_guidance(plain, walked):
     family = DDPM(channels=(4,), layers=1, attention=(), timesteps=20, conditional=False)
-    found = family.score(start(family), {}, Unequal(), DDPMScoring(samples=8, steps=3), KEY)
+    found = family.score(start(family), {}, Unequal(), DiffusionScoring(samples=8, steps=3), KEY)
     assert found["bits_per_dim_of"] == "p(x)"
     assert "classes" not in found
-    assert DDPMScoring(samples=8).check(family, SPEC) == {}
+    assert DiffusionScoring(samples=8).check(family, SPEC) == {}
     with pytest.raises(UserError, match="guidance is 2, but the model was trained without classes; only 1 is possible"):
-        DDPMScoring(guidance=2.0).check(family, SPEC)
+        DiffusionScoring(guidance=2.0).check(family, SPEC)
     with pytest.raises(UserError, match="guidance is 2, but the model was trained with label-dropout 0"):
-        DDPMScoring(guidance=2.0).check(replace(family, conditional=True, label_dropout=0.0), SPEC)
+        DiffusionScoring(guidance=2.0).check(replace(family, conditional=True, label_dropout=0.0), SPEC)
 
 
 # -------------------------------------------------------------------------------------------- what cannot be had

@@ -1,14 +1,14 @@
-"""U-Nets of Hugging Face's `diffusers` in and out, without PyTorch or diffusers: `UNet2DModel`.
+"""Reads and writes `UNet2DModel`, the U-Net of Hugging Face's `diffusers`, without PyTorch or diffusers.
 
-    python -m zoo.interop.diffusers FOLDER RUNDIR            makes a run directory of a checkpoint
+    python -m zoo.interop.diffusers FOLDER RUNDIR            makes a run directory from a checkpoint
     python -m zoo.interop.diffusers --export RUNDIR FOLDER   writes a run's weights for `UNet2DModel.from_pretrained`
 
-FOLDER holds config.json and diffusion_pytorch_model.safetensors, or it is a pipeline's, with these in unet/; the noise
-schedule is in scheduler/scheduler_config.json. Every tensor is used and every parameter filled, or the reading is
-refused; a setting without an equal here is refused by its name.
+FOLDER contains config.json and diffusion_pytorch_model.safetensors, or is the folder of a pipeline with these in unet/;
+the noise schedule is in scheduler/scheduler_config.json. Reading uses every tensor and fills every parameter, or fails;
+a setting without an equivalent here is an error that names it.
 
-A network with classes has one vector more here, the last, which stands for no class. Reading adds it as zeros, or with
---no-class-last takes the last there for it; writing keeps it.
+A network with classes has one class vector more here: the last means no class. Reading adds it as zeros, or with
+--no-class-last takes the checkpoint's last vector for it; writing keeps it.
 """
 
 import argparse
@@ -36,13 +36,23 @@ from zoo.interop.checkpoint_files import Entry, Settings, check_free, fill, gath
 from zoo.interop.imported_run import under, write_run
 from zoo.nets.unet import UNet, UNetSettings
 from zoo.nn.group_norm import GroupNorm
-from zoo.sampling.diffusion.noise_schedule import Prediction, Schedule
+from zoo.sampling.diffusion.noise_schedule import Schedule
+from zoo.sampling.diffusion.prediction import Prediction
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SCHEDULES: dict[str, Schedule] = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+OPTIONS: dict[str, tuple[str, Any]] = {
+    "layers": ("layers_per_block", 2),
+    "groups": ("norm_num_groups", 32),
+    "dropout": ("dropout", 0.0),
+    "norm_epsilon": ("norm_eps", 1e-5),
+    "cos_first": ("flip_sin_to_cos", True),
+    "frequency_shift": ("freq_shift", 0),
+}
+"""Options of the U-Net that have the same values in diffusers: their name and default there."""
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""How attention was named before diffusers 0.15."""
+"""Names of attention layers before diffusers 0.15."""
 
 
 def read_diffusers(folder: str | Path, no_class_last: bool = False) -> tuple[DDPM, ImageSpec, dict[str, Any]]:
@@ -50,14 +60,14 @@ def read_diffusers(folder: str | Path, no_class_last: bool = False) -> tuple[DDP
 
     Args:
         folder: of a `UNet2DModel`, or of a pipeline with one.
-        no_class_last: whether the last class there stands for no class.
+        no_class_last: whether the last class of the checkpoint means no class.
 
     Returns:
-        The family that its settings describe, the pictures that it is for, and the parameters of its `UNet`, float32.
+        The family that its settings describe, the spec of its images, and the parameters of its `UNet`, float32.
 
     Raises:
-        UserError: a file is missing or broken, a setting has no equal here, or tensors are missing, left over or of
-            another shape; each is named.
+        UserError: a file is missing or broken, a setting has no equivalent here, or tensors are missing, unused or of
+            another shape; the message names it.
     """
     folder = Path(folder)
     scheduler = folder / "scheduler" / "scheduler_config.json"
@@ -73,7 +83,7 @@ def read_diffusers(folder: str | Path, no_class_last: bool = False) -> tuple[DDP
     unet_settings = family.unet_settings(spec)
     if _groups(unet_settings) != family.groups:
         raise UserError(
-            f"config.json has norm_num_groups = {family.groups}, one for each channel, which cannot be here"
+            f"config.json has norm_num_groups = {family.groups}, one for each channel; here every group must have two"
         )
     params = fill(list(_entries(unet_settings)), tensors)
     return family, spec, params
@@ -85,8 +95,11 @@ def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: d
     Args:
         folder: new, or empty.
         family: the family.
-        spec: the pictures that it is for.
-        params: of its `UNet`.
+        spec: of its images.
+        params: the parameters of its `UNet`.
+
+    Raises:
+        UserError: the folder is not empty, or layers differ in their number of groups.
     """
     folder = Path(folder)
     check_free(folder)
@@ -94,7 +107,7 @@ def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: d
     groups = _groups(s)
     if not groups:
         raise UserError(
-            f"family.groups is {family.groups}, and some layers have fewer by their channels; diffusers has one number"
+            f"family.groups is {family.groups}, but layers with few channels have fewer; in diffusers all have the same"
         )
     kinds = ["AttnDownBlock2D" if s.attends(level) else "DownBlock2D" for level in range(len(s.channels))]
     config = {
@@ -105,13 +118,9 @@ def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: d
         "block_out_channels": list(s.channels),
         "down_block_types": kinds,
         "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
-        "layers_per_block": s.layers,
-        "attention_head_dim": s.head_width or None,
+        **{theirs: getattr(s, ours) for ours, (theirs, _) in OPTIONS.items()},
         "norm_num_groups": groups,
-        "norm_eps": s.norm_epsilon,
-        "dropout": s.rate,
-        "flip_sin_to_cos": s.cos_first,
-        "freq_shift": s.frequency_shift,
+        "attention_head_dim": s.head_width or None,
         "downsample_padding": int(s.pad_evenly),
         "num_class_embeds": s.symbols or None,
     }
@@ -132,11 +141,11 @@ def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: d
 
 
 def import_run(folder: str | Path, rundir: str | Path, no_class_last: bool = False) -> None:
-    """Makes a run directory whose only checkpoint, of step 0, holds the weights of a checkpoint of diffusers."""
+    """Makes a run directory with the weights of a checkpoint of diffusers as its only checkpoint, of step 0."""
     prepare()
     check_free(Path(rundir))
     family, spec, params = read_diffusers(folder, no_class_last)
-    # The data is only what evaluate.py would score: embedded pictures of that size.
+    # The data only serves evaluate.py: embedded images of the same size.
     colours = {1: Images(size=spec.height), 3: Images(embedded="emoji", size=spec.height)}
     run = Run(family=family, data=colours[spec.channels], rundir=str(rundir))
     write_run(run, spec, under("unet.params", params))
@@ -151,7 +160,7 @@ def export_run(rundir: str | Path, folder: str | Path) -> None:
 
 
 def _to_family(settings: Settings, no_class_last: bool) -> tuple[DDPM, ImageSpec]:
-    """The family and the pictures that a config.json describes."""
+    """The family and the spec that a config.json describes."""
     for name, *right in (
         ("_class_name", "UNet2DModel"), ("act_fn", "silu"), ("add_attention", True), ("center_input_sample", False),
         ("downsample_type", "conv"), ("upsample_type", "conv"), ("mid_block_type", "UNetMidBlock2D"),
@@ -161,13 +170,13 @@ def _to_family(settings: Settings, no_class_last: bool) -> tuple[DDPM, ImageSpec
         settings.must(name, *right)
     for name in ("class_embed_type", "attn_norm_num_groups", "time_embedding_dim"):
         if settings.values.get(name) is not None:
-            raise UserError(f"config.json has {name} = {settings.values[name]!r}, which has no equal here")
+            raise UserError(f"config.json has {name} = {settings.values[name]!r}, which has no equivalent here")
     colours = settings.get("in_channels", 3)
     settings.must("out_channels", colours)
     size = settings.values.get("sample_size")
     height, width = (size, size) if isinstance(size, int) else size or (0, 0)
     if not height or not width:
-        raise UserError(f"config.json has sample_size = {size!r}; it must say how high and wide the pictures are")
+        raise UserError(f"config.json has sample_size = {size!r}; it must be the height and width of the images")
     channels = tuple(settings.get("block_out_channels", [224, 448, 672, 896]))
     down = settings.get("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
     up = settings.get("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])
@@ -177,27 +186,22 @@ def _to_family(settings: Settings, no_class_last: bool) -> tuple[DDPM, ImageSpec
             "AttnDownBlock2D, and their counterparts in the other order"
         )
     rows = settings.get("num_class_embeds", 0)
-    # None there is one head, and left out it is 8 features.
+    # There, None means one head, and a missing value means 8 features.
     head_width = settings.get("attention_head_dim", 8) if settings.values.get("attention_head_dim", 8) else 0
     family = DDPM(
+        **{ours: settings.get(theirs, default) for ours, (theirs, default) in OPTIONS.items()},
         channels=channels,
-        layers=settings.get("layers_per_block", 2),
         attention=tuple(height >> level for level, kind in enumerate(down) if kind.startswith("Attn")),
         head_width=head_width,
-        groups=settings.get("norm_num_groups", 32),
-        dropout=settings.get("dropout", 0.0),
         conditional=rows > 0,
         label_dropout=0.1 if no_class_last else 0.0,
-        norm_epsilon=settings.get("norm_eps", 1e-5),
-        cos_first=settings.get("flip_sin_to_cos", True),
-        frequency_shift=settings.get("freq_shift", 0),
         pad_evenly=settings.get("downsample_padding", 1) == 1,
     )
     return family, ImageSpec(height, width, colours, tuple(str(i) for i in range(rows - no_class_last)))
 
 
 def _with_schedule(family: DDPM, settings: Settings) -> DDPM:
-    """The family with the noise schedule of a scheduler_config.json."""
+    """The family with the noise schedule of scheduler_config.json."""
     settings.must("beta_schedule", *SCHEDULES)
     settings.must("prediction_type", *PREDICTIONS)
     timesteps, schedule = settings.get("num_train_timesteps", 1000), settings.get("beta_schedule", "linear")
@@ -220,7 +224,7 @@ def _present_name(name: str) -> str:
 
 
 def _groups(s: UNetSettings) -> int:
-    """The number of groups in every normalisation; 0 where they differ."""
+    """The number of groups in every normalisation; 0 if they differ."""
     net = nnx.eval_shape(lambda: UNet(s, nnx.Rngs(0)))
     groups = {module.groups for _, module in nnx.iter_graph(net) if isinstance(module, GroupNorm)}
     return groups.pop() if len(groups) == 1 else 0
@@ -246,11 +250,11 @@ NAMES = (
     (r"(attentions\.\d+)\.out\.", r"\1.to_out.0."),
     (r"\.(kernel|scale)$", ".weight"),
 )
-"""From a parameter's path to its tensor's name; applied one after the other."""
+"""From a parameter's path to its tensor's name; applied in order."""
 
 
 def _entries(s: UNetSettings) -> Iterator[Entry]:
-    """Every parameter of a network and the tensors of a checkpoint that it holds."""
+    """Every parameter of a network, with the tensors of a checkpoint that make it up."""
     net = nnx.eval_shape(lambda: UNet(s, nnx.Rngs(0)))
     for path, leaf in flatten(nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1])).items():
         name = path
@@ -272,7 +276,7 @@ def main() -> None:
     parser.add_argument("source", help="the checkpoint's folder, or with --export the run directory")
     parser.add_argument("target", help="the run directory to make, or with --export the folder to write")
     parser.add_argument("--export", action="store_true", help="from a run directory to the layout of diffusers")
-    parser.add_argument("--no-class-last", action="store_true", help="the last class stands for no class")
+    parser.add_argument("--no-class-last", action="store_true", help="the last class means no class")
     arguments = parser.parse_args()
     if arguments.export:
         export_run(arguments.source, arguments.target)

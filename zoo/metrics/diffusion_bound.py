@@ -1,4 +1,4 @@
-"""The variational bound of a diffusion model, every term of it, on some held-out images."""
+"""The full variational bound of a diffusion model, with every term, on some held-out images."""
 
 from functools import partial
 from itertools import islice
@@ -13,26 +13,29 @@ from zoo.core.errors import UserError
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Metrics
 
-TIMES = 100
-"""How many times of an image go through the network together."""
+BATCH_SIZE = 100
+"""Times of an image that go through the network together."""
 
 
 def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Array, ""]) -> Metrics:
     """L_T + sum over all t of the bound's terms, in bits per dimension; Ho et al. 2020, equation 5.
 
     Args:
-        family: a `DDPM`: something with `timesteps`, and `noised` and `terms` as there.
+        family: a `DDPM`, or another family with its `timesteps` and `terms`.
         state: its networks.
-        data: the held-out images are its first.
-        count: how many.
-        key: of the noise.
+        data: the first held-out images are used.
+        count: number of images.
+        key: source of the noise.
 
     Returns:
-        The bound, and the parts of which it is the sum: the rate, L_T and all terms but the last, and the distortion,
-        L_0; means over the images with their standard errors, and how many images these are.
+        The bound and its two parts: the rate (L_T and all terms but L_0) and the distortion, L_0; means over the images
+        with their standard errors, and the number of images.
+
+    Raises:
+        UserError: the data has no held-out images.
     """
     T = family.timesteps
-    chunk = min(T, TIMES)
+    chunk = min(T, BATCH_SIZE)
     batches = (data.held_out_at(index) for index in range(data.held_out_batches))
     images = ({"image": batch["image"][i : i + 1], "label": batch["label"][i : i + 1]}
               for batch in batches for i in np.flatnonzero(batch["valid"]))  # fmt: skip
@@ -44,7 +47,7 @@ def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Arr
         last, terms = (np.concatenate(part)[:T] for part in zip(*parts, strict=True))
         found.append((last[0] + terms[1:].sum(dtype=np.float64), terms[0]))
     if not found:
-        raise UserError("bound-images asks for the bound on held-out images, and there is none")
+        raise UserError(f"bound-images is {count}, but there are no held-out images; it must be 0")
     rate, distortion = np.array(found).T
     return {
         **row_mean("bound_bits_per_dim", rate + distortion),
@@ -61,5 +64,6 @@ def _terms(
     """L_T and the terms of one image at n times."""
     batch = {name: value.repeat(len(t), axis=0) for name, value in image.items()}
     batch["row"] = t.astype("int32")  # each time has noise of its own
-    _, last, terms = family.terms(state, batch, *family.noised(batch, key, t))
+    _, eps_key = jax.random.split(key)  # as in `evaluate`, which draws t from the first
+    _, last, terms = family.terms(state, batch, t, eps_key)
     return last, terms

@@ -13,11 +13,13 @@ Feature maps are [b h w c].
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Gt, Lt
 from einops import rearrange, repeat
 from flax import nnx
 from jax.typing import DTypeLike
@@ -33,41 +35,62 @@ from zoo.nn.remat import rematerialised
 
 
 @dataclass(frozen=True)
-class UNetSettings:
-    """The sizes of a U-Net and the details in which published ones differ.
+class UNetOptions:
+    """A user's choices about a U-Net; a family that has one inherits these fields."""
+
+    channels: tuple[int, ...] = (64, 128, 256)
+    """Features of each level of the U-Net; every level is half as high and wide as the one before."""
+    layers: Annotated[int, Ge(1)] = 2
+    """Residual blocks of a level on the way down; on the way up there is one more."""
+    attention: tuple[int, ...] = (16,)
+    """Heights of feature maps, in pixels, at which there is self-attention; the middle always has it."""
+    head_width: Annotated[int, Ge(0)] = 0
+    """Features of an attention head; 0: one head."""
+    groups: Annotated[int, Ge(1)] = 32
+    """Groups of group normalisation; fewer if the channels cannot be divided into as many groups of two or more."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Probability of dropping a feature in residual blocks."""
+    norm_epsilon: Annotated[float, Gt(0)] = 1e-5
+    """Added to the variance in group normalisation."""
+    cos_first: bool = True
+    """Whether the embedding of t has its cosines before its sines."""
+    frequency_shift: int = 0
+    """1: the lowest frequency in the embedding of t is exactly 1/10000, as in DDPM's own program."""
+    pad_evenly: bool = True
+    """Whether halving pads all four sides, or only below and on the right, as DDPM's own program does."""
+    remat: bool = False
+    """Whether the U-Net's blocks are computed again for gradients and keep only their input: less memory, a third more
+    work."""
+
+    def relations(self) -> tuple[tuple[str, str, bool], ...]:
+        """(field, what it must be, whether it is) of what the bounds of single fields do not say, for `require`."""
+        width = self.head_width or 1
+        return (
+            ("channels", "at least one level", len(self.channels) >= 1),
+            ("channels", "at least 4 in every level", all(c >= 4 for c in self.channels)),
+            ("channels", f"multiples of head-width, {width}", width < 1 or not any(c % width for c in self.channels)),
+            ("frequency_shift", "0 or 1", self.frequency_shift in (0, 1)),
+        )
+
+    def for_images(self, height: int, features_in: int, symbols: int) -> "UNetSettings":
+        """The settings of a network with these options; see `UNetSettings`."""
+        options = {field.name: getattr(self, field.name) for field in fields(UNetOptions)}
+        return UNetSettings(**options, height=height, features_in=features_in, symbols=symbols)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSettings(UNetOptions):
+    """The options of a U-Net, and what follows from its data.
 
     Attributes:
-        height: of the pictures, which says on which levels there is attention.
+        height: of the images, which determines the levels that have attention.
         features_in: colours.
-        channels: features of each level, from the full picture down.
-        layers: residual blocks of a level on the way down; there is one more on the way up.
-        attention: heights of feature maps (in pixels) whose residual blocks are followed by self-attention; the middle
-            always has it.
-        head_width: features of an attention head; 0: one head.
-        groups: of group normalisation; fewer where that would leave less than two channels to a group, or cannot be.
-        rate: dropout in residual blocks.
-        norm_epsilon: added to the variance.
-        cos_first: whether the cosines of t come before the sines.
-        frequency_shift: the lowest frequency of t is 10000^(-(h - 1) / (h - shift)), h being half the features.
-        pad_evenly: whether a halving pads one pixel on every side, or only below and on the right.
-        symbols: classes that are embedded, with "no class" if it is one; 0: none.
-        remat: whether residual blocks and attention are computed again for gradients; see `zoo.nn.remat`.
+        symbols: classes that are embedded, including "no class" if there is one; 0: none.
     """
 
     height: int
     features_in: int
-    channels: tuple[int, ...]
-    layers: int
-    attention: tuple[int, ...] = ()
-    head_width: int = 0
-    groups: int = 32
-    rate: float = 0.0
-    norm_epsilon: float = 1e-5
-    cos_first: bool = True
-    frequency_shift: int = 0
-    pad_evenly: bool = True
     symbols: int = 0
-    remat: bool = False
 
     @property
     def embedding_width(self) -> int:
@@ -119,7 +142,7 @@ class ResidualBlock(nnx.Module):
     """Two convolutions beside a shortcut; see the module's docstring."""
 
     def __init__(self, s: UNetSettings, features_in: int, features_out: int, rngs: nnx.Rngs):
-        self.rate = s.rate
+        self.rate = s.dropout
         self.norm_in = s.norm(features_in, jax.nn.silu)
         self.conv_in = Conv(features_in, features_out, rngs=rngs)
         self.time = dense(s.embedding_width, features_out, rngs, activation=jax.nn.silu)

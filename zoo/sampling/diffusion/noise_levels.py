@@ -1,11 +1,11 @@
-"""The noise levels that a diffusion sampler visits, from the noisiest to none.
+"""Grids: the noise levels that a diffusion sampler visits, from the noisiest to the clean image.
 
-A model is trained at levels t = 0 .. T - 1 with signal alpha_bar[t] (`zoo.sampling.diffusion.noise_schedule`). A
-sampler visits few of them, or ones in between: the network is called at a fractional t, found by interpolating log
-sigma, where sigma = sqrt((1 - alpha_bar) / alpha_bar) is the noise beside a signal of scale 1.
+A model is trained at the times of a `Path` (`zoo.sampling.diffusion.noise_schedule`). A sampler visits few of them, or
+times in between, chosen by signal / noise; its inverse is the sigma of Karras et al. 2022, the noise beside a signal of
+scale 1.
 
-Grids are made on the host and have one shape whatever the number of steps, so that another number compiles nothing.
-A traced function takes them as arguments.
+Grids are made on the host and have one shape for any number of steps, so another number of steps compiles nothing.
+Compiled functions take them as arguments.
 """
 
 from typing import NamedTuple
@@ -13,114 +13,123 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from zoo.core.errors import UserError
+from zoo.sampling.diffusion.noise_schedule import Level, Path
 
 SIGMA_MAX = float(np.exp(5.1))
-"""Where EDM grids begin at most: half the log SNR is at least -5.1, where DPM-Solver's authors cut the cosine schedule.
+"""Upper limit of sigma on EDM grids: DPM-Solver's authors cut the cosine schedule at log(signal / noise) = -5.1.
 
-The linear schedule ends at sigma = 157, within it; the cosine one at 20,000, and a solver of the ODE would spend many
-of its steps where there is nothing but noise.
+The linear schedule ends at sigma = 157, below it. The cosine schedule ends at 20,000, where an ODE solver would spend
+many of its steps on pure noise; a straight path ends at infinity.
 """
 
 
 class Grid(NamedTuple):
-    """Noise levels k = 0 .. steps, of which the last is the clean picture, padded to T + 1."""
+    """Noise levels k = 0 .. steps, of which the last is the clean image; padded to T + 1 clean levels."""
 
     t: np.ndarray | jax.Array
-    """Where the network is called at each level, in [0, T - 1], perhaps fractional; 0 at the clean one. [T + 1]."""
-    alpha_bar: np.ndarray | jax.Array
-    """Signal of each level; 1 at the clean one. [T + 1]."""
+    """Time that the network receives at each level, in [0, T], may be fractional; 0 at the clean level. [T + 1]."""
+    signal: np.ndarray | jax.Array
+    """Factor of x_0 at each level; 1 at the clean level. [T + 1]."""
+    noise: np.ndarray | jax.Array
+    """Factor of eps at each level; 0 at the clean level. [T + 1]."""
     steps: np.ndarray | jax.Array
-    """How many steps lead through it, int32 []."""
+    """Number of steps, int32 []."""
+
+    def level(self, k: Int[Array, ""] | int) -> Level:
+        """Signal and noise at level k, scalars."""
+        return Level(jnp.asarray(self.signal)[k], jnp.asarray(self.noise)[k])
 
     def start(self, strength: float) -> int:
-        """The level at which a given picture enters: the noisiest with t below strength T.
+        """The level at which a given image enters: the noisiest with t below strength T.
 
         Args:
-            strength: 0 takes the picture as it is, 1 begins at the noisiest level; the noise between does not depend on
-                the kind of grid.
+            strength: 0 returns the clean level and 1 the noisiest; the amount of noise is the same on every grid.
+
+        Raises:
+            UserError: strength is not from 0 to 1.
         """
         if not 0 <= strength <= 1:
             raise UserError(f"strength is {strength}; it must be from 0 to 1")
         t = np.asarray(self.t)
-        return int(np.sum(t[: int(self.steps)] >= strength * (len(t) - 1)))
+        return 0 if strength == 1 else int(np.sum(t[: int(self.steps)] >= strength * (len(t) - 1)))
 
 
-def even_grid(alpha_bar: Float[Array | np.ndarray, " T"], steps: int) -> Grid:
-    """Levels evenly spaced in t from T - 1 to 0, for DDPM and DDIM.
+def even_grid(path: Path, steps: int) -> Grid:
+    """Levels evenly spaced in t, at whole times from the noisiest to the least noisy, for DDPM and DDIM.
 
-    Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", section 4; in diffusers
-    `timestep_spacing="linspace"`. One step goes from T - 1 to the clean picture at once.
+    Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", section 4; in diffusers
+    `timestep_spacing="linspace"`. A single step goes from the noisiest time to the clean image.
 
     Raises:
         UserError: fewer steps than 1 or more than T.
     """
-    n = check_steps(alpha_bar, steps)
-    t = np.round(np.linspace(n - 1, 0, steps))
-    return make_grid(t, np.asarray(alpha_bar, np.float64)[t.astype(int)], n)
+    check_steps(path, steps)
+    t = np.round(np.linspace(*path.ends, steps))
+    return make_grid(t, path.at(t), path.timesteps)
 
 
-def edm_grid(alpha_bar: Float[Array | np.ndarray, " T"], steps: int, rho: float = 7.0) -> Grid:
+def edm_grid(path: Path, steps: int, rho: float = 7.0) -> Grid:
     """Levels evenly spaced in sigma^(1 / rho), for solvers of the probability-flow ODE.
 
-    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5, from the
-    largest sigma of the schedule, but `SIGMA_MAX` at most, to its smallest; in diffusers `use_karras_sigmas=True`.
+    Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", equation 5, from the
+    largest sigma of the path, but `SIGMA_MAX` at most, to its smallest; in diffusers `use_karras_sigmas=True`.
 
     Raises:
         UserError: fewer steps than 1 or more than T.
     """
-    check_steps(alpha_bar, steps)
-    sigmas = _sigma(alpha_bar)
-    largest, smallest = min(sigmas[-1], SIGMA_MAX), sigmas[0]
+    check_steps(path, steps)
+    signal, noise = path.at(np.array(path.ends))
+    largest, smallest = 1 / np.maximum(signal / noise, 1 / SIGMA_MAX)
     sigma = np.linspace(largest ** (1 / rho), smallest ** (1 / rho), steps) ** rho
-    return _grid_at(sigma, alpha_bar)
+    return _grid_at(1 / sigma, path)
 
 
-def shifted(grid: Grid, alpha_bar: Float[Array | np.ndarray, " T"], shift: float) -> Grid:
-    """The same number of levels, crowded towards the noise: each sigma becomes about `shift` times as large.
+def shifted(grid: Grid, path: Path, shift: float) -> Grid:
+    """The same number of levels, moved towards the noise: each sigma becomes about `shift` times as large.
 
-    Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", section 5.3.2; there,
-    where the noisiest level has no signal at all, 1 / sigma is divided by the shift. Here the noisiest level stays what
-    it is: what is divided is by how much 1 / sigma exceeds the noisiest's. A shift of 1 gives the grid back.
+    Esser et al. 2024, "Scaling rectified flow transformers for high-resolution image synthesis", section 5.3.2: on a
+    path whose noisiest level has no signal, signal / noise is divided by the shift. In general the noisiest level stays
+    where it is, and the part of signal / noise above that of the noisiest level is divided.
     """
     if shift == 1:
         return grid
-    ratio = 1 / _sigma(np.asarray(grid.alpha_bar)[: int(grid.steps)])
-    return _grid_at(1 / (ratio[0] + (ratio - ratio[0]) / shift), alpha_bar)
+    signal, noise = (np.asarray(array, np.float64)[: int(grid.steps)] for array in (grid.signal, grid.noise))
+    ratio = signal / noise
+    return _grid_at(ratio[0] + (ratio - ratio[0]) / shift, path)
 
 
-def _sigma(alpha_bar: Float[Array | np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """The noise beside a signal of scale 1."""
-    signal = np.asarray(alpha_bar, np.float64)
-    return np.sqrt((1 - signal) / signal)
-
-
-def _grid_at(sigma: Float[np.ndarray, " steps"], alpha_bar: Float[Array | np.ndarray, " T"]) -> Grid:
-    """The grid of some levels in a schedule."""
-    n = len(alpha_bar)
-    return make_grid(np.interp(np.log(sigma), np.log(_sigma(alpha_bar)), np.arange(n)), 1 / (1 + sigma**2), n)
+def _grid_at(ratio: Float[np.ndarray, " steps"], path: Path) -> Grid:
+    """The grid of the levels with given signal / noise."""
+    t = path.time_of(ratio)
+    return make_grid(t, path.at(t), path.timesteps)
 
 
 def reverse(grid: Grid) -> Grid:
-    """The same levels from the clean picture to the noisiest, on which a solver of the ODE finds a picture's noise."""
+    """The same levels from the clean image to the noisiest, on which an ODE solver finds the noise of an image."""
     k = jnp.maximum(grid.steps - jnp.arange(grid.t.shape[0]), 0)
-    return Grid(jnp.asarray(grid.t)[k], jnp.asarray(grid.alpha_bar)[k], grid.steps)
+    t, signal, noise = (jnp.asarray(array)[k] for array in (grid.t, grid.signal, grid.noise))
+    return Grid(t, signal, noise, grid.steps)
 
 
-def check_steps(alpha_bar: Float[Array | np.ndarray, " T"], steps: int) -> int:
-    """T, where a grid of so many steps can be made."""
-    if not 1 <= steps <= len(alpha_bar):
-        raise UserError(f"steps is {steps}; it must be from 1 to {len(alpha_bar)}, the steps of the noise schedule")
-    return len(alpha_bar)
+def check_steps(path: Path, steps: int) -> None:
+    """Refuses a number of steps that the path does not have.
+
+    Raises:
+        UserError: fewer steps than 1 or more than T.
+    """
+    if not 1 <= steps <= path.timesteps:
+        raise UserError(f"steps is {steps}; it must be from 1 to {path.timesteps}, the steps of the noise schedule")
 
 
-def make_grid(t: Float[np.ndarray, " steps"], alpha_bar: Float[np.ndarray, " steps"], size: int) -> Grid:
-    """Adds the clean level and pads to `size` + 1 levels."""
+def make_grid(t: Float[np.ndarray, " steps"], level: Level, size: int) -> Grid:
+    """The grid of some times and their levels [steps], with the clean level added, padded to `size` + 1 levels."""
     padding = (0, size + 1 - len(t))
     return Grid(
         np.pad(t, padding).astype(np.float32),
-        np.pad(alpha_bar, padding, constant_values=1.0).astype(np.float32),
+        np.pad(level.signal, padding, constant_values=1.0).astype(np.float32),
+        np.pad(level.noise, padding).astype(np.float32),
         np.asarray(len(t), np.int32),
     )

@@ -1,16 +1,22 @@
-"""How much noise a picture holds after t steps, and the three things a network can predict of it.
+"""Paths from data to noise: how much signal and how much noise an image has at time t.
 
-Ho et al. 2020, "Denoising diffusion probabilistic models" (DDPM); Nichol and Dhariwal 2021, "Improved DDPM"; Salimans
-and Ho 2022, "Progressive distillation" (v). With alpha_t = 1 - beta_t and alpha_bar_t = alpha_1 ... alpha_t,
+Every diffusion model mixes an image x_0 with standard normal noise eps in known amounts,
 
-    q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)              DDPM, equation 4
-    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps                   eps ~ N(0, I)
-    v   = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
+    x_t = signal(t) x_0 + noise(t) eps
 
-Times are indices 0 .. T - 1 into a table of alpha_bar: index t is the paper's step t + 1, so no index is free of noise.
+DDPM's process (Ho et al. 2020, "Denoising diffusion probabilistic models") preserves the variance. With beta_t in T
+steps and alpha_bar_t = (1 - beta_1) ... (1 - beta_t),
+
+    q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)                                     (equation 4)
+    signal(t) = sqrt(alpha_bar_t),  noise(t) = sqrt(1 - alpha_bar_t)
+
+A straight path (Lipman et al. 2023, "Flow matching for generative modeling") has signal(t) = 1 - t / T and
+noise(t) = t / T. Samplers need a `Path` and nothing else about the process.
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +24,81 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 Schedule = Literal["linear", "cosine"]
-Prediction = Literal["eps", "x0", "v"]
 
 MAX_BETA = 0.999
-"""No step may destroy the picture wholly: the posterior would divide by zero (Improved DDPM, section 3.2)."""
+"""No step removes all signal, because the posterior would divide by zero (Improved DDPM, section 3.2)."""
+
+
+class Level(NamedTuple):
+    """A noise level: x_t = signal x_0 + noise eps."""
+
+    signal: Any
+    """Factor of x_0; scalar, or an array that broadcasts to images."""
+    noise: Any
+    """Factor of eps, of the same shape."""
+
+
+@runtime_checkable
+class Path(Protocol):
+    """A path from data to noise. Time grows with the noise and is what the network receives."""
+
+    @property
+    def timesteps(self) -> int:
+        """T: times lie in [0, T], and a sampler makes at most T steps."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The noisiest and the least noisy time at which the network is trained."""
+
+    def at(self, t: Float[Array | np.ndarray, "*s"]) -> Level:
+        """Signal and noise, each [*s], at times that may be fractional; float64 for NumPy arrays, float32 in JAX."""
+
+    def time_of(self, ratio: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """The times at which signal / noise equals `ratio`, clipped to `ends`."""
+
+
+@dataclass(frozen=True, eq=False)
+class VariancePreserving:
+    """DDPM's path: signal = sqrt(alpha_bar), noise = sqrt(1 - alpha_bar).
+
+    Times are indices into `alpha_bar`: t = 0 is the paper's step 1, so no time is free of noise. Between two indices,
+    log(signal / noise) is interpolated linearly.
+
+    Attributes:
+        alpha_bar: decreasing, strictly between 0 and 1; float64 [T].
+    """
+
+    alpha_bar: Float[np.ndarray, " T"]
+
+    @property
+    def timesteps(self) -> int:
+        return len(self.alpha_bar)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.timesteps - 1.0, 0.0
+
+    def at(self, t: Float[Array | np.ndarray, "*s"]) -> Level:
+        xp = np if isinstance(t, np.ndarray) else jnp
+        index, log_ratio = (table.astype(t.dtype) for table in (np.arange(self.timesteps), self._log_ratio))
+        log_snr = 2 * xp.interp(t, index, log_ratio)
+        # 1 - signal^2 would round small noise away in float32.
+        return Level(1 / xp.sqrt(1 + xp.exp(-log_snr)), 1 / xp.sqrt(1 + xp.exp(log_snr)))
+
+    def time_of(self, ratio: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        return np.interp(-np.log(ratio), -self._log_ratio, np.arange(self.timesteps))
+
+    @cached_property
+    def _log_ratio(self) -> Float[np.ndarray, " T"]:
+        return (np.log(self.alpha_bar) - np.log1p(-self.alpha_bar)) / 2
 
 
 def make_alpha_bar(schedule: Schedule, timesteps: int) -> Float[np.ndarray, " T"]:
     """alpha_bar after each of T steps, in float64.
 
-    linear: beta from 1e-4 to 0.02 at T = 1000 (DDPM, section 4), and in the same proportion more at fewer steps.
-    cosine: alpha_bar(u) ~ cos^2((u + 0.008) / 1.008 * pi / 2) at u = t / T (Improved DDPM, equation 17).
+    linear: beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T for other T.
+    cosine: alpha_bar(u) ~ cos^2((u + 0.008) / 1.008 * pi / 2) at u = t / T (Nichol and Dhariwal 2021, "Improved
+        denoising diffusion probabilistic models", equation 17).
     """
     if schedule == "linear":
         beta = np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps
@@ -40,66 +110,11 @@ def make_alpha_bar(schedule: Schedule, timesteps: int) -> Float[np.ndarray, " T"
 
 
 def spread_times(key: Key[Array, ""], rows: Int[Array, " b"], timesteps: int) -> Float[Array, " b"]:
-    """A time for each row, uniform over 0 .. T - 1, and evenly spread over any rows that follow each other.
+    """A time for each row: uniform over 0 .. T - 1, and evenly spread over consecutive rows.
 
-    Multiples of the golden ratio, all shifted by the same uniform number, modulo 1: the mean over a batch varies less
-    than with independent times (Kingma et al. 2021, "Variational diffusion models", appendix I, with a regular grid).
+    Multiples of the golden ratio, shifted by one uniform number, modulo 1: the mean over a batch varies less than with
+    independent times (Kingma et al. 2021, "Variational diffusion models", appendix I, with a regular grid).
     """
     offset = jax.random.bits(key, (), jnp.uint32)
     turns = rows.astype(jnp.uint32) * jnp.uint32(2654435769) + offset  # 2^32 / golden ratio; wraps at 2^32
     return jnp.floor((turns >> 8).astype(jnp.float32) / 2**24 * timesteps)
-
-
-def alpha_bar_at(alpha_bar: Float[Array, " T"], t: Float[Array, " b"]) -> Float[Array, " b"]:
-    """alpha_bar at times that may lie between two indices: the log of alpha_bar / (1 - alpha_bar) is interpolated."""
-    log_snr = jnp.log(alpha_bar) - jnp.log1p(-alpha_bar)
-    return jax.nn.sigmoid(jnp.interp(t, jnp.arange(len(alpha_bar), dtype=jnp.float32), log_snr))
-
-
-def _amplitudes(alpha_bar_t: Float[Array, " b"], x: Float[Array, "b h w c"]) -> tuple[jax.Array, jax.Array]:
-    """Of signal and noise: sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply x."""
-    ab = alpha_bar_t.reshape(-1, *(1,) * (x.ndim - 1))
-    return jnp.sqrt(ab), jnp.sqrt(1 - ab)
-
-
-def add_noise(
-    x_0: Float[Array, "b h w c"], eps: Float[Array, "b h w c"], alpha_bar_t: Float[Array, " b"]
-) -> Float[Array, "b h w c"]:
-    """x_t, drawn from q(x_t | x_0) where eps is standard normal."""
-    signal, noise = _amplitudes(alpha_bar_t, x_0)
-    return signal * x_0 + noise * eps
-
-
-def to_target(
-    prediction: Prediction, x_0: Float[Array, "b h w c"], eps: Float[Array, "b h w c"], alpha_bar_t: Float[Array, " b"]
-) -> Float[Array, "b h w c"]:
-    """What the network should put out."""
-    if prediction == "eps":
-        return eps
-    if prediction == "x0":
-        return x_0
-    signal, noise = _amplitudes(alpha_bar_t, x_0)
-    return signal * eps - noise * x_0
-
-
-def to_x_0(
-    prediction: Prediction,
-    output: Float[Array, "b h w c"],
-    x_t: Float[Array, "b h w c"],
-    alpha_bar_t: Float[Array, " b"],
-) -> Float[Array, "b h w c"]:
-    """The picture that the network's output stands for."""
-    signal, noise = _amplitudes(alpha_bar_t, x_t)
-    if prediction == "eps":
-        return (x_t - noise * output) / signal
-    if prediction == "x0":
-        return output
-    return signal * x_t - noise * output
-
-
-def to_eps(
-    x_0: Float[Array, "b h w c"], x_t: Float[Array, "b h w c"], alpha_bar_t: Float[Array, " b"]
-) -> Float[Array, "b h w c"]:
-    """The noise that, added to x_0, gives x_t."""
-    signal, noise = _amplitudes(alpha_bar_t, x_t)
-    return (x_t - signal * x_0) / noise

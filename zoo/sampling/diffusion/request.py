@@ -1,13 +1,13 @@
-"""What a diffusion model of pictures can be asked for, and the making of it with the samplers of `diffusion`.
+"""Requests to a diffusion model of images, and the images that they ask for.
 
-New pictures; a given picture made anew from part of its noise (SDEdit); the masked part of a picture filled in; the way
-between two pictures or two noises. Every picture can be shown as it comes out of the noise.
+New images; a given image made again from part of its noise (SDEdit); the masked part of an image filled in (RePaint);
+the path between two images or two noises. Each can be shown as a strip of denoising steps.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ from zoo.core.errors import UserError, require
 from zoo.core.family import Model, Request
 from zoo.data.images.files import read_mask
 from zoo.data.images.pixels import from_pixels, to_pixels
-from zoo.data.specs import ImageSpec
 from zoo.sampling.batches import in_batches
+from zoo.sampling.diffusion.guidance import NO_CLASS, ClassConditional, symbols_of_samples
 from zoo.sampling.diffusion.loop import SAMPLERS, encode, keep_known, part_noised, prior, sample
 from zoo.sampling.diffusion.noise_levels import Grid, shifted
+from zoo.sampling.diffusion.noise_schedule import Path
 from zoo.sampling.diffusion.rules import Denoiser, heun
 from zoo.sampling.latent_paths import slerp
 from zoo.sampling.starting_images import given_pictures
@@ -32,67 +33,60 @@ from zoo.sampling.starting_images import given_pictures
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpm++"]
 
 BATCH_SIZE = 128
-NO_CLASS = "none"
+"""Images that are denoised together."""
 
 
 @runtime_checkable
-class Diffusion(Protocol):
-    """A family whose network takes noise off pictures; hashable, since it is compiled in."""
+class Diffusion(ClassConditional, Protocol):
+    """A family whose network denoises images; hashable, because it is a static argument of compiled functions."""
 
     @property
-    def alpha_bar(self) -> np.ndarray:
-        """The noise schedule, [T]."""
-
-    def guidable(self, spec: ImageSpec) -> bool:
-        """Whether the network was trained with and without classes."""
+    def path(self) -> Path:
+        """Signal and noise at each time."""
 
     def denoiser(self, state: Any, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
-        """The network as the samplers take it.
+        """The network in the form that samplers take.
 
         Args:
             state: holds the network.
-            symbol: the class of each row; the number of classes stands for none. Ignored by a network without classes.
+            symbol: the class of each row; the number of classes means no class. Ignored by a network without classes.
             guidance: scale of classifier-free guidance.
         """
 
-    def classes(self, spec: ImageSpec) -> tuple[str, ...]:
-        """Names of the classes that the network knows."""
-
 
 @dataclass(frozen=True)
-class PictureRequest(Request):
-    """Pictures to make."""
+class DiffusionRequest(Request):
+    """A request for images."""
 
     n: Annotated[int, Ge(1)] = 16
-    """How many samples to make."""
+    """Number of samples."""
     sampler: SamplerName = "ddim"
     """ddpm: ancestral sampling; ddim: its deterministic form, with noise by eta; euler, heun: solvers of the ODE on the
     EDM grid; dpm++: DPM-Solver++(2M)."""
     steps: Annotated[int, Ge(1)] = 50
-    """How many noise levels to go through, at most those of the schedule; heun calls the network twice at each."""
+    """Number of noise levels, at most those of the schedule; heun calls the network twice at each."""
     eta: Annotated[float, Ge(0), Le(1)] = 0.0
-    """For ddim: share of the ancestral noise put back at each step; 0: none, 1: as ddpm."""
+    """For ddim: share of the ancestral noise that is added again at each step; 0: none, 1: as ddpm."""
     shift: Annotated[float, Gt(0), Lt(np.inf)] = 1.0
-    """Above 1, more of the levels lie where there is much noise, and what a picture shows is decided."""
+    """Above 1, more of the levels are at high noise, where the content of an image is decided."""
     guidance: float = 1.0
     """Scale g of classifier-free guidance, eps_u + g (eps_c - eps_u); 1: plain conditional sampling."""
     label: str = ""
-    """Class of the pictures, by name or number, or 'none'; empty: each class in turn, and no class where a picture is
-    given."""
+    """Class of the images, by name or number, or 'none'; empty: each class in turn, or none if an image is given."""
     image: tuple[str, ...] = ()
-    """Pictures to start from: files, or numbers of held-out ones. One or more for image-to-image (sample i starts from
+    """Images to start from: files, or numbers of held-out ones. One or more for image-to-image (sample i starts from
     the i-th, in turn) and with a mask; two to interpolate between."""
     strength: Annotated[float, Ge(0), Le(1)] = 0.6
-    """How much of the way to pure noise a given picture is taken before it is denoised, from 0 to 1; without a mask."""
+    """How much noise a given image gets before it is denoised, from 0 to 1 (pure noise); without a mask."""
     mask: str = ""
-    """A black and white picture of the model's size: what is white is painted anew, the rest stays as in the image."""
+    """A black and white image of the model's size: its white part is filled in, the rest stays as in the image."""
     repeats: Annotated[int, Ge(1)] = 1
-    """With a mask: how often each step is made, its noise put back in between, so that what is painted comes to agree
-    with the rest (RePaint's U, there 10); the time grows with it."""
+    """With a mask: number of times that each step is made, its noise added again in between, which makes new pixels
+    consistent with the rest (RePaint's U, there 10); the time grows in proportion."""
     interpolate: int = 0
-    """Show this many pictures on the way between two noises, or between two given pictures."""
+    """Number of images on the path between two noises, or between two given images; 0: no interpolation."""
     strip: int = 0
-    """Show the denoising of each sample in this many pictures: the noisy ones above what the network takes them for."""
+    """Number of frames that show the denoising of each sample: noisy images above, estimates of x_0 below; 0: none."""
 
     def __post_init__(self) -> None:
         require(
@@ -106,129 +100,156 @@ class PictureRequest(Request):
         if self.eta and self.sampler != "ddim":
             raise UserError(f"eta is {self.eta}, which is a setting of the sampler ddim and not of {self.sampler}")
         if self.mask and len(self.image) < 1:
-            raise UserError("mask says what to paint anew of a picture: give the picture by --image")
+            raise UserError("mask selects the part of an image that is filled in: give the image with --image")
         if self.mask and self.interpolate:
             raise UserError("mask and interpolate are two different tasks: give one of them")
         if self.strip and self.interpolate:
-            raise UserError("strip and interpolate are two different pictures: give one of them")
+            raise UserError("strip and interpolate are two different outputs: give one of them")
         if self.interpolate and self.image:
-            if len(self.image) != 2:
-                raise UserError(f"interpolate goes between two pictures, and image names {len(self.image)}")
-            if self.sampler not in ("heun", "dpm++"):
-                raise UserError(
-                    f"interpolate finds the noise of the given pictures, from which the sampler {self.sampler} does "
-                    "not come back to them: give --sampler heun or dpm++"
-                )
-            if self.guidance != 1:
-                raise UserError(f"guidance is {self.guidance:g}; between given pictures it must be 1")
+            self._check_ends()
+
+    def _check_ends(self) -> None:
+        """Refuses what cannot interpolate between given images."""
+        if len(self.image) != 2:
+            raise UserError(f"image names {len(self.image)} images; interpolate needs two")
+        if self.sampler not in ("heun", "dpm++"):
+            raise UserError(
+                f"sampler is {self.sampler}, which does not reproduce given images from their noise; to interpolate "
+                "between them it must be heun or dpm++"
+            )
+        if self.guidance != 1:
+            raise UserError(f"guidance is {self.guidance:g}; to interpolate between given images it must be 1")
 
 
-def sample_pictures(
+class Settings(NamedTuple):
+    """Settings of a sampler that are arguments of the compiled function, so that other values compile nothing."""
+
+    grid: Grid
+    key: Key[Array, ""]
+    eta: Float[Array, ""]
+    guidance: Float[Array, ""]
+    kept: Bool[Array, "h w 1"] | None
+    """With a mask: the pixels that stay."""
+    repeats: Int[Array, ""] | None
+    """With a mask: number of times that each step is made."""
+
+
+class Start(NamedTuple):
+    """A batch of images before the first step."""
+
+    x: Float[Array, "b h w c"]
+    """Noisy images at level `level`."""
+    rows: Int[Array, " b"]
+    """Each row's index among all samples."""
+    symbol: Int[Array, " b"]
+    """Each row's class as the network takes it."""
+    level: Int[Array, ""] | int = 0
+    x_0: Float[Array, "b h w c"] | None = None
+    """With a mask: the images whose pixels stay."""
+
+
+def sample_images(
     family: Diffusion,
     model: Model,
-    request: PictureRequest,
-    key: jax.Array,
+    request: DiffusionRequest,
+    key: Key[Array, ""],
     classes: Int[np.ndarray, " n"] | None = None,
 ) -> list[Image]:
-    """Makes what is asked for.
+    """Makes the images of a request.
 
     Args:
         family: the model family.
-        model: the trained model; held-out pictures are taken from its data.
-        request: what is asked for.
+        model: the trained model; held-out images are taken from its data.
+        request: what to make.
         key: sample i draws from fold_in(key, i).
-        classes: of each sample, where the request names none; None: each class in turn.
+        classes: classes of the samples, for a request without a label; None: each class in turn.
 
     Returns:
-        An image a sample; a strip or an interpolation is one image.
+        One image per sample; a strip or an interpolation is one image.
+
+    Raises:
+        UserError: the model cannot meet the request.
     """
-    spec, shape = model.spec, (model.spec.height, model.spec.width, model.spec.channels)
-    grid = SAMPLERS[request.sampler].make_grid(family.alpha_bar, request.steps)
-    levels = shifted(grid, family.alpha_bar, request.shift)
-    label_of = _labels(family, spec, request, classes)
+    spec = model.spec
+    label = request.label or (NO_CLASS if request.image else "")
+    symbol_of = symbols_of_samples(family, spec, label, request.guidance, classes)
+    grid = shifted(SAMPLERS[request.sampler].make_grid(family.path, request.steps), family.path, request.shift)
     given = given_pictures(request.image, model) if request.image else None
-    kept = ~read_mask(request.mask, spec) if request.mask else None
-    walk = partial(
-        _walk, family, request.sampler, request.strip, model.state, grid=levels, key=key, eta=jnp.float32(request.eta),
-        guidance=jnp.float32(request.guidance), kept=kept, repeats=jnp.int32(request.repeats) if request.mask else None,
-    )  # fmt: skip
-
+    settings = Settings(
+        grid=grid,
+        key=key,
+        eta=jnp.float32(request.eta),
+        guidance=jnp.float32(request.guidance),
+        kept=jnp.asarray(~read_mask(request.mask, spec)) if request.mask else None,
+        repeats=jnp.int32(request.repeats) if request.mask else None,
+    )
+    walk = partial(_walk, family, request.sampler, request.strip, model.state, settings)
+    shape = (spec.height, spec.width, spec.channels)
     if request.interpolate:
-        return _interpolations(family, model.state, request, levels, given, key, shape, label_of, walk)
-
-    def make(rows: jax.Array) -> jax.Array:
-        x_0 = None if given is None else from_pixels(jnp.asarray(given[np.asarray(rows) % len(given)]))
-        start = jnp.int32(0)
-        if x_0 is None or kept is not None:
-            x = _prior(key, rows, shape)
-        else:
-            start = jnp.int32(levels.start(request.strength))
-            x = _part_noised(x_0, levels, start, key, rows)
-        return walk(x=x, x_0=None if kept is None else x_0, rows=rows, symbol=label_of(np.asarray(rows)), start=start)
-
-    made = in_batches(make, request.n, BATCH_SIZE)
+        ends = None if given is None else _encode(family, model.state, given, grid, symbol_of(np.arange(2)))
+        return _interpolations(request, shape, ends, key, symbol_of, walk)
+    start = partial(_start, request, settings, shape, given)
+    made = in_batches(lambda rows: walk(start(rows, symbol_of(np.asarray(rows)))), request.n, BATCH_SIZE)
     if not request.strip:
         return [Image(pixels) for pixels in made]
     return [sheet(frames, "strip") for frames in made]
 
 
-def _interpolations(
-    family: Diffusion,
-    state: Any,
-    request: PictureRequest,
-    levels: Grid,
-    given: UInt8[np.ndarray, "2 h w c"] | None,
-    key: Key[Array, ""],
+def _start(
+    request: DiffusionRequest,
+    settings: Settings,
     shape: tuple[int, ...],
-    label_of: Callable[[np.ndarray], jax.Array],
-    walk: Callable[..., jax.Array],
+    given: UInt8[np.ndarray, "n h w c"] | None,
+    rows: Int[Array, " b"],
+    symbol: Int[Array, " b"],
+) -> Start:
+    """Pure noise, or given images with the noise of the requested strength."""
+    if given is None:
+        return Start(_prior(settings.key, rows, shape), rows, symbol, jnp.int32(0))
+    x_0 = from_pixels(jnp.asarray(given[np.asarray(rows) % len(given)]))
+    if request.mask:
+        return Start(_prior(settings.key, rows, shape), rows, symbol, jnp.int32(0), x_0)
+    level = jnp.int32(settings.grid.start(request.strength))
+    return Start(_part_noised(x_0, settings.grid, level, settings.key, rows), rows, symbol, level)
+
+
+def _interpolations(
+    request: DiffusionRequest,
+    shape: tuple[int, ...],
+    ends: Float[Array, "2 h w c"] | None,
+    key: Key[Array, ""],
+    symbol_of: Callable[[np.ndarray], jax.Array],
+    walk: Callable[[Start], jax.Array],
 ) -> list[Image]:
-    """Rows of pictures, each from one noise or picture to another along the arc between their noises."""
+    """Rows of images, each made from points on the arc between two noises: `ends`, or noises of the sample's own."""
     frames = request.interpolate
-    if given is not None:
-        no_class = label_of(np.arange(2))
-        ends = _encode(family, state, from_pixels(jnp.asarray(given)), levels, no_class)
 
     def make(places: jax.Array) -> jax.Array:
         rows, weight = places // frames, (places % frames) / (frames - 1)
-        if given is None:
-            z = [_prior(k, rows, shape) for k in (key, jax.random.split(key)[1])]  # from the sample's own
+        if ends is None:
+            z = [_prior(k, rows, shape) for k in (key, jax.random.split(key)[1])]  # begins with the sample's own noise
         else:
             z = [jnp.broadcast_to(end[None], (len(rows), *shape)) for end in ends]
-        x, symbol = _between(*z, weight), label_of(np.asarray(rows))
-        return walk(x=x, x_0=None, rows=rows, symbol=symbol, start=jnp.int32(0))
+        return walk(Start(_between(*z, weight), rows, symbol_of(np.asarray(rows)), jnp.int32(0)))
 
-    made = in_batches(make, (1 if given is not None else request.n) * frames, BATCH_SIZE)
+    made = in_batches(make, (request.n if ends is None else 1) * frames, BATCH_SIZE)
     return [sheet(way, "interpolation") for way in rearrange(made, "(n f) h w c -> n 1 f h w c", f=frames)]
 
 
 @partial(jax.jit, static_argnames=("family", "sampler", "frames"))
 def _walk(
-    family: Diffusion,
-    sampler: SamplerName,
-    frames: int,
-    state: Any,
-    *,
-    x: Float[Array, "b h w c"],
-    grid: Grid,
-    key: Key[Array, ""],
-    rows: Int[Array, " b"],
-    start: Int[Array, ""],
-    eta: Float[Array, ""],
-    guidance: Float[Array, ""],
-    symbol: Int[Array, " b"],
-    x_0: Float[Array, "b h w c"] | None,
-    kept: Bool[Array, "h w 1"] | None,
-    repeats: Int[Array, ""] | None,
+    family: Diffusion, sampler: SamplerName, frames: int, state: Any, settings: Settings, start: Start
 ) -> UInt8[Array, "b ..."]:
-    """From noise to pictures [b h w c]; with frames, to strips [b 2 f h w c] of x_t and x_0."""
-    denoise = family.denoiser(state, symbol, guidance)
-    constrain = (
-        None if kept is None or x_0 is None else keep_known(x_0, repeat(kept, "h w 1 -> b h w 1", b=len(rows)), grid)
-    )
+    """From noise to images [b h w c]; with frames, to strips [b 2 f h w c] of x_t and x_0."""
+    denoise = family.denoiser(state, start.symbol, settings.guidance)
+    constrain = None
+    if settings.kept is not None and start.x_0 is not None:
+        kept = repeat(settings.kept, "h w 1 -> b h w 1", b=len(start.rows))
+        constrain = keep_known(start.x_0, kept, settings.grid)
     made, strip = sample(
-        SAMPLERS[sampler].rule, denoise, x, grid, key, rows, eta=eta, start=start, constrain=constrain,
-        repeats=1 if repeats is None else repeats, frames=frames,
+        SAMPLERS[sampler].rule, denoise, start.x, settings.grid, settings.key, start.rows, eta=settings.eta,
+        start=start.level, constrain=constrain, repeats=1 if settings.repeats is None else settings.repeats,
+        frames=frames,
     )  # fmt: skip
     if not frames:
         return to_pixels(made)
@@ -244,61 +265,17 @@ _part_noised = jax.jit(part_noised)
 def _between(
     z_1: Float[Array, "b h w c"], z_2: Float[Array, "b h w c"], weight: Float[Array, " b"]
 ) -> Float[Array, "b h w c"]:
-    """From noise z_1 (weight 0) to z_2 (weight 1) along the arc between them, which keeps the length noise must have.
+    """From noise z_1 (weight 0) to z_2 (weight 1) along the arc between them, which preserves the norm of noise.
 
-    Song et al. 2021, "Denoising Diffusion Implicit Models", appendix D.5.
+    Song et al. 2021, "Denoising diffusion implicit models", appendix D.5.
     """
     begin, end = (rearrange(z, "b h w c -> b (h w c)") for z in (z_1, z_2))
     return slerp(begin, end, weight[:, None]).reshape(z_1.shape)
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(family: Diffusion, state: Any, x_0: jax.Array, grid: Grid, symbol: jax.Array) -> jax.Array:
-    """The noise of given pictures."""
-    return encode(heun, family.denoiser(state, symbol, jnp.float32(1.0)), x_0, grid)
-
-
-def check_guidance(family: Diffusion, spec: ImageSpec, guidance: float) -> None:
-    """Refuses guidance, any scale but 1, of a model that cannot be guided.
-
-    Raises:
-        UserError: the network was trained without classes, or with nothing else.
-    """
-    if guidance == 1:
-        return
-    if not family.classes(spec):
-        raise UserError(f"guidance is {guidance:g}, but the model was trained without classes; only 1 is possible")
-    if not family.guidable(spec):
-        raise UserError(
-            f"guidance is {guidance:g}, but the model was trained with label-dropout 0 and knows no pictures without a "
-            "class; only 1 is possible"
-        )
-
-
-def _labels(
-    family: Diffusion, spec: ImageSpec, request: PictureRequest, classes: Int[np.ndarray, " n"] | None
-) -> Callable[[np.ndarray], jax.Array]:
-    """Turns samples' numbers into their classes, as the network takes them."""
-    count, label = len(family.classes(spec)), request.label
-    if not count:
-        if label and label != NO_CLASS:
-            raise UserError(f"label is {label!r}, but the model was trained without classes")
-        check_guidance(family, spec, request.guidance)
-        return lambda rows: jnp.zeros(rows.shape, jnp.int32)
-    if label == NO_CLASS or (not label and request.image):
-        chosen = count
-    elif label:
-        chosen = spec.class_number(label)
-    else:
-        chosen = -1
-    if chosen == count and not family.guidable(spec):
-        raise UserError(
-            "the model was trained with label-dropout 0 and knows no pictures without a class: give a class by --label"
-        )
-    check_guidance(family, spec, request.guidance)
-    if request.guidance != 1 and chosen == count:
-        raise UserError(f"guidance is {request.guidance:g}, and there is no class to guide to: give --label")
-    if chosen >= 0:
-        return lambda rows: jnp.full(rows.shape, chosen, jnp.int32)
-    order = np.arange(count) if classes is None else classes
-    return lambda rows: jnp.asarray(order[rows % len(order)], jnp.int32)
+def _encode(
+    family: Diffusion, state: Any, given: UInt8[Array | np.ndarray, "b h w c"], grid: Grid, symbol: Int[Array, " b"]
+) -> Float[Array, "b h w c"]:
+    """The noise of given images."""
+    return encode(heun, family.denoiser(state, symbol, jnp.float32(1.0)), from_pixels(jnp.asarray(given)), grid)

@@ -1,11 +1,11 @@
 """One step of a diffusion sampler: DDPM, DDIM, and three solvers of the probability-flow ODE.
 
-A rule leads pictures from level k of a grid (`zoo.sampling.diffusion.noise_levels`) to level k + 1. `here` and
-`there` are alpha_bar at the two levels, x_t the pictures, and (x_0, eps) what the network says of them, which agree:
+A rule moves images from level k of a grid (`zoo.sampling.diffusion.noise_levels`) to level k + 1. `here` and `there`
+are the two levels, x_t are the images at level k, and (x_0, eps) the network's estimates, which satisfy
 
-    x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
+    x_t = here.signal x_0 + here.noise eps
 
-`zoo.sampling.diffusion.loop` is the loop. Letters in shapes: b rows, h w c picture.
+`zoo.sampling.diffusion.loop` is the loop. Letters in shapes: b rows, h w c image.
 """
 
 from collections.abc import Callable
@@ -16,22 +16,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo.sampling.diffusion.noise_levels import Grid
+from zoo.sampling.diffusion.noise_schedule import Level
 
 Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""(x_t [b h w c], t [b], perhaps fractional) -> (x_0 [b h w c], eps [b h w c]), with x_t made of them in t's shares."""
+"""(x_t [b h w c], t [b], may be fractional) -> estimates (x_0 [b h w c], eps [b h w c]) that mix to x_t at time t."""
 
 
 class Now(NamedTuple):
-    """Where a sampler stands before a step."""
+    """The state of a sampler before a step."""
 
     x_t: jax.Array
-    """The pictures at level k, [b h w c]."""
+    """The images at level k, [b h w c]."""
     k: jax.Array
     """The level, int32 []."""
     first: jax.Array
-    """Whether no step went before, bool []."""
+    """Whether this is the first step, bool []."""
     x_0_before: jax.Array
-    """The estimate of x_0 that the step before went by, [b h w c]."""
+    """The estimate of x_0 in the previous step, [b h w c]."""
     z: jax.Array
     """Standard normal noise for this step, [b h w c]."""
     eta: jax.Array
@@ -39,95 +40,104 @@ class Now(NamedTuple):
 
 
 Rule = Callable[[Denoiser, Grid, Now], tuple[jax.Array, jax.Array]]
-"""(denoiser, grid, where it stands) -> (x at level k + 1, the x_0 it went by)."""
+"""(denoiser, grid, state) -> (x at level k + 1, the estimate of x_0 that the step used)."""
 
 
 def ddpm(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
     """Ancestral sampling from q(x_next | x_t, x_0).
 
-    Ho et al. 2020, "Denoising Diffusion Probabilistic Models", equations 6 and 7, with the posterior's own variance. On
-    a grid of fewer levels beta is that of the whole stride.
+    Ho et al. 2020, "Denoising diffusion probabilistic models", equations 6 and 7, with the posterior's variance. On a
+    grid with fewer levels than T, beta is that of the whole stride.
     """
-    here, there = levels(grid, now.k)
+    here, there = levels(grid, now)
     x_0, _ = estimate(denoise, grid, now.k, now.x_t)
-    beta = (there - here) / there
-    mean = jnp.sqrt(there) * beta / (1 - here) * x_0 + jnp.sqrt(1 - beta) * (1 - there) / (1 - here) * now.x_t
-    return mean + jnp.sqrt((1 - there) / (1 - here) * beta) * now.z, x_0
+    scale, variance = forward(there, here)
+    mean = there.signal * variance / here.noise**2 * x_0 + scale * (there.noise / here.noise) ** 2 * now.x_t
+    return mean + jnp.sqrt(variance) * there.noise / here.noise * now.z, x_0
 
 
 def ddim(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
-    """Song et al. 2021, "Denoising Diffusion Implicit Models", equations 12 and 16.
+    """Song et al. 2021, "Denoising diffusion implicit models", equations 12 and 16.
 
     eta = 0 is deterministic and the same step as `euler`; eta = 1 is `ddpm`.
     """
-    here, there = levels(grid, now.k)
+    here, there = levels(grid, now)
     x_0, eps = estimate(denoise, grid, now.k, now.x_t)
-    variance = now.eta**2 * (1 - there) / (1 - here) * (there - here) / there
-    direction = jnp.sqrt(jnp.maximum(1 - there - variance, 0.0)) * eps
-    return jnp.sqrt(there) * x_0 + direction + jnp.sqrt(variance) * now.z, x_0
+    deviation = now.eta * jnp.sqrt(forward(there, here)[1]) * there.noise / here.noise
+    direction = jnp.sqrt(jnp.maximum(there.noise**2 - deviation**2, 0.0)) * eps
+    return there.signal * x_0 + direction + deviation * now.z, x_0
 
 
 def euler(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
-    """One straight step of the probability-flow ODE, d x / d sigma = eps in x = x_t / sqrt(alpha_bar).
+    """An Euler step of the probability-flow ODE, d x / d sigma = eps in x = x_t / signal, sigma = noise / signal.
 
-    Karras et al. 2022, algorithm 1 without its lines 6 to 8. It is DDIM's step; what differs is the grid.
+    Karras et al. 2022, algorithm 1 without its lines 6 to 8. The step is DDIM's; the grid differs.
     """
-    _, there = levels(grid, now.k)
+    _, there = levels(grid, now)
     x_0, eps = estimate(denoise, grid, now.k, now.x_t)
-    return jnp.sqrt(there) * x_0 + jnp.sqrt(1 - there) * eps, x_0
+    return there.signal * x_0 + there.noise * eps, x_0
 
 
 def heun(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
-    """The same ODE along the mean of the slopes at both ends of the step, with one call more of the network.
+    """A step of the same ODE along the mean of the slopes at both its ends, with two calls of the network.
 
-    Karras et al. 2022, algorithm 1. The last step is Euler's: at the clean level there is no slope.
+    Karras et al. 2022, algorithm 1. The last step is Euler's: the clean level has no slope.
     """
-    here, there = levels(grid, now.k)
-    calls = jnp.where(there < 1, 2, 1)
+    here, there = levels(grid, now)
+    calls = jnp.where(there.noise > 0, 2, 1)
 
     def step(eps: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_0 = (now.x_t - jnp.sqrt(1 - here) * eps) / jnp.sqrt(here)
-        return jnp.sqrt(there) * x_0 + jnp.sqrt(1 - there) * eps, x_0
+        x_0 = (now.x_t - here.noise * eps) / here.signal
+        return there.signal * x_0 + there.noise * eps, x_0
 
     def call(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, eps_sum = carry
         eps_sum = eps_sum + estimate(denoise, grid, now.k + i, x)[1]
         return step(eps_sum / (i + 1))[0], eps_sum
 
-    # A loop, and not two calls one after the other, so that the network is compiled once.
+    # A loop rather than two calls in a row, so that the network is compiled once.
     _, eps_sum = jax.lax.fori_loop(0, calls, call, (now.x_t, jnp.zeros_like(now.x_t)))
     return step(eps_sum / calls)
 
 
 def dpm_solver_pp(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
-    """DPM-Solver++(2M): x_0 is extrapolated in lambda = -log sigma from the step before and this one.
+    """DPM-Solver++(2M): x_0 is extrapolated in lambda = -log sigma from the previous step and this one.
 
-    Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", algorithm 2. The
-    first step is of first order, having none before it, and so is the last, which leads to an infinite lambda.
+    Lu et al. 2022, "DPM-Solver++: Fast solver for guided sampling of diffusion probabilistic models", algorithm 2. The
+    first step is of first order, because no step precedes it; so is the last, where lambda is infinite.
     """
-    here, there = levels(grid, now.k)
+    here, there = levels(grid, now)
     x_0, _ = estimate(denoise, grid, now.k, now.x_t)
-    sigma_before, sigma, sigma_next = (noise_ratio(grid.alpha_bar[now.k + i]) for i in (-1, 0, 1))
+    sigma_before, sigma, sigma_next = (noise_ratio(level) for level in (grid.level(now.k - 1), here, there))
     h = jnp.log(sigma) - jnp.log(jnp.maximum(sigma_next, 1e-20))
     h_before = jnp.where(now.first, 1.0, jnp.log(sigma_before) - jnp.log(sigma))
-    weight = jnp.where(now.first | (there == 1), 0.0, h / (2 * h_before))
+    weight = jnp.where(now.first | (there.noise == 0), 0.0, h / (2 * h_before))
     extrapolated = x_0 + weight * (x_0 - now.x_0_before)
     shrink = sigma_next / sigma  # e^-h
-    # The paper's sigma_t is sqrt(1 - alpha_bar).
-    x_next = jnp.sqrt((1 - there) / (1 - here)) * now.x_t + jnp.sqrt(there) * (1 - shrink) * extrapolated
-    return x_next, x_0
+    return there.noise / here.noise * now.x_t + there.signal * (1 - shrink) * extrapolated, x_0
 
 
-def levels(grid: Grid, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """alpha_bar at level k and at the next."""
-    return grid.alpha_bar[k], grid.alpha_bar[k + 1]
+def levels(grid: Grid, now: Now) -> tuple[Level, Level]:
+    """The levels at which a step begins and ends."""
+    return grid.level(now.k), grid.level(now.k + 1)
 
 
-def noise_ratio(alpha_bar: Float[Array, ""]) -> Float[Array, ""]:
+def forward(clean: Level, noisy: Level) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(scale, variance) of q(x_noisy | x_clean) = N(scale x_clean, variance I), from one level to a noisier one.
+
+    Kingma et al. 2021, "Variational diffusion models", appendix A. In DDPM they are sqrt(1 - beta_t) and beta_t from
+    step t - 1 to t.
+    """
+    scale = noisy.signal / clean.signal
+    # Levels that float32 cannot tell apart could have a variance below 0.
+    return scale, jnp.maximum(noisy.noise**2 - (scale * clean.noise) ** 2, 0.0)
+
+
+def noise_ratio(level: Level) -> Float[Array, ""]:
     """Sigma, the noise beside a signal of scale 1."""
-    return jnp.sqrt((1 - alpha_bar) / alpha_bar)
+    return level.noise / level.signal
 
 
 def estimate(denoise: Denoiser, grid: Grid, k: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The network's x_0 and eps of pictures at level k."""
+    """The network's x_0 and eps for images at level k."""
     return denoise(x, jnp.broadcast_to(grid.t[k], x.shape[:1]))

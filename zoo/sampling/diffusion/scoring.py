@@ -1,0 +1,71 @@
+"""Settings for scoring a diffusion model, and the scores of its samples."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Array, Int, Key, UInt8
+
+from zoo.core.data import DataSet
+from zoo.core.family import Metrics, Model
+from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
+from zoo.sampling.diffusion.guidance import check_guidance, known_classes
+from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerName, sample_images
+
+
+@dataclass(frozen=True)
+class DiffusionScoring(ImageScoring):
+    """How a diffusion model is scored."""
+
+    sampler: SamplerName = "ddim"
+    """The sampler of the samples that are scored."""
+    steps: int = 50
+    """Number of its steps."""
+    eta: float = 0.0
+    """ddim: share of the ancestral noise in each step; 0: none."""
+    shift: float = 1.0
+    """Above 1, more of the steps are at high noise levels."""
+    guidance: float = 1.0
+    """Scale g of classifier-free guidance; 1: plain conditional sampling. Classes are drawn as in the reference."""
+    bound_images: int = 0
+    """Number of held-out images for the full variational bound, over every t (1000 calls of the network per image); 0:
+    none. `bits_per_dim` estimates it from one t per image. A conditional model's bound is of p(x | y)."""
+    sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "shift", "guidance")  # stored with the scores
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.request(n=1)  # fails before training or scoring if the sampler refuses the settings
+
+    def request(self, n: int) -> DiffusionRequest:
+        """The request for n samples."""
+        return DiffusionRequest(n=n, **self.recorded)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The sampler's settings by name."""
+        return {name: getattr(self, name) for name in self.sampling}
+
+    def check(self, family: Any, spec: Any) -> dict[str, str]:
+        check_guidance(family, spec, self.guidance)
+        return super().check(family, spec)
+
+
+def score_images(
+    family: Diffusion, model: Model, data: DataSet, scoring: DiffusionScoring, key: Key[Array, ""]
+) -> Metrics:
+    """FID, KID, precision, recall and more of samples, with the settings of the sampler; see `score_samples`.
+
+    Args:
+        family: the model family.
+        model: the trained model.
+        data: its held-out images are the reference.
+        scoring: how the samples are made and compared.
+        key: source of all noise and of the order of the classes.
+    """
+
+    def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+        made = sample_images(family, model, scoring.request(len(classes)), key, classes)
+        return np.stack([image.pixels for image in made])
+
+    about = scoring.recorded | drawn_classes(known_classes(family, model.spec))
+    return score_samples(make, data, scoring, about, key)
