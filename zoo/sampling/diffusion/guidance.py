@@ -8,7 +8,7 @@ A network with classes has one symbol more than there are classes; the last mean
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ NO_CLASS = "none"
 """The label that asks for images without a class."""
 
 
+@runtime_checkable
 class ClassConditional(Protocol):
     """A family that can be trained with classes."""
 
@@ -134,7 +135,7 @@ def symbols_of_samples(
     return lambda rows: jnp.asarray(order[rows % len(order)], jnp.int32)
 
 
-def _check_no_class(family: Any, spec: ImageSpec, guidance: float) -> None:
+def _check_no_class(family: ClassConditional, spec: ImageSpec, guidance: float) -> None:
     if not guidable(family, spec):
         raise UserError(
             "the model was trained with label-dropout 0 and never without a class: give a class with --label"
