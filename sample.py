@@ -61,7 +61,7 @@ def main() -> None:
 
     watched = not asked.out and not asked.json and asked.request.n == 1
     with to_console():
-        artifacts = deliver(trained.sample(asked.seed, stream if watched else None, **vars(asked.request)))
+        artifacts = deliver(trained.sample(asked.seed, stream if watched else None, asked.request))
     if asked.out:
         for written in write_artifacts(Path(asked.out), artifacts):
             print(written)

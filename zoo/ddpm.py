@@ -22,7 +22,6 @@ Pictures are [b h w c] from -1 to 1. Times are indices: t = 0 is the paper's t =
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
@@ -344,9 +343,7 @@ class DDPM(Family):
         x_0 = to_x_0(self.prediction, output, x_t, alpha_bar_t)
         return jnp.clip(x_0, -1.0, 1.0) if self.clip else x_0
 
-    def sample(
-        self, model: Model, request: PictureRequest, key: jax.Array, stream: Callable[[str], None] | None = None
-    ) -> Artifacts:
+    def sample(self, model: Model, request: PictureRequest, key: jax.Array) -> Artifacts:
         return sample_pictures(self, model, request, key)
 
 

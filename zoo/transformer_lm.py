@@ -314,13 +314,16 @@ class TransformerLM(Family):
         figures = score_language_model(model, rows, scoring, key)
         return figures | (strided_figures(model, data, scoring.stride) if scoring.stride else {})
 
-    def sample(
-        self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+    def sample(self, model: Model, request: TokenRequest, key: jax.Array) -> Artifacts:
+        return self.stream(model, request, key, show=None)
+
+    def stream(
+        self, model: Model, request: TokenRequest, key: jax.Array, show: Callable[[str], None] | None
     ) -> Artifacts:
         net = model.state.lm.eval_net()
         if request.score is not None:
             return [score_document(net, _read, (), model.spec.tokenizer, request.score, self.context)]
-        return sample_texts(net, model.spec.tokenizer, request, key, context=self.context, stream=stream)
+        return sample_texts(net, model.spec.tokenizer, request, key, context=self.context, stream=show)
 
 
 def _read(net: Transformer, tokens: Int[Array, "1 t"], carry: tuple[()]) -> tuple[Float[Array, "1 t vocab"], tuple[()]]:

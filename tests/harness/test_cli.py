@@ -69,7 +69,7 @@ class Unigram(Family):
     def evaluate(self, state, batch, key):
         return {"loss": row_nats(state.lm.eval_net(), batch)}
 
-    def sample(self, model, request, key, stream=None):
+    def sample(self, model, request, key):
         return []
 
 
