@@ -17,7 +17,7 @@ last, targets all but the first.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -286,6 +286,10 @@ class TransformerLM(Family):
         if self.mlp_width:
             return self.mlp_width
         return 8 * math.ceil(self.width / 3) if self.mlp == "swiglu" else 4 * self.width
+
+    def for_fine_tuning(self, config: "TransformerLM") -> "TransformerLM":
+        """These settings with at most the config's context where positions are rotary: no weight depends on it."""
+        return replace(self, context=min(self.context, config.context)) if self.positions == "rope" else self
 
     def init(self, spec: BlockSpec, setup: Setup, key: jax.Array) -> State:
         tokenizer = spec.tokenizer

@@ -133,6 +133,15 @@ class Family(abc.ABC):
         """How many positions of a sequence the family sees at once; None where data has no length."""
         return None
 
+    def for_fine_tuning(self, config: Any) -> "Family":
+        """The settings of a trained run, as a new run that starts from its weights takes them.
+
+        Args:
+            config: the settings that the new run's config has for the same family; what does not belong to the weights
+                and decides how much memory a step takes may come from there.
+        """
+        return self
+
     @abc.abstractmethod
     def init(self, spec: Any, setup: Setup, key: jax.Array) -> State:
         """Makes the state before the first step. Traced under `jax.jit`."""
