@@ -28,7 +28,7 @@ from zoo.core.family import Metrics, State
 from zoo.harness.config import Run, to_json
 from zoo.harness.evaluation import evaluate_split
 from zoo.harness.platform import exact_float32, prepare
-from zoo.harness.progress import Due, Meter, Pace, format_figures, to_console, to_file
+from zoo.harness.progress import Due, Meter, Pace, format_figures, show_images, to_console, to_file
 from zoo.harness.rundir import LOG, RunDir
 from zoo.harness.session import Position, Session, resume, start
 from zoo.harness.signals import Stop
@@ -116,7 +116,7 @@ def _train(session: Session, begin: Position, console: Console) -> tuple[State, 
             report.write()
             jax.block_until_ready(metrics)
             report.pace.at(done)
-            best = _inspect(session, state, done, due, best, report.pace.seconds)
+            best = _inspect(session, report, state, done, due, best)
             report.pace.skip()
         report.write()
         if session.stop.signum and done not in session.checkpoints.steps():
@@ -130,7 +130,8 @@ class _Report:
     """Logs the metrics of steps, each after the next step is dispatched, so that the devices never wait."""
 
     def __init__(self, session: Session, begin: Position, console: Console) -> None:
-        run, self._rundir, self._unit = session.run, session.rundir, session.run.family.unit
+        self.console, run = console, session.run
+        self._rundir, self._unit = session.rundir, run.family.unit
         self._units = run.batch_size * (run.family.length or 1)
         self.meter = Meter(console, begin.step, run.steps, self._unit, self._units)
         self.pace = Pace(begin.step, begin.seconds)
@@ -172,15 +173,15 @@ Best = tuple[int, float] | None
 """The step and the held-out metric of the best checkpoint."""
 
 
-def _inspect(session: Session, state: State, done: int, due: Due, best: Best, seconds: float) -> Best:
+def _inspect(session: Session, report: _Report, state: State, done: int, due: Due, best: Best) -> Best:
     """Evaluates, saves and samples after `done` steps, as far as due; returns the best checkpoint until then."""
-    score = _evaluate(session, state, done, due.score, seconds) if due.evaluate else None
+    score = _evaluate(session, state, done, due.score, report.pace.seconds) if due.evaluate else None
     if score is not None and (best is None or _improves(score, best[1], session.run.family.monitor[1])):
         best = (done, score)
     if due.save or best == (done, score):
         _save(session, state, done, score)
     if due.sample:
-        _sample(session, state, done)
+        _sample(session, report.console, state, done)
     return best
 
 
@@ -226,13 +227,14 @@ def _score(session: Session, state: State, done: int, means: Metrics) -> Metrics
         return {}
 
 
-def _sample(session: Session, state: State, done: int) -> None:
+def _sample(session: Session, console: Console, state: State, done: int) -> None:
     model = session.model(state, done)
     # The same noise each time, so that samples show what training changed.
     artifacts = model.family.sample(model, model.family.Request(), session.keys.evaluation)
     path = session.rundir.write_samples(done, artifacts)
     texts = "\n\n".join(artifact.text for artifact in artifacts if isinstance(artifact, Text))
     log.info("step %d sample, in %s%s", done, path, f":\n{texts}\n" if texts else "")
+    show_images(console, artifacts)
 
 
 def _save(session: Session, state: State, done: int, score: float | None) -> None:
