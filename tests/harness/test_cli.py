@@ -562,6 +562,20 @@ def test_samples_are_all_that_standard_output_holds(capsys: pytest.CaptureFixtur
     assert call(capsys, "sample", trained, *asked, "--seed", "1").out != one.out
 
 
+def test_in_a_terminal_the_prompt_is_dim(
+    capsys: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--prompt", "Line", "--max-new-tokens", "5")
+    plain = [call(capsys, "sample", trained, *asked, *n).out for n in ((), ("--n", "2"))]
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = [call(capsys, "sample", trained, *asked, *n).out for n in ((), ("--n", "2"))]
+    for before, after in zip(plain, shown, strict=True):
+        texts = [text.removeprefix("Line") for text in before.split("\n\n----\n\n")]
+        assert after == "\n\n----\n\n".join(f"\x1b[2mLine\x1b[0m{text}" for text in texts)
+    assert "\x1b" not in call(capsys, "sample", trained, *asked, "--json").out
+
+
 def test_samples_in_a_folder_overwrite_none(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
     asked, folder = ("--max-new-tokens", "12", "--n", "2"), tmp_path / "a" / "b"
     printed = call(capsys, "sample", trained, *asked).out
