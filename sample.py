@@ -5,11 +5,14 @@ if __name__ == "__main__":
 
     pause_garbage_collection()
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.style import Style
 
 from zoo.core.artifacts import Image, Text, deliver, listing, write_artifacts, write_summary
 from zoo.core.errors import UserError, run_script
@@ -37,7 +40,7 @@ class Sample:
 
 
 def main() -> None:
-    """Parses, samples, and prints or writes."""
+    """Parses the flags, makes the samples, and prints or writes them."""
     path, flags = split_arguments(USAGE, "a run directory")
     rundir = RunDir(path)
     rundir.require()
@@ -56,12 +59,12 @@ def main() -> None:
     streamed: list[str] = []
 
     def stream(text: str) -> None:
+        print(text if streamed else dim(text), end="", flush=True)
         streamed.append(text)
-        print(text, end="", flush=True)
 
     watched = not asked.out and not asked.json and asked.request.n == 1
     with to_console():
-        artifacts = deliver(trained.sample(asked.seed, stream if watched else None, **vars(asked.request)))
+        artifacts = deliver(trained.sample(asked.seed, stream if watched else None, asked.request))
     if asked.out:
         for written in write_artifacts(Path(asked.out), artifacts):
             print(written)
@@ -73,7 +76,13 @@ def main() -> None:
     elif isinstance(artifacts[0], Image):
         print(write_summary(rundir.next_samples(), artifacts))
     else:
-        print("" if streamed else listing(artifacts))
+        print("" if streamed else listing(artifacts, dim))
+
+
+def dim(prompt: str) -> str:
+    """A prompt, dimmed in a terminal, so that what the model wrote stands out; unchanged in pipes and files."""
+    terminal = sys.stdout.isatty() and not Console().is_dumb_terminal
+    return Style(dim=True).render(prompt) if terminal else prompt
 
 
 if __name__ == "__main__":

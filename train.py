@@ -14,7 +14,9 @@ from typing import Annotated
 import tyro
 
 from zoo.core.errors import UserError, run_script
-from zoo.harness.config import Run, load_config, parse_flags, split_arguments, trust_named
+from zoo.harness.config import Run, load_config, parse_flags, split_arguments, trust_named, values_of
+from zoo.harness.inherit import inherit, log_inherited
+from zoo.harness.progress import to_console
 from zoo.harness.rundir import RunDir
 
 USAGE = "usage: python train.py configs/NAME.py [--flag value ...]; flags: python train.py configs/NAME.py --help"
@@ -32,17 +34,22 @@ class Train:
 
 
 def main() -> None:
-    """Parses, trains, and says where the run lies."""
+    """Parses, trains, and prints where the run is."""
     configs = sorted(str(path) for path in Path("configs").glob("*.py"))
     config, flags = split_arguments(USAGE + "\n  ".join(["", "configs:", *configs]), "a config file")
     default = load_config(config)
     default = replace(default, rundir=default.rundir or f"runs/{Path(config).stem}")
     program, about = f"train.py {config}", (sys.modules[type(default.family).__module__].__doc__ or "").splitlines()[0]
-    asked = parse_flags(Train, Train(default), flags, program, about)
     trust_named(flags)
+    source = _source(flags, default.rundir)
+    defaults = inherit(default, source) if source else default
+    asked = parse_flags(Train, Train(defaults), flags, program, about)
     run, rundir = asked.run, RunDir(asked.run.rundir)
-    if rundir.has_checkpoints() and not asked.fresh:
-        # The saved settings rule; only what is given as a flag now is held against them.
+    if source:
+        with to_console():
+            log_inherited(default, run, source)
+    elif rundir.has_checkpoints() and not asked.fresh:
+        # Saved settings take precedence; only flags given now are compared with them.
         saved = rundir.config()
         if type(saved.family) is not type(run.family):
             raise UserError(
@@ -55,6 +62,13 @@ def main() -> None:
 
     trained = fit(run, fresh=asked.fresh)
     print(f"{trained.path} is at step {trained.model.step}; python sample.py {trained.path}", file=sys.stderr)
+
+
+def _source(flags: list[str], rundir: str) -> str:
+    """The run that a new run starts from by `--init.from`; empty for a run that resumes, which needs it no more."""
+    sources, places = values_of("--init.from", flags), values_of("--rundir", flags)
+    resumes = RunDir((places or [rundir])[-1]).has_checkpoints() and "--fresh" not in flags
+    return sources[-1] if sources and not resumes else ""
 
 
 if __name__ == "__main__":

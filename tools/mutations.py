@@ -21,7 +21,8 @@ SCOPE = {
     "zoo/core/learner.py": None,
     "zoo/core/estimates.py": None,
     "zoo/core/random.py": None,
-    "zoo/harness/trained.py": {"Trained.evaluate", "compile_evaluation", "evaluate_split"},
+    "zoo/harness/evaluation.py": {"compile_evaluation", "evaluate_split"},
+    "zoo/harness/trained.py": {"Trained.evaluate"},
     "zoo/data/text/masking.py": None,
     **{
         f"zoo/nn/{name}.py": None

@@ -10,7 +10,6 @@ normalisation: the network is shallow enough). Trained by cross-entropy:
 `python -m zoo.harness.extractors RUN FILE` writes a trained classifier as an extractor's weights.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -118,9 +117,7 @@ class Classifier(Family):
         nats, right, labelled = _judge(state.net.eval_net(), batch, None)
         return {"loss": (nats, labelled), "accuracy": (right, labelled)}
 
-    def sample(
-        self, model: Model, request: Request, key: jax.Array, stream: Callable[[str], None] | None = None
-    ) -> Artifacts:
+    def sample(self, model: Model, request: Request, key: jax.Array) -> Artifacts:
         """What the network looks for: sample i is noise, changed until it is taken for class i, in turn.
 
         Erhan et al. 2009, "Visualizing higher-layer features of a deep network". The pictures are no samples of the

@@ -288,9 +288,7 @@ class DCGAN(Family):
         how = {"sampler": "generator"} | drawn_classes(model.spec.classes if self.conditional else ())
         return score_samples(make, data, scoring, how, key)
 
-    def sample(
-        self, model: Model, request: GANRequest, key: jax.Array, stream: Callable[[str], None] | None = None
-    ) -> Artifacts:
+    def sample(self, model: Model, request: GANRequest, key: jax.Array) -> Artifacts:
         walks = self.pixels(model, request, key)
         if not request.interpolate:
             return [Image(walk[0]) for walk in walks]

@@ -23,7 +23,6 @@ Images are [b h w c] from -1 to 1. Times are indices: t = 0 is the paper's t = 1
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -211,9 +210,7 @@ class DDPM(UNetOptions, Family):
 
         return denoise
 
-    def sample(
-        self, model: Model, request: DiffusionRequest, key: jax.Array, stream: Callable[[str], None] | None = None
-    ) -> Artifacts:
+    def sample(self, model: Model, request: DiffusionRequest, key: jax.Array) -> Artifacts:
         return sample_images(self, model, request, key)
 
 

@@ -23,7 +23,6 @@ What p(x|z) is of, by `likelihood`; images are [b h w c] from -1 (black) to 1 (w
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -297,9 +296,7 @@ class ImageVAE(Family):
             figures |= score_samples(draw, data, scoring, {"sampler": "prior"}, key)
         return figures
 
-    def sample(
-        self, model: Model, request: Pictures, key: jax.Array, stream: Callable[[str], None] | None = None
-    ) -> Artifacts:
+    def sample(self, model: Model, request: Pictures, key: jax.Array) -> Artifacts:
         vae, decode = model.state.vae, partial(self._decode, model)
         names = request.images or [str(number) for number in range(request.reconstruct)]
         given = _as_batch(given_pictures(names, model)) if names else None

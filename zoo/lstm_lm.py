@@ -227,15 +227,18 @@ class LSTMLM(Family):
             figures |= carried_figures(net, _read, net.init_carry(1), data)
         return figures
 
-    def sample(
-        self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+    def sample(self, model: Model, request: TokenRequest, key: jax.Array) -> Artifacts:
+        return self.stream(model, request, key, show=None)
+
+    def stream(
+        self, model: Model, request: TokenRequest, key: jax.Array, show: Callable[[str], None] | None
     ) -> Artifacts:
         # A state holds a text of any length, so there is no context to fill.
         net = model.state.lm.eval_net()
         if request.score is not None:
             tokenizer = model.spec.tokenizer
             return [score_document(net, _read, net.init_carry(1), tokenizer, request.score, self.context)]
-        return sample_texts(net, model.spec.tokenizer, request, key, context=None, stream=stream)
+        return sample_texts(net, model.spec.tokenizer, request, key, context=None, stream=show)
 
 
 def _read(net: RecurrentLM, tokens: Int[Array, "1 t"], carry: Carry) -> tuple[Float[Array, "1 t vocab"], Carry]:

@@ -25,7 +25,6 @@ and g_L stands where h_L does above. XLNet's relative positions and memory are l
 Tokens are [b t], hidden states [b t width], chosen positions [b k], their logits [b k vocab].
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -325,9 +324,7 @@ class MaskedLM(Family):
             figures |= {"next_sentence_low": low, "next_sentence_high": high, "next_sentence_pairs": pairs}
         return figures
 
-    def sample(
-        self, model: Model, request: FillRequest, key: jax.Array, stream: Callable[[str], None] | None = None
-    ) -> Artifacts:
+    def sample(self, model: Model, request: FillRequest, key: jax.Array) -> Artifacts:
         if request.fill is not None:
             return fill_texts(model.state.mlm, model.spec, request, self.context)
         return write_lines(model.state.mlm, model.spec, request, key, self.context)

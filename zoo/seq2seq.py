@@ -15,7 +15,7 @@ inputs are all symbols but the last, of which the first is end-of-text; what is 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -229,13 +229,7 @@ class Seq2Seq(Family):
         log_p = np.asarray(_log_probabilities(*nnx.split(net), source, target))
         return token_listing(spec.target, target[1:], log_p, {"source": about, "text": text})
 
-    def sample(
-        self,
-        model: Model,
-        request: TranslationRequest,
-        key: jax.Array,
-        stream: Callable[[str], None] | None = None,
-    ) -> Artifacts:
+    def sample(self, model: Model, request: TranslationRequest, key: jax.Array) -> Artifacts:
         net, spec, drawn = model.state.net.eval_net(), model.spec, request.source is None
         if request.sources:
             return translate_lines(net, spec, request, self.context)

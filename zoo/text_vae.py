@@ -27,7 +27,6 @@ A batch holds `tokens` [b t+1], a sentence between two end-of-text tokens in eac
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -295,9 +294,7 @@ class TextVAE(Family):
             + remedies[-1]
         )
 
-    def sample(
-        self, model: Model, request: SentenceRequest, key: jax.Array, stream: Callable[[str], None] | None = None
-    ) -> Artifacts:
+    def sample(self, model: Model, request: SentenceRequest, key: jax.Array) -> Artifacts:
         if not self.latent and (request.between or request.around or request.reconstruct):
             raise UserError("the run's family.latent is 0: a plain language model has no codes of sentences")
         vae, tokenizer = model.state.vae, model.spec.tokenizer

@@ -17,7 +17,7 @@ last, targets all but the first.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -279,6 +279,10 @@ class TransformerLM(Family):
             return self.mlp_width
         return 8 * math.ceil(self.width / 3) if self.mlp == "swiglu" else 4 * self.width
 
+    def for_fine_tuning(self, config: "TransformerLM") -> "TransformerLM":
+        """These settings with at most the config's context where positions are rotary: no weight depends on it."""
+        return replace(self, context=min(self.context, config.context)) if self.positions == "rope" else self
+
     def init(self, spec: BlockSpec, setup: Setup, key: jax.Array) -> State:
         tokenizer = spec.tokenizer
         net = Transformer(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key), setup.dtype)
@@ -306,13 +310,16 @@ class TransformerLM(Family):
         figures = score_language_model(model, rows, scoring, key)
         return figures | (strided_figures(model, data, scoring.stride) if scoring.stride else {})
 
-    def sample(
-        self, model: Model, request: TokenRequest, key: jax.Array, stream: Callable[[str], None] | None = None
+    def sample(self, model: Model, request: TokenRequest, key: jax.Array) -> Artifacts:
+        return self.stream(model, request, key, show=None)
+
+    def stream(
+        self, model: Model, request: TokenRequest, key: jax.Array, show: Callable[[str], None] | None
     ) -> Artifacts:
         net = model.state.lm.eval_net()
         if request.score is not None:
             return [score_document(net, _read, (), model.spec.tokenizer, request.score, self.context)]
-        return sample_texts(net, model.spec.tokenizer, request, key, context=self.context, stream=stream)
+        return sample_texts(net, model.spec.tokenizer, request, key, context=self.context, stream=show)
 
 
 def _read(net: Transformer, tokens: Int[Array, "1 t"], carry: tuple[()]) -> tuple[Float[Array, "1 t vocab"], tuple[()]]:

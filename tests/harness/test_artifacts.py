@@ -88,3 +88,12 @@ def test_lines_with_scores_are_a_list_and_other_texts_ruled_off():
     assert listing([*scored, Text("c")]) == "long line\n\n----\n\nb\n\n----\n\nc"
     assert listing([Text("two\nlines", {"score": 1.0})]) == "two\nlines"
     assert listing([]) == ""
+
+
+def test_a_prompt_is_marked_where_a_text_begins_with_one():
+    texts = [Text("to be", {"score": 1.5}, prompt="to"), Text("be", {"score": 2.0})]
+    assert listing(texts, str.upper) == "TO be  score 1.5\nbe     score 2"
+    assert listing([Text("to\nto", prompt="to"), Text("be")], str.upper) == "TO\nto\n\n----\n\nbe"
+    assert Text("<b>a & b", prompt="<b>")._repr_html_() == (
+        '<pre><span style="opacity: 0.5">&lt;b&gt;</span>a &amp; b</pre>'
+    )

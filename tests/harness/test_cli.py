@@ -69,7 +69,7 @@ class Unigram(Family):
     def evaluate(self, state, batch, key):
         return {"loss": row_nats(state.lm.eval_net(), batch)}
 
-    def sample(self, model, request, key, stream=None):
+    def sample(self, model, request, key):
         return []
 
 
@@ -560,6 +560,20 @@ def test_samples_are_all_that_standard_output_holds(capsys: pytest.CaptureFixtur
     assert len(texts) == 3
     assert texts[0] == one.out.removesuffix("\n")
     assert call(capsys, "sample", trained, *asked, "--seed", "1").out != one.out
+
+
+def test_in_a_terminal_the_prompt_is_dim(
+    capsys: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--prompt", "Line", "--max-new-tokens", "5")
+    plain = [call(capsys, "sample", trained, *asked, *n).out for n in ((), ("--n", "2"))]
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = [call(capsys, "sample", trained, *asked, *n).out for n in ((), ("--n", "2"))]
+    for before, after in zip(plain, shown, strict=True):
+        texts = [text.removeprefix("Line") for text in before.split("\n\n----\n\n")]
+        assert after == "\n\n----\n\n".join(f"\x1b[2mLine\x1b[0m{text}" for text in texts)
+    assert "\x1b" not in call(capsys, "sample", trained, *asked, "--json").out
 
 
 def test_samples_in_a_folder_overwrite_none(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from zoo.core.data import DataSet
 from zoo.core.family import Family
 from zoo.core.parallel import Parallel
-from zoo.harness.trained import compile_evaluation, evaluate_split
+from zoo.harness.evaluation import compile_evaluation, evaluate_split
 
 
 class TenRows(DataSet):

@@ -26,7 +26,8 @@ from zoo.data.text import Sentences
 from zoo.data.text.documents import Documents
 from zoo.harness.checkpoint import flatten
 from zoo.harness.config import Run, from_json, load_config, to_json
-from zoo.harness.loop import first_state, fit
+from zoo.harness.initial import first_state
+from zoo.harness.loop import fit
 from zoo.harness.trained import Trained, inference_state, load_run
 
 PATHS = sorted((ROOT / "configs").glob("*.py"))

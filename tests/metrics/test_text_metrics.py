@@ -139,7 +139,7 @@ class Parrot(Family):
 
     step = evaluate = init
 
-    def sample(self, model, request, key, stream=None):
+    def sample(self, model, request, key):
         return [Text(self.texts[i % len(self.texts)][: request.max_new_tokens]) for i in range(request.n)]
 
 

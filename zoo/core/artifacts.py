@@ -1,9 +1,10 @@
 """What families make: texts and images, how they are shown and how they are written."""
 
+import html
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,26 @@ class Text:
         text: as a person reads it.
         scores: numbers worth showing beside it; {}: none, but the text is a line of a list. None: it stands alone.
         record: what JSON lines hold of it; None: the text and its scores.
+        prompt: the beginning of the text that was given, not written; may be empty.
     """
 
     text: str
     scores: dict[str, float] | None = None
     record: dict[str, Any] | None = None
+    prompt: str = ""
+
+    def marked(self, mark: Callable[[str], str]) -> str:
+        """The text with its prompt changed by `mark`, so that a reader sees which part was given."""
+        return (mark(self.prompt) if self.prompt else "") + self.text.removeprefix(self.prompt)
 
     def json(self) -> str:
         """The text as one line of JSON."""
         return json.dumps(self.record or {"text": self.text} | (self.scores or {}), ensure_ascii=False)
+
+    def _repr_html_(self) -> str:
+        """The text in a notebook, with its prompt dimmed."""
+        shown = replace(self, text=html.escape(self.text), prompt=html.escape(self.prompt))
+        return "<pre>" + shown.marked('<span style="opacity: 0.5">{}</span>'.format) + "</pre>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,15 +112,21 @@ def deliver(artifacts: Artifacts) -> Artifacts:
     return [artifact for artifact in artifacts if not (isinstance(artifact, Image) and artifact.file)]
 
 
-def listing(artifacts: Artifacts) -> str:
-    """Texts as a person reads them: a line each with its scores where all are lines with scores, else ruled off."""
+def listing(artifacts: Artifacts, mark: Callable[[str], str] = str) -> str:
+    """Texts for a reader: one line each with its scores if all are single lines with scores, else separated by rules.
+
+    Args:
+        artifacts: texts and others, which are left out.
+        mark: applied to the prompt that a text begins with.
+    """
     texts = [artifact for artifact in artifacts if isinstance(artifact, Text)]
     if any(text.scores is None or "\n" in text.text for text in texts):
-        return "\n\n----\n\n".join(text.text for text in texts)
+        return "\n\n----\n\n".join(text.marked(mark) for text in texts)
     width = max((len(text.text) for text in texts), default=0)
     scored = ("  ".join(f"{name} {value:.4g}" for name, value in (text.scores or {}).items()) for text in texts)
     return "\n".join(
-        f"{text.text:{width}}  {scores}" if scores else text.text for text, scores in zip(texts, scored, strict=True)
+        text.marked(mark) + (" " * (width - len(text.text)) + f"  {scores}" if scores else "")
+        for text, scores in zip(texts, scored, strict=True)
     )
 
 

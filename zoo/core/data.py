@@ -90,6 +90,10 @@ class Data(abc.ABC):
             UserError: it is not; the message says which flag agrees.
         """
 
+    def fitting(self, spec: Any) -> "Data":
+        """These settings, changed where they ask for another spec than that of an earlier run; see `--init.from`."""
+        return self
+
     @abc.abstractmethod
     def open(
         self, *, length: int | None, batch_size: int, seed: int, spec: Any = None, split: Split = "dev"

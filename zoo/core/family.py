@@ -151,6 +151,15 @@ class Family(abc.ABC):
         """How many positions of a sequence the family sees at once; None where data has no length."""
         return None
 
+    def for_fine_tuning(self, config: Any) -> "Family":
+        """The settings of a trained run, as a new run that starts from its weights takes them.
+
+        Args:
+            config: the settings that the new run's config has for the same family; what does not belong to the weights
+                and decides how much memory a step takes may come from there.
+        """
+        return self
+
     @abc.abstractmethod
     def init(self, spec: Any, setup: Setup, key: jax.Array) -> State:
         """Makes the state before the first step. Traced under `jax.jit`."""
@@ -181,14 +190,21 @@ class Family(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def sample(
-        self, model: Model, request: Any, key: jax.Array, stream: Callable[[str], None] | None = None
-    ) -> Artifacts:
+    def sample(self, model: Model, request: Any, key: jax.Array) -> Artifacts:
         """Makes samples: host code that calls compiled functions which later calls reuse.
 
         Args:
             model: the trained networks.
             request: an instance of the family's `Request`.
             key: randomness; sample i draws from `fold_in(key, i)`, whatever else is sampled beside it.
-            stream: called with each new piece of text as it is made, where there is one sample and it is text.
         """
+
+    def stream(self, model: Model, request: Any, key: jax.Array, show: Callable[[str], None]) -> Artifacts:
+        """Makes the same samples as `sample`; a family that writes text token by token shows it as it is written.
+
+        Args:
+            model, request, key: as in `sample`.
+            show: where one text is asked for, called first with its prompt and then with each new piece; all
+                pieces together are the text. Families that override nothing never call it.
+        """
+        return self.sample(model, request, key)

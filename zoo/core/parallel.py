@@ -123,15 +123,14 @@ class Strategy(abc.ABC):
     def __init__(self, devices: list[jax.Device]) -> None:
         self.devices = devices
 
-    @property
-    def rows(self) -> Callable[[int], slice]:
-        """Which rows of a global batch of a given size this process reads."""
+    def rows(self, size: int) -> slice:
+        """The rows that this process reads of a global batch of `size` rows."""
         processes, index = jax.process_count(), jax.process_index()
-        return lambda size: slice(index * size // processes, (index + 1) * size // processes)
+        return slice(index * size // processes, (index + 1) * size // processes)
 
     @abc.abstractmethod
-    def init(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
-        """Makes the state where it will live."""
+    def init(self, make: Callable[..., State], key: jax.Array, *saved: Any) -> State:
+        """Makes the state `make(key, *saved)` where it will live; `saved` are trees of arrays, as `gather` returns."""
 
     @abc.abstractmethod
     def place(self, state: State) -> State:
@@ -185,9 +184,10 @@ class MeshStrategy(Strategy):
 
         return jax.tree.map(of, state, is_leaf=_is_rows)
 
-    def init(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
-        shardings = self._shardings(jax.eval_shape(make, key))
-        return jax.jit(make, out_shardings=shardings, compiler_options=_run_once())(key)
+    def init(self, make: Callable[..., State], key: jax.Array, *saved: Any) -> State:
+        shardings = self._shardings(jax.eval_shape(make, key, *saved))
+        made = jax.jit(make, out_shardings=shardings, compiler_options=_run_once())
+        return made(key, *(self.place(tree) for tree in saved))
 
     def place(self, state: State) -> State:
         return jax.device_put(state, self._shardings(state))
@@ -222,8 +222,8 @@ class MeshStrategy(Strategy):
 class PmapStrategy(Strategy):
     """`jax.pmap`: every array leads with the device; each device works on its own rows."""
 
-    def init(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
-        return self.place(jax.jit(make, compiler_options=_run_once())(key))
+    def init(self, make: Callable[..., State], key: jax.Array, *saved: Any) -> State:
+        return self.place(jax.jit(make, compiler_options=_run_once())(key, *saved))
 
     def place(self, state: State) -> State:
         count = len(self.devices)

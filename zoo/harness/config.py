@@ -35,7 +35,8 @@ class Init:
     """Where the first weights come from."""
 
     source: Annotated[str, tyro.conf.arg(name="from", metavar="RUN")] = ""
-    """A trained run whose weights this one starts from (fine-tuning); empty: fresh weights."""
+    """A trained run whose weights this one starts from (fine-tuning); empty: random weights. On the
+    command line its family settings, tokenizer and size of images become the defaults of the other flags."""
 
 
 @dataclass(frozen=True)
@@ -277,15 +278,22 @@ def split_arguments(usage: str, first: str) -> tuple[str, list[str]]:
 
 def trust_named(flags: list[str]) -> None:
     """Imports what `--trust` names: a saved run needs its classes before the other flags can be known."""
-    naming = False
+    for value in values_of("--trust", flags):
+        trust(value)
+
+
+def values_of(name: str, flags: list[str]) -> list[str]:
+    """The values that the command line gives one flag, read before the other flags can be parsed."""
+    values, naming = [], False
     for flag in flags:
-        name, _, value = flag.partition("=")
+        begin, _, value = flag.partition("=")
         if flag.startswith("-"):
-            naming = name == "--trust"
+            naming = begin == name
         elif naming:
             value = flag
         if naming and value:
-            trust(value)
+            values.append(value)
+    return values
 
 
 def parse_flags(kind: Any, default: Any, flags: list[str], program: str, description: str = "") -> Any:

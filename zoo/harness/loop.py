@@ -1,8 +1,8 @@
-"""Training: the one loop that every family runs in.
+"""The training loop of every family.
 
-It never differentiates, never knows a loss and never names a family. Batch number `step` is `data.batch_at(step)`, its
-key is `fold_in(root, step)`, and everything else that a step depends on is in the state, so a run that goes on from a
-checkpoint is the run that was never stopped.
+The loop never differentiates, computes no loss and names no family. Step n takes `data.batch_at(n)` and the key
+`fold_in(root, n)`; everything else that it depends on is in the state. A resumed run is therefore equal to a run that
+was never stopped.
 """
 
 import importlib
@@ -11,118 +11,77 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
 from zoo.core.artifacts import Text
-from zoo.core.data import DataSet
 from zoo.core.errors import Interrupted, UserError
-from zoo.core.family import Metrics, Model, Scoring, State
-from zoo.core.parallel import Strategy
-from zoo.harness.checkpoint import Checkpoints
-from zoo.harness.config import Run, check_may_go_on, to_json
+from zoo.core.family import Metrics, State
+from zoo.harness.config import Run, to_json
+from zoo.harness.evaluation import evaluate_split
 from zoo.harness.platform import exact_float32, prepare
-from zoo.harness.progress import Due, Meter, Pace, format_figures, to_console, to_file
+from zoo.harness.progress import Due, Meter, Pace, format_figures, show_images, to_console, to_file
 from zoo.harness.rundir import LOG, RunDir
+from zoo.harness.session import Position, Session, resume, start
 from zoo.harness.signals import Stop
-from zoo.harness.trained import (
-    Trained,
-    attainable,
-    compile_evaluation,
-    compute_dtype,
-    evaluate_split,
-    inference_state,
-    key_of,
-    load_run,
-    make_setup,
-    start_from,
-)
+from zoo.harness.trained import Trained, compute_dtype
 
 log = logging.getLogger("zoo")
 
-AUGMENTATION = 2**32 - 1
-"""What is folded into a step's key for the noise of augmentation, so that no family draws the same."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the loop works with, fixed from its first step to its last."""
-
-    run: Run
-    rundir: RunDir
-    strategy: Strategy
-    data: DataSet
-    checkpoints: Checkpoints
-    train_step: Callable[..., tuple[State, Metrics]]
-    evaluation: Callable[..., Any]
-    key: jax.Array
-    stop: Stop
-    scoring: Scoring
-    """The run's, without figures that cannot be had."""
-    warned: set[str] = field(default_factory=set)
-    """Why figures could not be had."""
-
-    def model(self, state: State, done: int) -> Model:
-        """What the family samples and scores with, after `done` steps."""
-        lean = inference_state(self.strategy.gather(state))
-        return Model(self.run.family, self.data.spec, lean, done, lambda: self.data)
-
 
 def fit(run: Run, *, fresh: bool = False) -> Trained:
-    """Trains a run, or goes on with the one in its directory from its last checkpoint.
+    """Trains a run, or resumes the run in its directory from the last checkpoint.
 
     Args:
         run: the settings.
-        fresh: delete what the directory holds and start over.
+        fresh: delete the run in the directory and start over.
 
     Returns:
-        The trained run, as `load_run` would give it.
+        The trained run, equal to the result of `load_run`.
 
     Raises:
-        UserError: settings or data that cannot be used, or that differ from those of the run in the directory.
-        Interrupted: Ctrl-C or SIGTERM came; the run was saved.
+        UserError: the settings or the data cannot be used, or differ from those of the run in the directory.
+        Interrupted: Ctrl-C or SIGTERM stopped the run, after it was saved.
     """
     prepare()
-    # Orbax and TensorBoard take seconds to import; the first step compiles meanwhile.
+    # Orbax and TensorBoard take seconds to import; meanwhile the first step compiles.
     threading.Thread(target=_import_slow_modules, daemon=True).start()
-    if not run.rundir:
-        run = replace(run, rundir=f"runs/{type(run.family).__module__.rpartition('.')[2]}")
-    rundir = RunDir(run.rundir)
-    resuming = rundir.has_checkpoints() and not fresh
     family: Any = run.family
-    # Made anew, since a saved run may have been read with settings that are refused by now.
-    run = saved = replace(run, family=replace(family), optimizer=replace(run.optimizer))
-    if resuming:
-        saved = rundir.config()
-        check_may_go_on(saved, run)
-    else:
-        rundir.check_free(fresh)
+    run = replace(
+        run,
+        rundir=run.rundir or f"runs/{type(family).__module__.rpartition('.')[2]}",
+        # Constructed again, so that settings are checked which are accepted only in saved runs.
+        family=replace(family),
+        optimizer=replace(run.optimizer),
+    )
+    rundir = RunDir(run.rundir)
     with to_console() as console, Stop.on_signals(console) as stop, closing(rundir), exact_float32():
-        session, state, start, seconds = _prepare(run, rundir, resuming, fresh, stop)
+        saved = rundir.config() if rundir.has_checkpoints() and not fresh else None
+        session, begin = resume(saved, run, rundir, stop) if saved else start(run, rundir, fresh, stop)
         with to_file(rundir.path / LOG), closing(session.checkpoints):
-            rundir.launched(start, session.data.fingerprint(), compute_dtype(run))
+            rundir.launched(begin.step, session.data.fingerprint(), compute_dtype(run))
             log.info("data: %s", session.data.describe())
-            warn(saved, run, start)
+            warn(saved or run, run, begin.step)
             stop.training = True
-            state, done = _loop(session, state, start, seconds, console)
+            state, done = _train(session, begin, console)
             session.checkpoints.close()
             if stop.signum and done < run.steps:
                 name = signal.Signals(stop.signum).name
                 log.info("stopped by %s at step %d and saved; the same command goes on from there", name, done)
                 raise Interrupted(stop.signum)
-    model = session.model(state, done)
-    return Trained(run, model, rundir.path)
+    return Trained(run, session.model(state, done), rundir.path)
 
 
 def warn(saved: Run, run: Run, start: int) -> None:
-    """Warns where another --steps moves the learning rate from `start` on, and where microbatches change the result."""
+    """Warns if a new --steps moves the learning rate at step `start`, and if microbatches change the result."""
     before, after = (float(run.optimizer.learning_rate_at(steps)(start)) for steps in (saved.steps, run.steps))
     if start < run.steps and not math.isclose(before, after, rel_tol=1e-6):
         log.warning(
@@ -134,83 +93,67 @@ def warn(saved: Run, run: Run, start: int) -> None:
         log.warning("--optimizer.microbatches changes what is learned: %s", run.family.couples_rows)
 
 
-def first_state(run: Run, spec: Any, strategy: Strategy, source: Trained | None) -> State:
-    """The state before the first step: fresh, or that of the run to start from, on its devices."""
-    state = strategy.init(*_initial(run, spec))
-    return strategy.place(start_from(source, strategy.gather(state), run.family)) if source else state
-
-
-def _initial(run: Run, spec: Any) -> tuple[Callable[[jax.Array], State], jax.Array]:
-    """What makes a fresh state, and the key to give it."""
-    setup = make_setup(run)
-    return lambda key: run.family.init(spec, setup, key), jax.random.split(key_of(run.seed), 3)[0]
-
-
-def _prepare(run: Run, rundir: RunDir, resuming: bool, fresh: bool, stop: Stop) -> tuple[Session, State, int, float]:
-    """Opens data and devices and makes or reads the state; touches the directory only when all of it has worked.
-
-    Returns:
-        The session, the state on its devices, the steps done, and the seconds they took.
-    """
-    if resuming:
-        rundir.claim()
-    family, source = run.family, load_run(run.init.source) if run.init.source and not resuming else None
-    strategy = run.parallel.start(run.batch_size, run.optimizer.microbatches)
-    spec = rundir.spec() if resuming else source.model.spec if source else None
-    if source:
-        run.data.check_tokenizer(source.model.spec)
-    data = run.data.open(length=family.length, batch_size=run.batch_size, seed=run.seed, spec=spec)
-    if not isinstance(data.spec, family.accepts):
-        raise UserError(
-            f"data gives {type(data.spec).__name__}, but {type(family).__name__} takes {family.accepts.__name__}"
-        )
-    scoring = attainable(run.scoring, family, data.spec) if run.score_every else run.scoring
-    _, step_key, eval_key = jax.random.split(key_of(run.seed), 3)
-
-    def train_step(state: State, batch: Any, step: jax.Array) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(step_key, step)
-        return family.step(state, data.augment(batch, jax.random.fold_in(key, AUGMENTATION)), step, key)
-
-    start, seconds = 0, 0.0
-    if resuming:
-        checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
-        start, state = checkpoints.restore_last(strategy.abstract(*_initial(run, data.spec)))
-        state = strategy.place(state)
-        checkpoints.clear_after(start)
-        seconds = rundir.cut_back(start)
-        if start < run.steps:
-            rundir.write_config(run)
-    else:
-        state = first_state(run, data.spec, strategy, source)
-        rundir.create(run, data.spec, fresh)
-        rundir.write_preview(data.preview(step_key))
-        checkpoints = Checkpoints(rundir.path, run.keep, family.monitor)
-    session = Session(
-        run, rundir, strategy, data, checkpoints, strategy.compile_step(train_step),
-        compile_evaluation(strategy, family, eval_key), eval_key, stop, scoring,
-    )  # fmt: skip
-    return session, state, start, seconds
-
-
-def _loop(session: Session, state: State, start: int, seconds: float, console: Any) -> tuple[State, int]:
-    """Runs the steps from `start` on; returns the state and the number of steps done."""
-    run, family = session.run, session.run.family
-    units = run.batch_size * (family.length or 1)
+def _train(session: Session, begin: Position, console: Console) -> tuple[State, int]:
+    """Runs the remaining steps; returns the state and the number of steps done."""
+    run, state, done = session.run, begin.state, begin.step
     best = session.checkpoints.best()
-    if start >= run.steps:
-        log.info("%s is at step %d of %d already; give a larger --steps to go on", run.rundir, start, run.steps)
-        return state, start
-    log.info("%s from step %d to %d", run.rundir, start, run.steps)
-    meter, done = Meter(console, start, run.steps, family.unit, units), start
-    pace, pending, skipped = Pace(start, seconds), None, []
+    if done >= run.steps:
+        log.info("%s is at step %d of %d already; give a larger --steps to go on", run.rundir, done, run.steps)
+        return state, done
+    log.info("%s from step %d to %d", run.rundir, done, run.steps)
+    report = _Report(session, begin, console)
+    try:
+        for batch in _batches(session, done):
+            if session.stop.signum:
+                break
+            state, metrics = session.train_step(state, batch, np.int32(done))
+            done += 1
+            report.write()  # of the step before, while this one runs
+            due = Due.at(run, done)
+            report.add(done, metrics, logged=due.log or done == begin.step + 1)
+            if not due.anything:
+                continue
+            report.write()
+            jax.block_until_ready(metrics)
+            report.pace.at(done)
+            best = _inspect(session, report, state, done, due, best)
+            report.pace.skip()
+        report.write()
+        if session.stop.signum and done not in session.checkpoints.steps():
+            _save(session, state, done, None)
+    finally:
+        report.meter.close()
+    return state, done
 
-    def report() -> None:
-        """Logs the metrics of the last step that has some to log; waits for that step."""
-        nonlocal pending
-        if pending is None:
+
+class _Report:
+    """Logs the metrics of steps, each after the next step is dispatched, so that the devices never wait."""
+
+    def __init__(self, session: Session, begin: Position, console: Console) -> None:
+        self.console, run = console, session.run
+        self._rundir, self._unit = session.rundir, run.family.unit
+        self._units = run.batch_size * (run.family.length or 1)
+        self.meter = Meter(console, begin.step, run.steps, self._unit, self._units)
+        self.pace = Pace(begin.step, begin.seconds)
+        self._pending: tuple[int, Metrics, list[Any]] | None = None
+        self._skipped: list[Any] = []
+
+    def add(self, step: int, metrics: Metrics, logged: bool) -> None:
+        """Takes the metrics of a step, which may still be running; `logged` ones are written by the next `write`."""
+        self._skipped.append(metrics.get("skipped", 0.0))
+        if logged:
+            self._pending, self._skipped = (step, metrics, self._skipped), []
+
+    def write(self) -> None:
+        """Writes the pending metrics, if there are any; waits for their step.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        if self._pending is None:
             return
-        step, metrics, skips = jax.device_get(pending)
-        pending, rate = None, units * pace.at(step)
+        step, metrics, skips = jax.device_get(self._pending)
+        self._pending, rate = None, self._units * self.pace.at(step)
         if count := int(sum(skips)):
             log.warning(
                 "step %d: %d of the last %d steps changed nothing, as nothing in their batches was to be predicted",
@@ -221,44 +164,29 @@ def _loop(session: Session, state: State, start: int, seconds: float, console: A
             del metrics["loss"]  # a mean over nothing
         if not math.isfinite(loss):
             raise UserError(f"the loss at step {step} is {loss}; {DIVERGED}")
-        metrics |= {f"{family.unit}_per_second": rate}
-        session.rundir.write_metrics(step, "train", metrics, pace.seconds)
-        meter.update(step, loss, rate)
+        metrics |= {f"{self._unit}_per_second": rate}
+        self._rundir.write_metrics(step, "train", metrics, self.pace.seconds)
+        self.meter.update(step, loss, rate)
 
-    try:
-        for batch in _batches(session, start):
-            if session.stop.signum:
-                break
-            state, metrics = session.train_step(state, batch, np.int32(done))
-            done += 1
-            skipped.append(metrics.get("skipped", 0.0))
-            report()  # of the step before, while this one runs
-            due = Due.at(run, done)
-            if due.log or done == start + 1:
-                pending, skipped = (done, metrics, skipped), []
-            if not due.anything:
-                continue
-            report()
-            jax.block_until_ready(metrics)
-            pace.at(done)
-            score = _evaluate(session, state, done, due.score, pace.seconds) if due.evaluate else None
-            if score is not None and (best is None or _improves(score, best[1], family.monitor[1])):
-                best = (done, score)
-            if due.save or best == (done, score):
-                _save(session, state, done, score)
-            if due.sample:
-                _sample(session, state, done)
-            pace.skip()
-        report()
-        if session.stop.signum and done not in session.checkpoints.steps():
-            _save(session, state, done, None)
-    finally:
-        meter.close()
-    return state, done
+
+Best = tuple[int, float] | None
+"""The step and the held-out metric of the best checkpoint."""
+
+
+def _inspect(session: Session, report: _Report, state: State, done: int, due: Due, best: Best) -> Best:
+    """Evaluates, saves and samples after `done` steps, as far as due; returns the best checkpoint until then."""
+    score = _evaluate(session, state, done, due.score, report.pace.seconds) if due.evaluate else None
+    if score is not None and (best is None or _improves(score, best[1], session.run.family.monitor[1])):
+        best = (done, score)
+    if due.save or best == (done, score):
+        _save(session, state, done, score)
+    if due.sample:
+        _sample(session, report.console, state, done)
+    return best
 
 
 def _batches(session: Session, start: int) -> Iterator[Any]:
-    """Batches from `start` on, each read while the step before runs."""
+    """The batches from step `start` on; each is read while the previous step runs."""
 
     def read(step: int) -> Any:
         rows = session.strategy.rows(session.run.batch_size)
@@ -274,7 +202,7 @@ def _batches(session: Session, start: int) -> Iterator[Any]:
 
 
 def _evaluate(session: Session, state: State, done: int, with_scores: bool, seconds: float) -> float | None:
-    """Scores held-out data and logs it; returns the metric that says which checkpoint is best, where it is known."""
+    """Evaluates held-out data and logs the means; returns the metric that selects the best checkpoint, if known."""
     run, family = session.run, session.run.family
     started = time.perf_counter()
     means = evaluate_split(session.strategy, session.evaluation, state, session.data, run.eval_batches)
@@ -282,16 +210,16 @@ def _evaluate(session: Session, state: State, done: int, with_scores: bool, seco
         means |= _score(session, state, done, means)
     took = time.perf_counter() - started
     session.rundir.write_metrics(done, "eval", means, seconds)
-    told = "  ".join(f"{name} {text}" for name, text in format_figures(means, errors=False).items())
-    log.info("step %d held-out: %s  (%.1f s)", done, told, took)
+    line = "  ".join(f"{name} {text}" for name, text in format_figures(means, errors=False).items())
+    log.info("step %d held-out: %s  (%.1f s)", done, line, took)
     return means.get(family.monitor[0])
 
 
 def _score(session: Session, state: State, done: int, means: Metrics) -> Metrics:
-    """The family's own figures; none, and a warning the first time, where they cannot be had: training goes on."""
+    """The family's scores; if they cannot be computed, none, with a warning the first time: training goes on."""
     model = session.model(state, done)
     try:
-        return session.run.family.score(model, means, session.data, session.scoring, session.key)
+        return session.run.family.score(model, means, session.data, session.scoring, session.keys.evaluation)
     except UserError as error:
         if str(error) not in session.warned:
             log.warning("step %d is not scored: %s", done, error)
@@ -299,19 +227,19 @@ def _score(session: Session, state: State, done: int, means: Metrics) -> Metrics
         return {}
 
 
-def _sample(session: Session, state: State, done: int) -> None:
-    family = session.run.family
+def _sample(session: Session, console: Console, state: State, done: int) -> None:
     model = session.model(state, done)
     # The same noise each time, so that samples show what training changed.
-    artifacts = family.sample(model, family.Request(), session.key)
+    artifacts = model.family.sample(model, model.family.Request(), session.keys.evaluation)
     path = session.rundir.write_samples(done, artifacts)
     texts = "\n\n".join(artifact.text for artifact in artifacts if isinstance(artifact, Text))
     log.info("step %d sample, in %s%s", done, path, f":\n{texts}\n" if texts else "")
+    show_images(console, artifacts)
 
 
 def _save(session: Session, state: State, done: int, score: float | None) -> None:
     whole = session.strategy.gather(state)
-    # A state that no step can mend must not push the good ones out.
+    # Such a state cannot recover, and must not replace good checkpoints.
     if not is_finite(whole):
         raise UserError(f"the state after step {done} holds values that are not finite; {DIVERGED}")
     session.checkpoints.save(done, whole, to_json(session.run), score)
@@ -319,7 +247,7 @@ def _save(session: Session, state: State, done: int, score: float | None) -> Non
 
 @jax.jit
 def is_finite(state: State) -> jax.Array:
-    """Whether every floating-point number of a state is finite."""
+    """Whether all floating-point numbers of a state are finite."""
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats] or [jnp.array(True)]).all()
 
@@ -336,7 +264,7 @@ DIVERGED = (
 
 def _import_slow_modules() -> None:
     for name in ("orbax.checkpoint", "tensorboardX"):
-        # What fails here fails again, and is told, where the module is used. Or it does not: Python 3.11 can fail to
-        # parse in two threads at once.
+        # An error repeats where the module is used, and is reported there, unless it came from Python 3.11, which can
+        # fail to parse in two threads at once.
         with suppress(Exception):
             importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step in hand is finished and saved."""
+"""Ctrl-C and SIGTERM: the current step is finished and the run is saved."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ log = logging.getLogger("zoo")
 
 
 class Stop:
-    """Remembers Ctrl-C and SIGTERM until the step is done; before the first step, and the second time, stops at once.
+    """Records Ctrl-C or SIGTERM until the step is done; before the first step, and at the second signal, stops at once.
 
     Attributes:
-        signum: the signal, or 0.
-        training: whether there is something to save.
+        signum: number of the signal received, or 0.
+        training: whether training has begun, so that there is a state to save.
     """
 
     def __init__(self, console: Console) -> None:
@@ -32,22 +32,26 @@ class Stop:
         if self.signum:
             self._end(signum, "stopped at once; the same command goes on from the last checkpoint")
         self.signum = signum
-        # From a thread: the handler may have come in the middle of a line that is being logged.
+        # In a thread, as the handler may interrupt a call of the logger, which holds its lock.
         threading.Thread(target=log.info, args=("stopping after this step (again: at once)",)).start()
 
-    def _end(self, signum: int, told: str) -> None:
-        """Ends a script like kill -9 does, which loses nothing more: Python may drop what a handler raises."""
+    def _end(self, signum: int, message: str) -> None:
+        """Ends a script without cleaning up, as Python may drop an exception of a handler; elsewhere raises.
+
+        Raises:
+            Interrupted: the process is a notebook or another program.
+        """
         if is_script():
             self.console.show_cursor(True)
-            os.write(2, f"{told}\n".encode())
+            os.write(2, f"{message}\n".encode())
             os._exit(128 + signum)
-        log.info(told)
+        log.info(message)
         raise Interrupted(signum)
 
     @classmethod
     @contextmanager
     def on_signals(cls, console: Console) -> Iterator["Stop"]:
-        """Receives the signals; outside the main thread Python allows nobody to, and they keep their meaning."""
+        """Installs the handlers. Only the main thread may install handlers; elsewhere the defaults remain."""
         stop = cls(console)
         if threading.current_thread() is not threading.main_thread():
             yield stop

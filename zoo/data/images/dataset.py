@@ -96,6 +96,12 @@ class Images(Data):
         tfds = f"{self.tfds} {self.tfds_split}" if self.tfds else ""
         return tfds or self.path or {"mnist": "MNIST", "emoji": "Noto emoji"}[self.embedded]
 
+    def fitting(self, spec: ImageSpec) -> "Images":
+        """These settings with the channels and, if it is a square, the size of the images of an earlier run."""
+        size = spec.height if spec.height == spec.width else self.size
+        channels: Any = spec.channels
+        return replace(self, size=size, channels=channels)
+
     def open(
         self,
         *,

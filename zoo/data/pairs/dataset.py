@@ -3,7 +3,7 @@
 import functools
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Annotated
 
@@ -76,6 +76,11 @@ class Pairs(Data):
         """Refuses a run's spec whose tokenizers are of other kinds; see `check_kind`."""
         check_kind(spec.source, self.source_tokenizer, "source-tokenizer")
         check_kind(spec.target, self.target_tokenizer, "target-tokenizer")
+
+    def fitting(self, spec: PairSpec) -> "Pairs":
+        """These settings with the kinds of tokenizers of an earlier run."""
+        kinds: Any = {"source_tokenizer": spec.source.kind, "target_tokenizer": spec.target.kind}
+        return replace(self, **kinds)
 
     def open(
         self,

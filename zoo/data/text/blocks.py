@@ -4,9 +4,9 @@ import functools
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
@@ -41,6 +41,11 @@ class Text(Documents):
             UserError: it is; the message says which flag agrees with the run.
         """
         check_kind(spec.tokenizer, self.tokenizer)
+
+    def fitting(self, spec: BlockSpec) -> "Text":
+        """These settings with the kind of tokenizer of an earlier run."""
+        kind: Any = spec.tokenizer.kind
+        return replace(self, tokenizer=kind)
 
     def open(
         self,

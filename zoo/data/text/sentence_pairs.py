@@ -10,7 +10,7 @@ Lines are as the text has them; with a tokenizer that keeps no line ends (WordPi
 import functools
 import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +43,11 @@ class SentencePairs(Documents):
 
     def check_tokenizer(self, spec: SegmentSpec) -> None:
         check_kind(spec.tokenizer, self.tokenizer)
+
+    def fitting(self, spec: SegmentSpec) -> "SentencePairs":
+        """These settings with the kind of tokenizer of an earlier run."""
+        kind: Any = spec.tokenizer.kind
+        return replace(self, tokenizer=kind)
 
     def open(
         self,

@@ -3,7 +3,7 @@
 import functools
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -57,6 +57,11 @@ class Sentences(Data):
     def check_tokenizer(self, spec: LineSpec) -> None:
         """Refuses a run's spec whose tokenizer is of another kind; see `check_kind`."""
         check_kind(spec.tokenizer, self.tokenizer)
+
+    def fitting(self, spec: LineSpec) -> "Sentences":
+        """These settings with the kind of tokenizer of an earlier run."""
+        kind: Any = spec.tokenizer.kind
+        return replace(self, tokenizer=kind)
 
     def open(
         self,

@@ -102,7 +102,8 @@ def sample_texts(
         key: noise; text i draws from fold_in(key, i), whatever is written beside it.
         context: the most tokens that the network sees at once; None: any number. Longer texts go on from the last
             half of the context.
-        stream: called with each new piece of the text where one is asked for; the pieces together are the text.
+        stream: if one text is asked for, called with the prompt and then with each new piece; together they are the
+            text.
 
     Raises:
         UserError: the prompt does not fit.
@@ -115,7 +116,12 @@ def sample_texts(
         written = dict(zip(encoded, write(encoded, None), strict=True))
         nothing: Written = [("", None)] * request.n
         return [
-            Text(text and line + text, scores, {"prompt": line, "text": text and line + text} | (scores or {}))
+            Text(
+                text and line + text,
+                scores,
+                {"prompt": line, "text": text and line + text} | (scores or {}),
+                prompt=text and line,
+            )
             for number, (line, _) in enumerate(lines)
             for text, scores in written.get(number, nothing)
         ]
@@ -124,7 +130,7 @@ def sample_texts(
     if stream is not None:
         stream(request.prompt)
     (texts,) = write({0: ids}, stream)
-    return [Text(request.prompt + text, scores) for text, scores in texts]
+    return [Text(request.prompt + text, scores, prompt=request.prompt) for text, scores in texts]
 
 
 Written = list[tuple[str, dict[str, float] | None]]
