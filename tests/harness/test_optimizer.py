@@ -20,7 +20,7 @@ from zoo.core.optimizer import Optimizer, by_path
 from zoo.core.parallel import Parallel
 from zoo.data.sources import read_plays
 from zoo.harness.checkpoint import flatten
-from zoo.harness.config import load_config, read_json, to_json
+from zoo.harness.config import load_config, parse_flags, read_json, to_json
 from zoo.harness.loop import fit
 from zoo.nn.conv import Conv
 from zoo.nn.dense import Dense
@@ -214,6 +214,13 @@ def test_settings_from_before_muon_are_read(tmp_path, number):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(fields | ({"format": number} if number > 1 else {})))
     assert read_json(path, Optimizer) == Optimizer(name="adam", microbatches=4, ema_decay=0.99)
+
+
+def test_old_and_new_flags_of_the_optimizer_are_parsed():
+    run = load_config(str(ROOT / "configs" / "transformer_lm.py"))
+    flags = ["--optimizer.name", "muon", "--optimizer.microbatches", "2", "--optimizer.ema-decay", "0.9"]
+    parsed = parse_flags(type(run), run, flags, "train.py")
+    assert parsed.optimizer == replace(run.optimizer, name="muon", microbatches=2, ema_decay=0.9)
 
 
 @pytest.fixture
