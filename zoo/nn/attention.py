@@ -6,8 +6,8 @@ keys k and values v of `d` features and an additive mask m (0 where seen, very n
 
     attention(q, k, v) = softmax(q k^T / sqrt(d) + m) v
 
-`attention_weights` and `mix` are this textbook form; networks call `zoo.nn.attend.attend`, which computes the same by
-the program that suits the device. Layers compute in the dtype of their input; the softmax is float32.
+Networks call `zoo.nn.attend.attend`, which computes this by the program that suits the device. Layers compute in the
+dtype of their input; the softmax is float32.
 
 Letters in shapes: b rows, t queries, s keys, h heads of queries, g heads of keys and values, d features of a head.
 """
