@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from gradients import normal
 
+from zoo.nn.arithmetic import identity
 from zoo.nn.conv import ConvTranspose, ToImage, conv2d, conv_transpose2d
 from zoo.nn.cpu import strided
-from zoo.nn.dense import identity
 from zoo.nn.group_norm import group_norm
 
 # A convolution's sums are longer than those of other blocks.
