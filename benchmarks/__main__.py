@@ -1,10 +1,11 @@
 """Runs the zoo and other programs on the same work, in turn, and prints how they compare.
 
-    python -m benchmarks {lm_train|lm_decode|lstm_lm|images} [--rounds 3] [--cases ...] [--peers ...]
+    python -m benchmarks {lm_train|lm_decode|lstm_lm|images|cpu_forms} [--rounds 3] [--cases ...] [--peers ...]
         [--peer-python [PEER=]PYTHON ...]
 
 Every line but the last is one program's, as it printed it; the last holds, for each task, the zoo's median rate divided
-by each peer's. --peer-python names the interpreter that has the peers' packages, for all of them or for one.
+by each peer's. --peer-python names the interpreter that has the peers' packages, for all of them or for one. cpu_forms
+compares with no program but layers with their own plain form.
 """
 
 import argparse
@@ -24,12 +25,14 @@ PROGRAMS = {
     "lm_decode": ["transformers", "ctranslate2", "llama.cpp"],
     "lstm_lm": ["torch"],
     "images": ["torch"],
+    "cpu_forms": [],
 }
 CASES = {
     "lm_train": ["small", "base"],
     "lm_decode": ["1", "8", "beam5"],
     "lstm_lm": ["lstm"],
     "images": ["ddpm_train", "ddpm_sample", "dcgan", "vae"],
+    "cpu_forms": ["all"],
 }
 
 
@@ -46,11 +49,17 @@ def run(command: list[str]) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def _rates(line: dict) -> dict[str, float]:
+    """The rate of each program in a line, which is one program's or one comparison's in milliseconds."""
+    return {line["peer"]: line["value"]} if "peer" in line else {which: 1 / ms for which, ms in line["ms"].items()}
+
+
 def ratios(lines: list[dict]) -> dict[str, dict[str, float]]:
     """For each task, the zoo's median rate divided by each peer's."""
     rates: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        rates[line["task"]][line["peer"]].append(line["value"])
+        for peer, rate in _rates(line).items():
+            rates[line["task"]][peer].append(rate)
     medians = {task: {peer: statistics.median(r) for peer, r in peers.items()} for task, peers in rates.items()}
     return {
         task: {peer: round(peers["zoo"] / rate, 2) for peer, rate in peers.items() if peer != "zoo"}

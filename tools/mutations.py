@@ -26,7 +26,10 @@ SCOPE = {
     "zoo/data/text/masking.py": None,
     **{
         f"zoo/nn/{name}.py": None
-        for name in ("losses", "likelihoods", "variational", "linear_cross_entropy", "batch_norm", "aggressive_encoder")
+        for name in (
+            "losses", "likelihoods", "variational", "linear_cross_entropy", "spread_cross_entropy",
+            "cpu/packed_cross_entropy", "cpu/vocabulary_chunk", "batch_norm", "aggressive_encoder",
+        )
     },
 }  # fmt: skip
 """Which files are mutated, as patterns, and where not all of a file is: in which functions."""

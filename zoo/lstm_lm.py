@@ -37,11 +37,11 @@ from zoo.core.random import split
 from zoo.data.specs import BlockSpec
 from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
 from zoo.metrics.windows import carried_figures, score_document, strided_figures
+from zoo.nn.cells import Cell
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import counted
-from zoo.nn.recurrence import Cell
 from zoo.nn.recurrent import Carry, Recurrent, drop_steps
 from zoo.sampling.tokens.continuation import sample_texts
 from zoo.sampling.tokens.request import TokenRequest

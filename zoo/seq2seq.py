@@ -42,8 +42,8 @@ from zoo.metrics.windows import token_listing
 from zoo.nets.recurrent_seq2seq import RecurrentSeq2Seq, Score
 from zoo.nets.transformer_seq2seq import TransformerSeq2Seq
 from zoo.nn.by_length import Sums, at_length
+from zoo.nn.cells import Cell
 from zoo.nn.losses import cross_entropy
-from zoo.nn.recurrence import Cell
 from zoo.sampling.tokens.translation import (
     TranslationRequest,
     draw_alignment,

@@ -59,9 +59,9 @@ from zoo.metrics.latent import (
 from zoo.metrics.text import perplexity
 from zoo.nets.conditioned_lm import BodyKind, TextDecoder, TextEncoder
 from zoo.nn.aggressive_encoder import Lagging
+from zoo.nn.cells import Cell
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import cross_entropy, real_targets
-from zoo.nn.recurrence import Cell
 from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound, kl_divergence, warm_up
 from zoo.sampling.tokens.sentences import SentenceRequest, write_sentences
 

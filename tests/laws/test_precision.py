@@ -14,8 +14,9 @@ from zoo.harness.config import Run
 from zoo.harness.extractors import Extractor
 from zoo.harness.loop import fit
 from zoo.nets.gan import Discriminator
+from zoo.nn.arithmetic import product
 from zoo.nn.conv import Conv, ConvTranspose, ToImage
-from zoo.nn.dense import Dense, product
+from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.group_norm import GroupNorm
 from zoo.nn.norm import LayerNorm

@@ -16,7 +16,7 @@ from zoo.nn.attend import (
     chunked_attention,
     cudnn_serves,
     fused_attention,
-    mix,
+    weighted_sum,
 )
 
 LENGTHS = jnp.array([3, 13], jnp.int32)
@@ -89,7 +89,7 @@ def test_chunks_drop_weights_by_row_and_query():
 
     def plain(q, k, v):
         weights = attention_weights(q, k, Mask(causal=True).additive(13, 13))
-        return mix(jnp.where(kept, weights / (1 - rate), 0.0), v)
+        return weighted_sum(jnp.where(kept, weights / (1 - rate), 0.0), v)
 
     for size in (4, 64):
         chunked = partial(chunked_attention, mask=Mask(causal=True), rate=rate, key=key, rows=rows, size=size)

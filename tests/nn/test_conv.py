@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from gradients import normal
 
+from zoo.nn.arithmetic import identity
 from zoo.nn.conv import ConvTranspose, ToImage, conv2d, conv_transpose2d
 from zoo.nn.cpu import strided
-from zoo.nn.dense import identity
-from zoo.nn.group_norm import normalise
+from zoo.nn.group_norm import group_norm
 
 # A convolution's sums are longer than those of other blocks.
 assert_same_with_gradients = partial(gradients.assert_same_with_gradients, atol=2e-5)
@@ -118,6 +118,6 @@ def plain_group_norm(x, scale, bias, groups, activation):
 @pytest.mark.parametrize("groups", [1, 3, 6])
 def test_group_normalisation_equals_its_plain_form(groups, activation):
     x, scale, bias = 2 + 3 * normal(0, 2, 4, 5, 6), normal(1, 6), normal(2, 6)
-    fast = jax.jit(lambda x, scale, bias: normalise(x, scale, bias, groups, 1e-3, activation))
+    fast = jax.jit(lambda x, scale, bias: group_norm(x, scale, bias, groups, 1e-3, activation))
     plain = partial(plain_group_norm, groups=groups, activation=activation)
     assert_same_with_gradients(fast, plain, x, scale, bias)

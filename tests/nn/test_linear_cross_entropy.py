@@ -10,19 +10,19 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from zoo.nn import linear_cross_entropy as vocabulary
-from zoo.nn.linear_cross_entropy import CHUNK, linear_cross_entropy, row_cross_entropy
+from zoo.nn import spread_cross_entropy
+from zoo.nn.cpu.packed_cross_entropy import CHUNK, packed_gradients, packed_rows
+from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
+from zoo.nn.spread_cross_entropy import spread_gradients, spread_rows
 
-PROGRAMS = {
-    "cpu": (vocabulary._packed_gradients, vocabulary._packed_rows),
-    "elsewhere": (vocabulary._spread_gradients, vocabulary._spread_rows),
-}
+PROGRAMS = {"cpu": (packed_gradients, packed_rows), "elsewhere": (spread_gradients, spread_rows)}
 each_program = pytest.mark.parametrize("program", PROGRAMS)
 
 
 @pytest.fixture(autouse=True)
 def _in_chunks_whatever_the_vocabulary(monkeypatch):
     monkeypatch.setattr(vocabulary, "SMALL", 0)
-    monkeypatch.setattr(vocabulary, "WIDE_CHUNK", 64)
+    monkeypatch.setattr(spread_cross_entropy, "WIDE_CHUNK", 64)
 
 
 def inputs(rows, positions, size=4, words=11, dtype=jnp.float32):
@@ -146,7 +146,7 @@ def test_a_mesh_splits_the_loss(program):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @each_program
 def test_the_logits_of_gpt_2_are_not_held_at_once(monkeypatch, program, dtype):
-    monkeypatch.setattr(vocabulary, "WIDE_CHUNK", 2048)
+    monkeypatch.setattr(spread_cross_entropy, "WIDE_CHUNK", 2048)
     shape = jax.ShapeDtypeStruct
     arguments = (
         shape((8, 1024, 64), dtype), shape((50257, 64), jnp.float32), None, shape((8, 1024), jnp.int32),

@@ -11,7 +11,7 @@ from gradients import assert_same_with_gradients, normal
 
 from zoo.core.random import dropout
 from zoo.nets.transformer import ACTIVATIONS, gelu
-from zoo.nn.attend import Mask, additive_mask, attention_weights, mix
+from zoo.nn.attend import Mask, additive_mask, attention_weights, weighted_sum
 from zoo.nn.attention import Attention, rotary_angles, rotate
 from zoo.nn.cpu.causal_attention import causal_attention, full_attention
 from zoo.nn.dense import Dense, activated_matmul
@@ -30,7 +30,7 @@ def plain_rms_norm(x, scale):
 
 
 def plain_attention(q, k, v, mask):
-    return mix(attention_weights(q, k, mask), v)
+    return weighted_sum(attention_weights(q, k, mask), v)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -17,8 +17,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from zoo.core.errors import UserError
+from zoo.nn.arithmetic import identity
 from zoo.nn.conv import Conv
-from zoo.nn.dense import Dense, identity
+from zoo.nn.dense import Dense
 
 OUTPUT_GAIN = 0.1
 """Scale of what a network first says of its images: near zero, so that no pixel begins with a strong opinion."""

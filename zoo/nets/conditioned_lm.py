@@ -29,10 +29,10 @@ from zoo.core.random import dropout, split
 from zoo.nets.transformer import EPSILON, INIT_SCALE, gpt2_block
 from zoo.nn.attend import Mask
 from zoo.nn.attention import KeyValue
+from zoo.nn.cells import Cell
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.norm import LayerNorm
-from zoo.nn.recurrence import Cell
 from zoo.nn.recurrent import Carry, Recurrent
 
 BodyKind = Literal["lstm", "gru", "transformer"]

@@ -30,10 +30,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.random import dropout, split
+from zoo.nn.arithmetic import add_vector
 from zoo.nn.attend import additive_mask
-from zoo.nn.dense import Dense, add_vector, matmul, wide_matmul
+from zoo.nn.cells import Cell
+from zoo.nn.dense import Dense, matmul, wide_matmul
 from zoo.nn.embedding import Embedding
-from zoo.nn.recurrence import Cell, cell_step
+from zoo.nn.recurrence import cell_step
 from zoo.nn.recurrent import Bidirectional, Carry, Recurrent, RecurrentLayer
 
 Score = Literal["bahdanau", "luong", "none"]

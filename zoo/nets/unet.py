@@ -26,9 +26,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.random import dropout, split
+from zoo.nn.arithmetic import identity
 from zoo.nn.attend import Mask, attend
 from zoo.nn.conv import Conv
-from zoo.nn.dense import Dense, identity
+from zoo.nn.cpu.barriers import lean
+from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.group_norm import GroupNorm
 from zoo.nn.remat import rematerialised
@@ -128,14 +130,6 @@ def time_features(t: Float[Array, " b"], features: int, cos_first: bool, shift: 
 def dense(features_in: int, features_out: int, rngs: nnx.Rngs, scale: float = 1.0, **settings) -> Dense:
     """A dense layer with a bias, started at scale / sqrt(fan-in)."""
     return Dense(features_in, features_out, bias=True, scale=scale * features_in**-0.5, rngs=rngs, **settings)
-
-
-def lean(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """f, which on the CPU remembers its argument alone for the gradient and works the rest out again.
-
-    Of a convolution after a normalisation the rest is the normalised image, a quarter of the memory of a training step.
-    """
-    return jax.checkpoint(f) if jax.default_backend() == "cpu" else f
 
 
 class ResidualBlock(nnx.Module):

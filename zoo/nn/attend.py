@@ -2,10 +2,11 @@
 
     attention(q, k, v) = softmax(q k^T / sqrt(d) + m) v          m is 0 where a key is seen, very negative where not
 
-On the CPU this is `zoo.nn.cpu.causal_attention`. On NVIDIA GPUs it is cuDNN's fused attention (Dao et al. 2022,
-"FlashAttention") where that serves; elsewhere the queries are taken in chunks, whose weights are computed again in the
-backward pass (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory"). Neither ever holds the weights of
-all queries. Queries are [b h t d], keys and values [b g s d]; query head i reads key head i // (h / g).
+This is `textbook_attention`. On the CPU, training takes `zoo.nn.cpu.causal_attention`; on NVIDIA GPUs, cuDNN's fused
+attention (Dao et al. 2022, "FlashAttention") where that serves; elsewhere, chunks of queries, whose weights are
+computed again in the backward pass (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory"). The last two
+never hold the weights of all queries. Queries are [b h t d], keys and values [b g s d]; query head i reads key head
+i // (h / g).
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.random import dropout, row_keys
-from zoo.nn.cpu.causal_attention import causal_attention, full_attention
+from zoo.nn.cpu.causal_attention import causal_attention, full_attention, one_query_einsum
+from zoo.nn.platform import by_platform
 
 HIDDEN = -1e30
 """What a mask adds to a score that must not count; finite, so that a query that sees nothing gives no NaN."""
@@ -78,7 +80,7 @@ def attention_weights(
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5 + mask[:, None], axis=-1)
 
 
-def mix(weights: Float[Array, "b h t s"], v: Float[Array, "b g s d"]) -> Float[Array, "b h t d"]:
+def weighted_sum(weights: Float[Array, "b h t s"], v: Float[Array, "b g s d"]) -> Float[Array, "b h t d"]:
     """Sums the values by their weights."""
     groups = v.shape[1]
     product = partial(_einsum, "bgqs,bgsd->bgqd", preferred_element_type=jnp.float32)
@@ -86,11 +88,15 @@ def mix(weights: Float[Array, "b h t s"], v: Float[Array, "b g s d"]) -> Float[A
     return rearrange(mixed, "b g (r t) d -> b (g r) t d", t=weights.shape[2])
 
 
+@by_platform(cpu=one_query_einsum)
 def _einsum(letters: str, left: Float[Array, "b g q x"], right: Float[Array, "b g s d"], **settings) -> jax.Array:
-    """Their einsum; with a single query, as the product of matrix and vector, which the CPU does faster."""
-    if left.shape[2] > 1:
-        return jnp.einsum(letters, left, right, **settings)
-    return jnp.einsum(letters.replace("q", ""), left[:, :, 0], right, **settings)[:, :, None]
+    return jnp.einsum(letters, left, right, **settings)
+
+
+def textbook_attention(q, k, v, mask, *, rate=0.0, key=None, rows=None, cached=False):
+    """softmax(q k^T / sqrt(d) + m) v, with the weights of all queries; see `attend` for the arguments."""
+    weights = attention_weights(q, k, mask.additive(q.shape[2], k.shape[2])).astype(v.dtype)
+    return weighted_sum(dropout(weights, rate, key, rows), v)
 
 
 # ------------------------------------------------------------------------------------- the choice of program
@@ -107,7 +113,7 @@ def attend(
     rows: Int[Array, " b"] | None = None,
     cached: bool = False,
 ) -> Float[Array, "b h t d"]:
-    """softmax(q k^T / sqrt(d) + m) v; here alone the program is chosen, when the caller is traced.
+    """softmax(q k^T / sqrt(d) + m) v, by the program that suits the device.
 
     Args:
         q: queries.
@@ -119,21 +125,24 @@ def attend(
         rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         cached: whether keys and values come from a cache, for which nobody asks gradients.
     """
-    noise = None if rate == 0.0 else key
-    if jax.default_backend() == "cpu":
-        return _on_cpu(q, k, v, mask, rate, noise, rows, cached)
-    device = jax.local_devices()[0]
-    if noise is None and not cached and cudnn_serves(getattr(device, "compute_capability", ""), q, mask):
-        return fused_attention(q, k, v, mask)
-    return chunked_attention(q, k, v, mask, rate=rate, key=noise, rows=rows)
+    return _attend(q, k, v, mask, rate=rate, key=None if rate == 0.0 else key, rows=rows, cached=cached)
 
 
-def _on_cpu(q, k, v, mask, rate, noise, rows, cached):
-    additive = mask.additive(q.shape[2], k.shape[2])
-    if cached or noise is not None:
-        return mix(dropout(attention_weights(q, k, additive).astype(v.dtype), rate, noise, rows), v)
+def _cpu_attention(q, k, v, mask, *, rate, key, rows, cached):
+    if cached or key is not None:
+        return textbook_attention(q, k, v, mask, rate=rate, key=key, rows=rows)
     k, v = (repeat(z, "b g s d -> b (g serves) s d", serves=q.shape[1] // k.shape[1]) for z in (k, v))
-    return (causal_attention if mask.causal else full_attention)(q, k, v, additive)
+    return (causal_attention if mask.causal else full_attention)(q, k, v, mask.additive(q.shape[2], k.shape[2]))
+
+
+def _accelerator_attention(q, k, v, mask, *, rate, key, rows, cached):
+    device = jax.local_devices()[0]
+    if key is None and not cached and cudnn_serves(getattr(device, "compute_capability", ""), q, mask):
+        return fused_attention(q, k, v, mask)
+    return chunked_attention(q, k, v, mask, rate=rate, key=key, rows=rows)
+
+
+_attend = by_platform(cpu=_cpu_attention, accelerator=_accelerator_attention)(textbook_attention)
 
 
 # ------------------------------------------------------------------------------------------ fused, by cuDNN
@@ -209,7 +218,7 @@ def chunked_attention(
         weights = attention_weights(q, wide_k.astype(dtype), additive)
         if key is not None:
             weights = _drop(weights, rate, key, rows, queries)
-        return mix(weights.astype(dtype), wide_v.astype(dtype))
+        return weighted_sum(weights.astype(dtype), wide_v.astype(dtype))
 
     if count == 1:
         return one(q, 0)

@@ -6,8 +6,8 @@ keys k and values v of `d` features and an additive mask m (0 where seen, very n
 
     attention(q, k, v) = softmax(q k^T / sqrt(d) + m) v
 
-`attention_weights` and `mix` are this textbook form; networks call `zoo.nn.attend.attend`, which computes the same by
-the program that suits the device. Layers compute in the dtype of their input; the softmax is float32.
+Networks call `zoo.nn.attend.attend`, which computes this by the program that suits the device. Layers compute in the
+dtype of their input; the softmax is float32.
 
 Letters in shapes: b rows, t queries, s keys, h heads of queries, g heads of keys and values, d features of a head.
 """
@@ -21,8 +21,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from zoo.nn.arithmetic import add_vector
 from zoo.nn.attend import Mask, attend, attention_weights
-from zoo.nn.dense import Dense, add_vector, matmul
+from zoo.nn.cpu.cache import apart
+from zoo.nn.dense import Dense, matmul
+from zoo.nn.platform import by_platform
 
 
 class KeyValue(NamedTuple):
@@ -45,22 +48,17 @@ def rotate(x: Float[Array, "b h t d"], angles: Float[Array, "#b t half"]) -> Flo
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
 
-def write(
+def _write(
     cache: KeyValue, k: Float[Array, "b g t d"], v: Float[Array, "b g t d"], slot: Int[Array, ""] | int
 ) -> KeyValue:
     """The cache with the keys and values of the slots from `slot` on."""
+    return KeyValue(
+        jax.lax.dynamic_update_slice_in_dim(cache.keys, k, slot, axis=2),
+        jax.lax.dynamic_update_slice_in_dim(cache.values, v, slot, axis=2),
+    )
 
-    def written() -> KeyValue:
-        return KeyValue(
-            jax.lax.dynamic_update_slice_in_dim(cache.keys, k, slot, axis=2),
-            jax.lax.dynamic_update_slice_in_dim(cache.values, v, slot, axis=2),
-        )
 
-    if k.shape[0] > 1:
-        return written()
-    # With one row, XLA's CPU compiler makes the write part of every loop that reads what was written, and copies the
-    # whole cache for each. It does not look past a condition.
-    return jax.lax.cond(jnp.asarray(slot) >= 0, written, lambda: cache)
+write = by_platform(cpu=apart(_write))(_write)
 
 
 class Attention(nnx.Module):

@@ -1,26 +1,18 @@
 """Convolutions of images [b h w c]: kernels [kh kw in out], PyTorch's padding."""
 
-from collections.abc import Callable
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.nn.cpu.strided import strided, strided_gradients, transposed, transposed_gradients
-from zoo.nn.cpu.winograd import winograd, winograd_gradients
-from zoo.nn.dense import add_vector, matmul
-
-Convolve = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-WINOGRAD_CHANNELS = 64
-"""From how many channels, in and out, Winograd's form pays: with fewer, its transforms cost more than they save."""
+from zoo.nn.arithmetic import add_vector
+from zoo.nn.cpu.convolution import conv_transpose4x4, fitting_form
+from zoo.nn.dense import matmul
+from zoo.nn.platform import by_platform
 
 
-def plain_conv2d(
+def xla_conv2d(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: int = 0
 ) -> Float[Array, "b h2 w2 o"]:
     """XLA's own convolution."""
@@ -29,42 +21,14 @@ def plain_conv2d(
     )
 
 
-def subpixel_conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
-    """`conv_transpose2d` in its exact sub-pixel form.
-
-    Output row 2m + a, a in {0, 1}, sees two input rows only: m - 1 and m through kernel rows 3 and 1 if a = 0, m and
-    m + 1 through 2 and 0 if a = 1. So a 2x2 convolution to the four phases (a, b) of every output pixel, interleaved,
-    is the same map (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
-    """
-    phases = rearrange(kernel[::-1, ::-1], "(kh a) (kw b) i o -> kh kw i (a b o)", a=2, b=2)
-    h, w = x.shape[1:3]
-    y = rearrange(plain_conv2d(x, phases, padding=1), "n h w (a b o) -> n h w a b o", a=2, b=2)
-    rows = [jnp.stack([y[:, a : a + h, b : b + w, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
-    return rearrange(jnp.stack(rows, axis=2), "n h a w b o -> n (h a) (w b) o")
+def _cpu_conv2d(x, kernel, stride, padding):
+    form = fitting_form(x, kernel, stride, padding)
+    return xla_conv2d(x, kernel, stride, padding) if form is None else form(x, kernel)
 
 
-def by_platform(
-    fast: Convolve, fast_gradients: Callable[..., tuple[jax.Array, jax.Array]], plain: Convolve
-) -> Convolve:
-    """A convolution (image, kernel) -> image that takes its fast form on the CPU and its plain one elsewhere."""
-
-    @jax.custom_vjp
-    def convolve(x, kernel):
-        return jax.lax.platform_dependent(x, kernel, cpu=fast, default=plain)
-
-    def plain_gradients(x, kernel, gradient):
-        return jax.vjp(plain, x, kernel)[1](gradient)
-
-    def backward(saved, gradient):
-        return jax.lax.platform_dependent(*saved, gradient, cpu=fast_gradients, default=plain_gradients)
-
-    convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
-    return convolve
-
-
-_conv3x3 = by_platform(winograd, winograd_gradients, partial(plain_conv2d, padding=1))
-_conv4x4 = by_platform(strided, strided_gradients, partial(plain_conv2d, stride=2, padding=1))
-_conv_transpose4x4 = by_platform(transposed, transposed_gradients, subpixel_conv_transpose2d)
+@by_platform(cpu=_cpu_conv2d)
+def _conv2d(x, kernel, stride, padding):
+    return xla_conv2d(x, kernel, stride, padding)
 
 
 def conv2d(
@@ -72,30 +36,48 @@ def conv2d(
 ) -> Float[Array, "b h2 w2 o"]:
     """Cross-correlation with `padding` zeros on every side, as PyTorch's `Conv2d`.
 
-    A kernel of one pixel, or as large as the image, is a matrix product. On the CPU, a 3x3 convolution that keeps an
-    even size takes Winograd's form from `WINOGRAD_CHANNELS` channels on, and a 4x4 one that halves it that of
-    matrices.
+    A kernel of one pixel, or as large as the image, is a matrix product.
     """
-    size, channels = kernel.shape[:2], kernel.shape[2:]
+    size = kernel.shape[:2]
     if size == (1, 1) and stride == 1 and padding == 0:
         y = matmul(rearrange(x, "b h w i -> (b h w) i"), kernel[0, 0])
         return rearrange(y, "(b h w) o -> b h w o", h=x.shape[1], w=x.shape[2])
     if size == x.shape[1:3] and padding == 0:
         y = matmul(rearrange(x, "b h w i -> b (h w i)"), rearrange(kernel, "h w i o -> (h w i) o"))
         return y[:, None, None]
-    even = x.shape[1] % 2 == x.shape[2] % 2 == 0
-    wide = min(channels) >= WINOGRAD_CHANNELS and x.dtype == jnp.float32
-    kernel = kernel.astype(x.dtype)
-    if size == (3, 3) and stride == padding == 1 and even and wide:
-        return _conv3x3(x, kernel)
-    if size == (4, 4) and stride == 2 and padding == 1 and even:
-        return _conv4x4(x, kernel)
-    return plain_conv2d(x, kernel, stride, padding)
+    return _conv2d(x, kernel.astype(x.dtype), stride, padding)
+
+
+def subpixel_conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
+    """`conv_transpose2d` in its exact sub-pixel form, whose gradients are those of a plain convolution.
+
+    Output row 2m + a, a in {0, 1}, sees two input rows only: m - 1 and m through kernel rows 3 and 1 if a = 0, m and
+    m + 1 through 2 and 0 if a = 1. So a 2x2 convolution to the four phases (a, b) of every output pixel, interleaved,
+    is the same map (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
+    """
+    phases = rearrange(kernel[::-1, ::-1], "(kh a) (kw b) i o -> kh kw i (a b o)", a=2, b=2)
+    h, w = x.shape[1:3]
+    y = rearrange(xla_conv2d(x, phases, padding=1), "n h w (a b o) -> n h w a b o", a=2, b=2)
+    rows = [jnp.stack([y[:, a : a + h, b : b + w, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
+    return rearrange(jnp.stack(rows, axis=2), "n h a w b o -> n (h a) (w b) o")
+
+
+@by_platform(cpu=conv_transpose4x4, accelerator=subpixel_conv_transpose2d)
+def _conv_transpose2d(x, kernel):
+    # The kernel turned around slides over the image with a zero between every two pixels.
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        (1, 1),
+        [(2, 2)] * 2,
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
     """PyTorch's `ConvTranspose2d` with a 4x4 kernel, stride 2 and padding 1: twice the height and width."""
-    return _conv_transpose4x4(x, kernel.astype(x.dtype))
+    return _conv_transpose2d(x, kernel.astype(x.dtype))
 
 
 def add_bias(y: Float[Array, "b h w o"], bias: nnx.Param | None) -> Float[Array, "b h w o"]:

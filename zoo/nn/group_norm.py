@@ -1,37 +1,20 @@
-"""Group normalisation of images [b h w c] (Wu and He 2018), with the activation that follows it.
-
-The gradient is written by hand, so that it remembers the input and its moments alone, and so that sums run over places
-first, which is quick, and over the channels of a group last. With y = activation(z), z = x_hat * scale + bias and
-x_hat = (x - mean) / deviation, and with the gradient by z times scale written g,
-
-    dx = (g - mean(g) - x_hat mean(g x_hat)) / deviation
-
-where means are over all places and a group of channels.
-"""
+"""Group normalisation of images [b h w c] (Wu and He 2018), with the activation that follows it."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-from einops import reduce, repeat
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.nn.dense import identity, settle
+from zoo.nn.arithmetic import identity
+from zoo.nn.cpu import group_norm as cpu
+from zoo.nn.platform import by_platform
 
 
-def _group_mean(x: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:
-    """The mean over each group of channels, in place of each of them."""
-    return repeat(reduce(x, "b (g d) -> b g", "mean", g=groups), "b g -> b (g d)", d=x.shape[1] // groups)
-
-
-def _spread(x: Float[Array, "b c"]) -> Float[Array, "b 1 1 c"]:
-    return x[:, None, None]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def normalise(
+@by_platform(cpu=cpu.group_norm)
+def group_norm(
     x: Float[Array, "b h w c"],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
@@ -39,46 +22,16 @@ def normalise(
     epsilon: float,
     activation: Callable[[jax.Array], jax.Array],
 ) -> Float[Array, "b h w c"]:
-    """activation((x - mean) / sqrt(variance + epsilon) * scale + bias), in float32."""
-    return _forward(x, scale, bias, groups, epsilon, activation)[0]
+    """activation((x - mean) / sqrt(variance + epsilon) * scale + bias), in float32; returns the dtype of x.
 
-
-def _forward(x, scale, bias, groups, epsilon, activation):
-    wide = x.astype(jnp.float32)
-    mean = settle(_group_mean(wide.mean((1, 2)), groups))
-    variance = _group_mean(jnp.square(wide - _spread(mean)).mean((1, 2)), groups)
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    slope = inverse * scale.astype(jnp.float32)[None, :]
-    shift = bias.astype(jnp.float32)[None, :] - mean * slope
-    mean, inverse, slope, shift = moments = settle((mean, inverse, slope, shift))
-    y = activation(wide * _spread(slope) + _spread(shift))
-    return settle(y.astype(x.dtype)), (x, scale, bias, moments)
-
-
-def _backward(groups, epsilon, activation, saved, gradient):
-    x, scale, bias, (mean, inverse, slope, shift) = saved
-    x, gradient = settle((x, gradient))
-    wide = x.astype(jnp.float32)
-    _, pull = jax.vjp(activation, wide * _spread(slope) + _spread(shift))
-    (z_gradient,) = pull(gradient.astype(jnp.float32))
-    z_gradient = settle(z_gradient)
-    along_bias = settle(z_gradient.mean((1, 2)))
-    along_scale = (settle((z_gradient * wide).mean((1, 2))) - mean * along_bias) * inverse
-    wide_scale = scale.astype(jnp.float32)[None, :]
-    # dx as g / deviation + x * by_x + constant.
-    by_x = -jnp.square(inverse) * _group_mean(along_scale * wide_scale, groups)
-    constant = -inverse * _group_mean(along_bias * wide_scale, groups) - mean * by_x
-    by_x, constant = settle((by_x, constant))
-    dx = z_gradient * _spread(slope) + wide * _spread(by_x) + _spread(constant)
-    places = x.shape[1] * x.shape[2]
-    return (
-        settle(dx.astype(x.dtype)),
-        (places * along_scale.sum(0)).astype(scale.dtype),
-        (places * along_bias.sum(0)).astype(bias.dtype),
-    )
-
-
-normalise.defvjp(_forward, _backward)
+    Moments are over all places and the channels of a group.
+    """
+    parts = rearrange(x.astype(jnp.float32), "b h w (g d) -> b h w g d", g=groups)
+    centred = parts - parts.mean((1, 2, 4), keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean((1, 2, 4), keepdims=True) + epsilon)
+    x_hat = rearrange(centred * inverse, "b h w g d -> b h w (g d)")
+    scale, bias = (v.astype(jnp.float32)[None, None, None, :] for v in (scale, bias))
+    return activation(x_hat * scale + bias).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -104,4 +57,4 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Normalises each picture by itself; moments are float32."""
-        return normalise(x, self.scale[...], self.bias[...], self.groups, self.epsilon, self.activation)
+        return group_norm(x, self.scale[...], self.bias[...], self.groups, self.epsilon, self.activation)

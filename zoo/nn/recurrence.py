@@ -1,77 +1,28 @@
-"""The steps of an LSTM and a GRU layer, and their gradients, in PyTorch's order of gates and with its two biases.
+"""All steps of a recurrent layer; the step itself is in `zoo.nn.cells`.
 
-Hochreiter and Schmidhuber 1997, "Long short-term memory", with the forget gate of Gers et al. 2000; Cho et al. 2014,
-"Learning phrase representations using RNN encoder-decoder" (the GRU, its reset after the product with h, which is the
-form that cuDNN and PyTorch have). With a = W x_t + b_x and r = U h_(t-1) + b_h, both cut in gates:
-
-    LSTM   i, f, o = sigmoid(a + r)      g = tanh(a_g + r_g)      c_t = f c_(t-1) + i g      h_t = o tanh(c_t)
-    GRU    s, z = sigmoid(a + r)         n = tanh(a_n + s r_n)    h_t = (1 - z) n + z h_(t-1)
-
-Gates lie in the order i, f, g, o and s (reset), z (update), n. A step is elementwise but for its product with U, so on
-the way back all that multiplies a gradient is known before the first gradient is: it is worked out for all steps at
-once, and the loop is left with the product.
-
-Gates and states are float32; the products take their operands in the dtype of a and sum in float32. In bfloat16 c would
-be 10 % off after 256 steps.
+Gates and states are float32; the products take their operands in the dtype of a and sum in float32.
 
 Letters in shapes: t steps, b rows, w features of a state, n features of all gates. Time comes first, since a step is
 then one piece of memory.
 """
 
-from functools import partial
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from zoo.nn.dense import product, settle
-
-Cell = Literal["lstm", "gru"]
-
-GATES: dict[Cell, int] = {"lstm": 4, "gru": 3}
-
-State = tuple[Float[Array, "b w"], ...]
-"""What a layer carries from step to step: (h, c) for an LSTM, (h,) for a GRU."""
-
-UNROLL = 2
-"""Steps in one turn of the loop, whose fixed cost is that of a small product."""
+from zoo.nn.arithmetic import product
+from zoo.nn.cells import Cell, State, gru_step, lstm_step
+from zoo.nn.cpu import recurrence as cpu
+from zoo.nn.platform import by_platform
 
 
+@by_platform(cpu=cpu.cell_step, accelerator=cpu.cell_step)
 def cell_step(cell: Cell, a: Float[Array, "b n"], r: Float[Array, "b n"], state: State) -> State:
-    """The next state from both products; see the module."""
-    if cell == "lstm":
-        return _lstm_state(_lstm_gates(a + r), state[1])
-    (a_s, a_z, a_n), (r_s, r_z, r_n) = jnp.split(a, 3, axis=-1), jnp.split(r, 3, axis=-1)
-    z = jax.nn.sigmoid(a_z + r_z)
-    n = jnp.tanh(a_n + jax.nn.sigmoid(a_s + r_s) * r_n)
-    return ((1 - z) * n + z * state[0],)
+    """The next state from both products."""
+    return (lstm_step if cell == "lstm" else gru_step)(a, r, state)
 
 
-def _lstm_gates(total: Float[Array, "b n"]) -> Float[Array, "b n"]:
-    """y = tanh(total / 2) of the gates i, f and o, which are then (1 + y) / 2; and g = tanh(total).
-
-    XLA's CPU compiler makes vector code of what covers all gates, and slow code of what takes them apart.
-    """
-    return settle(jnp.tanh(_half(total) * total))
-
-
-def _half(gates: Float[Array, "*steps b n"]) -> Float[Array, "*ones n"]:
-    """1/2 at an LSTM's gates i, f and o; 1 at g."""
-    n = gates.shape[-1]
-    half = jnp.where(jnp.arange(n) * 4 // n == 2, 1.0, 0.5).astype(gates.dtype)
-    return jnp.expand_dims(half, range(gates.ndim - 1))
-
-
-def _lstm_state(gates: Float[Array, "b n"], c: Float[Array, "b w"]) -> State:
-    """h and c of the next step, from `_lstm_gates`."""
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    c = settle(0.5 * (1 + f) * c + 0.5 * (1 + i) * g)
-    return 0.5 * (1 + o) * jnp.tanh(c), c
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@by_platform(cpu=cpu.recur, accelerator=cpu.recur)
 def recur(
     cell: Cell,
     a: Float[Array, "t b n"],
@@ -83,9 +34,6 @@ def recur(
 ) -> tuple[Float[Array, "t b w"], State]:
     """All steps of a layer: h_1 .. h_t, and the last state.
 
-    Differentiated as it stands, a scan would add to the kernel's gradient at every step. Here the way back only
-    collects the gradients of r, and the kernel's gradient is one product over all steps.
-
     Args:
         cell: which.
         a: W x + b_x of every step, in the dtype that h is returned in.
@@ -95,105 +43,15 @@ def recur(
         seen: steps that count; others leave the state as it is.
         keep: what h is multiplied by before its product with U (variational dropout); None: nothing.
     """
-    return _forward(cell, a, kernel, bias, state, seen, keep)[0]
-
-
-def _scan(cell, a, kernel, bias, state, seen, keep):
-    """The states after every step, the last state, and of every step what its gradient needs: r, or an LSTM's gates."""
     matrix = kernel.astype(a.dtype)
 
     def step(state, now):
         a, seen = now
-        inner = product(_kept(state[0], keep).astype(matrix.dtype), matrix) + bias[None, :]
-        if cell == "lstm":
-            inner = _lstm_gates(a + inner)
-            after = _lstm_state(inner, state[1])
-        else:
-            after = cell_step(cell, a, inner, state)
+        h = state[0] if keep is None else state[0] * keep
+        after = cell_step(cell, a, product(h.astype(matrix.dtype), matrix) + bias[None, :], state)
         if seen is not None:
             after = tuple(jnp.where(seen[:, None], new, old) for new, old in zip(after, state, strict=True))
-        return after, (after, inner)
+        return after, after[0]
 
-    state, (states, inner) = jax.lax.scan(step, state, (a, seen), unroll=UNROLL)
-    return states, state, inner
-
-
-def _kept(h, keep):
-    return h if keep is None else h * keep
-
-
-def _forward(cell, a, kernel, bias, state, seen, keep):
-    states, last, inner = _scan(cell, a, kernel, bias, state, seen, keep)
-    before = tuple(jnp.concatenate([first[None], x[:-1]]) for first, x in zip(state, states, strict=True))
-    saved = (inner, states[1]) if cell == "lstm" else (a.astype(jnp.float32), inner)
-    # An empty array remembers the dtype of a.
-    return (states[0].astype(a.dtype), last), (saved, kernel, before, seen, keep, a[:0])
-
-
-def _backward(cell, saved, gradients):
-    saved, kernel, before, seen, keep, a = saved
-    transposed = settle(kernel.T.astype(a.dtype))
-    gradients = (gradients[0].astype(jnp.float32), gradients[1])
-
-    def back(of_r):
-        return _kept(product(of_r.astype(a.dtype), transposed), keep)
-
-    by_cell = _lstm_backward if cell == "lstm" else _gru_backward
-    of_a, of_r, of_state = by_cell(saved, before, seen, gradients, back)
-    h = before[0] if keep is None else before[0] * keep[None]
-    rows, of_rows = settle((rearrange(h, "t b w -> (t b) w"), rearrange(of_r, "t b n -> (t b) n")))
-    of_kernel = settle(product(rows.astype(a.dtype), of_rows.astype(a.dtype), (0, 0)))
-    return of_a.astype(a.dtype), of_kernel, of_rows.sum(0), of_state, None, None
-
-
-def _lstm_backward(saved, before, seen, gradients, back):
-    """Gradients of a, of r and of the first state: what does not depend on a gradient for all steps at once.
-
-    With y of `_lstm_gates` and the gradients dh and dc of h_t and c_t:
-
-        dc += dh o (1 - tanh^2 c_t)      dr = (dc g, dc c_(t-1), dc i, dh tanh c_t) y'      dc <- dc f
-
-    where y' is (1 - y^2) / 4, and 1 - g^2 at g.
-    """
-    (gates, c), (of_h, of_last) = saved, gradients
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    tanh = jnp.tanh(c)
-    others = settle(jnp.concatenate([g, before[1], 0.5 * (1 + i), tanh], axis=-1))
-    of_gates = _half(gates) ** 2 * (1 - gates * gates) * others
-    through, onward = 0.5 * (1 + o) * (1 - tanh * tanh), 0.5 * (1 + f)
-    if seen is not None:
-        seen = seen[..., None]
-        of_gates, through, onward = seen * of_gates, seen * through, jnp.where(seen, onward, 1)
-
-    def step(of_state, now):
-        of_gates, through, onward, seen, of_h = now
-        h = of_state[0] + of_h
-        c = settle(of_state[1] + h * through)
-        of_r = settle(jnp.concatenate([c, c, c, h], axis=-1) * of_gates)
-        passed = back(of_r) if seen is None else back(of_r) + jnp.where(seen, 0, h)
-        return (passed, c * onward), of_r
-
-    of_state, of_r = jax.lax.scan(step, of_last, (of_gates, through, onward, seen, of_h), reverse=True, unroll=UNROLL)
-    return of_r, of_r, of_state
-
-
-def _gru_backward(saved, before, seen, gradients, back):
-    """Gradients of a, of r and of the first state: what does not depend on a gradient for all steps at once."""
-    of_h, of_last = gradients
-    pull = jax.vjp(jax.vmap(partial(cell_step, "gru")), *saved, before)[1]
-    slope_a, slope_r, (onward,) = settle(pull((jnp.ones_like(of_h),)))
-    if seen is not None:
-        seen = seen[..., None]
-        slope_a, slope_r, onward = seen * slope_a, seen * slope_r, jnp.where(seen, onward, 1)
-
-    def step(of_state, now):
-        slope_r, onward, of_h = now
-        h = settle(of_state[0] + of_h)
-        of_r = settle(jnp.concatenate([h, h, h], axis=-1) * slope_r)
-        return (back(of_r) + h * onward,), (of_r, h)
-
-    of_state, (of_r, h) = jax.lax.scan(step, of_last, (slope_r, onward, of_h), reverse=True, unroll=UNROLL)
-    return jnp.concatenate([h, h, h], axis=-1) * slope_a, of_r, of_state
-
-
-recur.defvjp(_forward, _backward)
+    last, h = jax.lax.scan(step, state, (a, seen))
+    return h.astype(a.dtype), last

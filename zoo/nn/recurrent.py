@@ -1,7 +1,7 @@
 """Recurrent layers, LSTM and GRU, one on the other and from both ends.
 
-Their steps are in `zoo/nn/recurrence.py`. Variational dropout (Gal and Ghahramani 2016, "A theoretically grounded
-application of dropout in recurrent neural networks") drops the same features at every step.
+Their steps are in `zoo/nn/cells.py` and `zoo/nn/recurrence.py`. Variational dropout (Gal and Ghahramani 2016, "A
+theoretically grounded application of dropout in recurrent neural networks") drops the same features at every step.
 
 Letters in shapes: t steps, b rows, i input features, w features of a state, n features of all gates. Inside, time
 comes first, since a step is then one piece of memory.
@@ -16,8 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.random import dropout, split
+from zoo.nn.cells import GATES, Cell, State
 from zoo.nn.dense import Dense
-from zoo.nn.recurrence import GATES, Cell, State, recur
+from zoo.nn.recurrence import recur
 
 Carry = tuple[State, ...]
 """The states of all layers."""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zoo.nn.dense import late, settle
+from zoo.nn.cpu.barriers import late, settle
 
 
 def _chunks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
@@ -29,7 +29,7 @@ def _chunks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]
     return [(i * size, (i + 1) * size, (i + 1) * size if causal else keys) for i in range(count)]
 
 
-def _transposed(x: Float[Array, "b h t d"]) -> Float[Array, "b h d t"]:
+def _features_first(x: Float[Array, "b h t d"]) -> Float[Array, "b h d t"]:
     return settle(x.swapaxes(2, 3))
 
 
@@ -85,7 +85,7 @@ def _backward(causal, saved, g):
     delta = (g.astype(jnp.float32) * o).sum(-1, keepdims=True) / sums
     g = (g / sums).astype(v.dtype)
     g, delta = settle((g, delta))
-    g_t, q_t = _transposed(g), _transposed(q)
+    g_t, q_t = _features_first(g), _features_first(q)
     dq, dk, dv = [], jnp.zeros_like(k.swapaxes(2, 3)), jnp.zeros_like(k.swapaxes(2, 3))
     for (first, last, met), e in zip(_chunks(q.shape[2], k.shape[2], causal), weights, strict=True):
         if e is None:
@@ -96,7 +96,14 @@ def _backward(causal, saved, g):
         dk = dk.at[..., :met].add(settle(q_t[..., first:last] @ ds))
         dq.append(ds @ k[:, :, :met])
     dq = jnp.concatenate(dq, axis=2) * q.shape[-1] ** -0.5
-    return *settle((dq, _transposed(dk), _transposed(dv))), jnp.zeros_like(mask)
+    return *settle((dq, _features_first(dk), _features_first(dv))), jnp.zeros_like(mask)
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def one_query_einsum(letters: str, left: Float[Array, "b g q x"], right: Float[Array, "b g s d"], **settings):
+    """Their einsum; with a single query, as the product of matrix and vector, which the CPU does faster."""
+    if left.shape[2] > 1:
+        return jnp.einsum(letters, left, right, **settings)
+    return jnp.einsum(letters.replace("q", ""), left[:, :, 0], right, **settings)[:, :, None]

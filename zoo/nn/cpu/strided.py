@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from zoo.nn.cpu.barriers import late, settle
 from zoo.nn.cpu.image_chunks import in_chunks
-from zoo.nn.dense import late, settle
 
 CHUNK = 2**24
 """Bytes of patches made at a time."""
@@ -101,14 +101,14 @@ def strided_gradients(
     return _scatter(gradient, as_matrix(kernel)), _correlate(x, gradient)
 
 
-def transposed(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
+def strided_transpose(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
     """The transpose of the convolution from o to i channels with this kernel."""
     return _scatter(x, as_matrix(kernel.swapaxes(2, 3)))
 
 
-def transposed_gradients(
+def strided_transpose_gradients(
     x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"], gradient: Float[Array, "b h2 w2 o"]
 ) -> tuple[Float[Array, "b h w i"], Float[Array, "4 4 i o"]]:
-    """The gradients of `transposed` by the image and by the kernel."""
+    """The gradients of `strided_transpose` by the image and by the kernel."""
     x, gradient = settle((x, gradient))
     return _gather(gradient, as_matrix(kernel.swapaxes(2, 3))), _correlate(gradient, x).swapaxes(2, 3)

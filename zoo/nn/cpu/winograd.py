@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from zoo.nn.cpu.barriers import late, settle
 from zoo.nn.cpu.image_chunks import in_chunks
-from zoo.nn.dense import late, settle
 
 A_T = ((1, 1, 1, 0), (0, 1, -1, -1))
 B_T = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
@@ -42,8 +42,8 @@ def combine(matrix: Matrix, parts: Sequence[jax.Array], axis: int = 0) -> jax.Ar
     return settle(jnp.stack(rows, axis))
 
 
-def transposed(matrix: Matrix) -> Matrix:
-    """Rows as columns."""
+def _columns(matrix: Matrix) -> Matrix:
+    """The columns of a matrix as rows."""
     return list(zip(*matrix, strict=True))
 
 
@@ -72,8 +72,8 @@ def _outputs(products: Float[Array, "16 n o"], height: int, width: int) -> Float
 def _output_gradients(y: Float[Array, "b h w o"]) -> Float[Array, "16 n o"]:
     """A dy A^T of every tile."""
     y = rearrange(y, "b (h i) (w j) o -> b h i w j o", i=2, j=2)
-    y = combine(transposed(A_T), [y[:, :, :, :, j] for j in range(2)])
-    y = combine(transposed(A_T), [y[:, :, :, i] for i in range(2)])
+    y = combine(_columns(A_T), [y[:, :, :, :, j] for j in range(2)])
+    y = combine(_columns(A_T), [y[:, :, :, i] for i in range(2)])
     return rearrange(y, "i j b h w o -> (i j) (b h w) o")
 
 
@@ -108,5 +108,5 @@ def _kernel_gradient(x: Float[Array, "b h w i"], gradient: Float[Array, "b h w o
 
     u = in_chunks(correlate, 4 * GRADIENT_CHUNK // (x.shape[1] * x.shape[2]), True, x, gradient)
     u = rearrange(u, "(a b) i o -> a b i o", a=4)
-    u = combine(transposed(G), [u[:, b] for b in range(4)])
-    return combine(transposed(G), [u[:, a] for a in range(4)])
+    u = combine(_columns(G), [u[:, b] for b in range(4)])
+    return combine(_columns(G), [u[:, a] for a in range(4)])
