@@ -37,6 +37,7 @@ from tyro.conf import DisallowNone
 from zoo.core.artifacts import Artifacts
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
+from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import normal, uniform
@@ -88,9 +89,9 @@ class DDPMScoring(ImageScoring):
         """What the sampler is asked for to make n samples."""
         return PictureRequest(n=n, **{name: getattr(self, name) for name in self.sampling})
 
-    def check(self, family: Any, spec: Any) -> dict[str, str]:
+    def check(self, family: Any, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
         check_guidance(family, spec, self.guidance)
-        return super().check(family, spec)
+        return super().check(family, spec, extractor)
 
 
 class State(NamedTuple):
@@ -308,7 +309,8 @@ class DDPM(Family):
                 return np.stack([image.pixels for image in made])
 
             how = {name: getattr(scoring, name) for name in scoring.sampling}
-            metrics |= score_samples(make, data, scoring, how | drawn_classes(self.classes(model.spec)), key)
+            how |= drawn_classes(self.classes(model.spec))
+            metrics |= score_samples(make, data, scoring, how, key, model.extractor)
         return metrics
 
     # -------------------------------------------------------------------------------------------- sample

@@ -304,7 +304,7 @@ class ImageVAE(Family):
             def draw(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
                 return self._decode(model, self._prior(key, len(classes)))
 
-            figures |= score_samples(draw, data, scoring, {"sampler": "prior"}, key)
+            figures |= score_samples(draw, data, scoring, {"sampler": "prior"}, key, model.extractor)
         return figures
 
     def sample(

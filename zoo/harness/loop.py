@@ -40,6 +40,7 @@ from zoo.harness.trained import (
     evaluate_split,
     inference_state,
     key_of,
+    load_extractor,
     load_run,
     make_setup,
     start_from,
@@ -72,7 +73,7 @@ class Session:
     def model(self, state: State, done: int) -> Model:
         """What the family samples and scores with, after `done` steps."""
         lean = inference_state(self.strategy.gather(state))
-        return Model(self.run.family, self.data.spec, lean, done, lambda: self.data)
+        return Model(self.run.family, self.data.spec, lean, done, lambda: self.data, load_extractor)
 
 
 def fit(run: Run, *, fresh: bool = False) -> Trained:

@@ -15,6 +15,7 @@ from zoo.core.artifacts import Artifacts
 from zoo.core.data import Data, DataSet, Spec, Split
 from zoo.core.errors import UserError
 from zoo.core.estimates import RowMeans
+from zoo.core.extractor import Extractor
 from zoo.core.family import Family, Metrics, Model, Rows, RowStatistics, Scoring, Setup, State
 from zoo.core.learner import Learner
 from zoo.core.parallel import Parallel, Strategy
@@ -38,7 +39,7 @@ class Trained:
 
     def __init__(self, run: Run, model: Model, path: Path) -> None:
         self.run, self.path = run, path
-        self.model = dataclasses.replace(model, data=lambda: self.data)
+        self.model = dataclasses.replace(model, data=lambda: self.data, extractor=load_extractor)
         self._data: DataSet | None = None
 
     def __repr__(self) -> str:
@@ -149,6 +150,13 @@ def key_of(seed: int) -> jax.Array:
     return jax.random.key(seed)
 
 
+def load_extractor(name: str, spec: Any) -> Extractor:
+    """The feature extractor that a setting names; see `zoo.harness.extractors.load_extractor`."""
+    from zoo.harness import extractors  # it imports this module, and its readers of weights serve image scores alone
+
+    return extractors.load_extractor(name, spec)
+
+
 def construct(kind: Any, fields: dict[str, Any]) -> Any:
     """Constructs a request or scoring; a field that it lacks is named with those that it has."""
     names = [field.name for field in dataclasses.fields(kind)]
@@ -170,7 +178,7 @@ def attainable(scoring: Scoring, family: Family, spec: Spec, insisted: Container
     Raises:
         UserError: a setting is wrong, or one of `insisted` asks for what cannot be had.
     """
-    missing = scoring.check(family, spec)
+    missing = scoring.check(family, spec, load_extractor)
     for name, why in missing.items():
         if name in insisted:
             raise UserError(why)
