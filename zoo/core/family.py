@@ -47,7 +47,13 @@ class Rows:
     value: Any
 
 
-jax.tree_util.register_dataclass(Rows, data_fields=["value"], meta_fields=[])
+@dataclass(frozen=True)
+class AllRows(Rows):
+    """Marks a metric of a loss that `Learner.descend` returns with the rows of the whole batch, on every device."""
+
+
+for _kind in (Rows, AllRows):
+    jax.tree_util.register_dataclass(_kind, data_fields=["value"], meta_fields=[])
 
 
 @dataclass(frozen=True)
