@@ -15,7 +15,7 @@ from zoo.metrics.images import ImageScoring
 
 run = Run(
     family=DCGAN(width=32, latent=64, objective="nonsaturating"),
-    data=Images(size=32, fit="pad"),
+    data=Images(size=32, fit="auto"),
     optimizer=Optimizer(name="adam", learning_rate=2e-4, beta1=0.5, schedule="constant", ema_decay=0.999),
     steps=33_000,
     batch_size=64,

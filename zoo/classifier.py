@@ -117,6 +117,12 @@ class Classifier(Family):
         nats, right, labelled = _judge(state.net.eval_net(), batch, None)
         return {"loss": (nats, labelled), "accuracy": (right, labelled)}
 
+    def extract(
+        self, state: State, image: UInt8[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b classes"]]:
+        """The features of images that other models' images are compared by, and their logits."""
+        return state.net.eval_net()(from_pixels(image))
+
     def sample(self, model: Model, request: Request, key: jax.Array) -> Artifacts:
         """What the network looks for: sample i is noise, changed until it is taken for class i, in turn.
 

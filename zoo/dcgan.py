@@ -286,7 +286,7 @@ class DCGAN(Family):
             return self.pixels(model, GANRequest(n=len(classes)), key, classes)[:, 0]
 
         how = {"sampler": "generator"} | drawn_classes(model.spec.classes if self.conditional else ())
-        return score_samples(make, data, scoring, how, key)
+        return score_samples(make, data, scoring, how, key, model.extractor)
 
     def sample(self, model: Model, request: GANRequest, key: jax.Array) -> Artifacts:
         walks = self.pixels(model, request, key)

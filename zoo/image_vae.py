@@ -14,7 +14,8 @@ sum_j max(free_bits, mean over the batch of KL_j). Figures of the held-out split
 With `iw_samples` k > 1 it climbs a tighter bound (Burda et al. 2016, "Importance weighted autoencoders", eq. 8),
     log p(x)  >=  E log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x),   z_i ~ q(z|x).
 
-What p(x|z) is of, by `likelihood`; images are [b h w c] from -1 (black) to 1 (white), codes [b latent]:
+What p(x|z) is of, by `likelihood` (auto: bernoulli for grey images, logistic for colour); images are [b h w c] from -1
+(black) to 1 (white), codes [b latent]:
 
     bernoulli   pixels that are 0 or 1, drawn as x ~ Bernoulli(k / 255) where `binarise` is on
     gaussian    levels 0 .. 255 with uniform noise on them, so that the density bounds the levels' probability
@@ -22,9 +23,10 @@ What p(x|z) is of, by `likelihood`; images are [b h w c] from -1 (black) to 1 (w
     logistic    levels 0 .. 255, each with the mass that a logistic distribution has around it
 """
 
+import logging
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -35,6 +37,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jax.nn import sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
+from tyro.conf import DisallowNone
 
 from zoo.core.artifacts import Artifacts, Image, sheet
 from zoo.core.data import DataSet
@@ -53,6 +56,10 @@ from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound
 from zoo.sampling.batches import over_rows
 from zoo.sampling.latent_paths import interpolate, lerp, most_active, slerp, traverse
 from zoo.sampling.starting_images import given_pictures
+
+log = logging.getLogger("zoo")
+
+Likelihood = Literal["bernoulli", "gaussian", "logistic"]
 
 HELD_OUT_NOISE = 2014
 """Seed of the noise that makes the held-out pixels, the same in every evaluation of every run."""
@@ -122,10 +129,11 @@ class ImageVAE(Family):
     """conv: features of the dense layer between the last level and the code."""
     latent: Annotated[int, Ge(1)] = 20
     """Units of a code."""
-    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
-    """What p(x|z) is; see the module's docstring."""
-    binarise: bool = True
-    """Draw pixels as 1 with probability k / 255 and else 0: anew in every training step, once for held-out images."""
+    likelihood: Literal["auto", Likelihood] = "auto"
+    """What p(x|z) is; see the module's docstring. auto: bernoulli for grey images, logistic for colour."""
+    binarise: DisallowNone[bool | None] = None
+    """Draw pixels as 1 with probability k / 255 and else 0: anew in every training step, once for held-out images.
+    None: where the likelihood is bernoulli."""
     scale: Annotated[float, Ge(0)] = 0.0
     """Standard deviation of the gaussian likelihood, where black is -1 and white 1; 0: learned, one for each pixel."""
     beta: Annotated[float, Ge(0)] = 1.0
@@ -150,7 +158,7 @@ class ImageVAE(Family):
             ("iw_samples", f"1 with family.beta, kl_warmup_steps or free_bits, {NO_KL}",
              self.iw_samples == 1 or (self.beta, self.kl_warmup_steps, self.free_bits) == (1, 0, 0)),
         )  # fmt: skip
-        if self.binarise and self.likelihood != "bernoulli":
+        if self.binarise and self.likelihood not in ("auto", "bernoulli"):
             raise UserError(
                 f"family.likelihood is {self.likelihood}, which is of 256 levels, and family.binarise leaves two: "
                 "give --family.no-binarise"
@@ -161,19 +169,37 @@ class ImageVAE(Family):
                 "--family.likelihood gaussian"
             )
 
-    @property
-    def outputs(self) -> int:
+    def likelihood_of(self, channels: int) -> Likelihood:
+        """The likelihood of images of so many channels."""
+        if self.likelihood != "auto":
+            return self.likelihood
+        return "bernoulli" if channels == 1 else "logistic"
+
+    def binarises(self, channels: int) -> bool:
+        """Whether images of so many channels are drawn in black and white."""
+        return self.likelihood_of(channels) == "bernoulli" if self.binarise is None else self.binarise
+
+    def outputs(self, channels: int) -> int:
         """Parameters of p(x|z) for each channel of each pixel."""
-        return 1 if self.likelihood == "bernoulli" or self.scale else 2
+        return 1 if self.likelihood_of(channels) == "bernoulli" or self.scale else 2
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
-        if self.likelihood == "bernoulli" and spec.channels > 1:
+        likelihood, binarises = self.likelihood_of(spec.channels), self.binarises(spec.channels)
+        if binarises and likelihood != "bernoulli":
+            raise UserError(
+                "family.binarise is True, which leaves two levels, and the images are in colour: give "
+                "--family.no-binarise, or --data.channels 1"
+            )
+        if self.likelihood == "auto" or self.binarise is None:
+            _log_choice(likelihood, binarises, "grey" if spec.channels == 1 else "in colour")
+        if likelihood == "bernoulli" and spec.channels > 1:
             raise UserError(
                 f"family.likelihood is bernoulli, for pixels that are black or white, and images have {spec.channels} "
                 "channels: give --family.likelihood logistic --family.no-binarise"
             )
         net = Autoencoder(
-            self.network, (spec.height, spec.width, spec.channels), latent=self.latent, outputs=self.outputs,
+            self.network, (spec.height, spec.width, spec.channels), latent=self.latent,
+            outputs=self.outputs(spec.channels),
             width=self.width, layers=self.layers, hidden=self.hidden, rngs=nnx.Rngs(key), dtype=setup.dtype,
         )  # fmt: skip
         return State(Learner.create(net, setup))
@@ -248,9 +274,9 @@ class ImageVAE(Family):
         self, image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
     ) -> Float[Array, "b h w c"]:
         """The x that the model is of, from -1 to 1: binary, with noise on its levels, or the levels themselves."""
-        if self.binarise:
+        if self.binarises(image.shape[-1]):
             return 2.0 * binarise(image, key, rows) - 1.0
-        if self.likelihood == "gaussian":
+        if self.likelihood_of(image.shape[-1]) == "gaussian":
             return (image + uniform(key, rows, image.shape[1:])) / 128.0 - 1.0
         return from_pixels(image)
 
@@ -260,11 +286,11 @@ class ImageVAE(Family):
 
     def log_likelihood(self, x: Float[Array, "b h w c"], parameters: Float[Array, "b h w c k"]) -> Float[Array, " b"]:
         """log p(x|z) of whole images in nats, for levels a probability and not a density."""
-        first = parameters[..., 0]
+        first, likelihood = parameters[..., 0], self.likelihood_of(x.shape[-1])
         log_scale = jnp.log(self.scale) if self.scale else jnp.maximum(parameters[..., -1], -7.0)
-        if self.likelihood == "bernoulli":
+        if likelihood == "bernoulli":
             elements = bernoulli(0.5 * (x + 1.0), first)
-        elif self.likelihood == "gaussian":
+        elif likelihood == "gaussian":
             elements = gaussian(x, first, log_scale) - math.log(128.0)
         else:
             elements = discretised_logistic(x, first, log_scale)
@@ -273,7 +299,8 @@ class ImageVAE(Family):
     def image(self, parameters: Float[Array, "b h w c k"]) -> UInt8[Array, "b h w c"]:
         """The mean of p(x|z) as pixels."""
         first = parameters[..., 0]
-        return to_pixels(2.0 * sigmoid(first) - 1.0 if self.likelihood == "bernoulli" else first)
+        is_bernoulli = self.likelihood_of(first.shape[-1]) == "bernoulli"
+        return to_pixels(2.0 * sigmoid(first) - 1.0 if is_bernoulli else first)
 
     def iw_log_likelihood(
         self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"], k: Int[Array, ""] | int
@@ -281,6 +308,14 @@ class ImageVAE(Family):
         """log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) in nats, z_i ~ q(z|x)."""
         mean, log_variance = net.encode(x)
         return importance_weighted(partial(self.code_log_likelihood, net, x), mean, log_variance, key, rows, k)
+
+    def encode(self, state: State, batch: Batch) -> Float[Array, "b latent"]:
+        """The mean of q(z|x) for each image: the family as a codec."""
+        return state.vae.eval_net().encode(self.observe_held_out(batch))[0]
+
+    def decode(self, state: State, codes: Float[Array, "b latent"]) -> UInt8[Array, "b h w c"]:
+        """The mean of p(x|z) for each code as pixels."""
+        return self.image(state.vae.eval_net().decode(codes))
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
         vae, k = model.state.vae, scoring.iw_samples
@@ -293,7 +328,7 @@ class ImageVAE(Family):
             def draw(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
                 return self._decode(model, self._prior(key, len(classes)))
 
-            figures |= score_samples(draw, data, scoring, {"sampler": "prior"}, key)
+            figures |= score_samples(draw, data, scoring, {"sampler": "prior"}, key, model.extractor)
         return figures
 
     def sample(self, model: Model, request: Pictures, key: jax.Array) -> Artifacts:
@@ -326,6 +361,13 @@ class ImageVAE(Family):
         return over_rows(partial(_decode, self, model.state.vae), codes, AT_ONCE)
 
 
+@cache
+def _log_choice(likelihood: Likelihood, binarises: bool, kind: str) -> None:
+    """Logs once what `auto` stands for; `init` is traced several times."""
+    drawn = "drawn in black and white" if binarises else "not binarised"
+    log.info("family.likelihood is %s, and pixels are %s, as the images are %s", likelihood, drawn, kind)
+
+
 def _as_batch(image: UInt8[np.ndarray, "n h w c"]) -> Batch:
     """Images with their row numbers."""
     return {"image": image, "row": np.arange(len(image), dtype=np.int32)}
@@ -333,13 +375,12 @@ def _as_batch(image: UInt8[np.ndarray, "n h w c"]) -> Batch:
 
 @partial(jax.jit, static_argnames="family")
 def _encode(family: ImageVAE, vae: Learner, batch: Batch) -> Float[Array, "b latent"]:
-    """The mean of q(z|x) for each image."""
-    return vae.eval_net().encode(family.observe_held_out(batch))[0]
+    return family.encode(State(vae), batch)
 
 
 @partial(jax.jit, static_argnames="family")
 def _decode(family: ImageVAE, vae: Learner, z: Float[Array, "b latent"]) -> UInt8[Array, "b h w c"]:
-    return family.image(vae.eval_net().decode(z))
+    return family.decode(State(vae), z)
 
 
 @partial(jax.jit, static_argnames="family")

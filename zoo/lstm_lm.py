@@ -34,7 +34,7 @@ from zoo.core.errors import require
 from zoo.core.family import Batch, Family, Metrics, Model, Rows, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import split
-from zoo.data.specs import BlockSpec
+from zoo.data.specs import TokenSpec
 from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
 from zoo.metrics.windows import carried_figures, score_document, strided_figures
 from zoo.nn.cells import Cell
@@ -43,7 +43,7 @@ from zoo.nn.embedding import Embedding
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import counted
 from zoo.nn.recurrent import Carry, Recurrent, drop_steps
-from zoo.sampling.tokens.continuation import sample_texts
+from zoo.sampling.tokens.continuation import sample_tokens
 from zoo.sampling.tokens.request import TokenRequest
 
 
@@ -182,7 +182,7 @@ class LSTMLM(Family):
     tied: bool = False
     """Whether the head is the embedding, transposed; after a projection where width and embedding differ."""
 
-    accepts: ClassVar[type] = BlockSpec
+    accepts: ClassVar[type] = TokenSpec
     Request: ClassVar[type] = TokenRequest
     Scoring: ClassVar[type] = Scores
     unit: ClassVar[str] = "tokens"
@@ -194,13 +194,13 @@ class LSTMLM(Family):
     def length(self) -> int:
         return self.context
 
-    def init(self, spec: BlockSpec, setup: Setup, key: jax.Array) -> State:
-        tokenizer = spec.tokenizer
-        net = RecurrentLM(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key), setup.dtype)
+    def init(self, spec: TokenSpec, setup: Setup, key: jax.Array) -> State:
+        net = RecurrentLM(self, spec.vocab_size, spec.end, nnx.Rngs(key), setup.dtype)
         return State(Learner.create(net, setup), Rows(net.init_carry(setup.batch_size)))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        carry = jax.tree.map(lambda x: jnp.where(batch["continues"][:, None], x, 0.0), state.carry.value)
+        continues = batch.get("continues", jnp.zeros(len(batch["row"]), bool))
+        carry = jax.tree.map(lambda x: jnp.where(continues[:, None], x, 0.0), state.carry.value)
         lm, metrics = state.lm.descend(self.loss, batch | {"carry": carry}, step, key)
         return State(lm, metrics.pop("carry")), metrics
 
@@ -236,9 +236,8 @@ class LSTMLM(Family):
         # A state holds a text of any length, so there is no context to fill.
         net = model.state.lm.eval_net()
         if request.score is not None:
-            tokenizer = model.spec.tokenizer
-            return [score_document(net, _read, net.init_carry(1), tokenizer, request.score, self.context)]
-        return sample_texts(net, model.spec.tokenizer, request, key, context=None, stream=show)
+            return [score_document(net, _read, net.init_carry(1), model.spec, request.score, self.context)]
+        return sample_tokens(net, model.spec, request, key, context=None, stream=show)
 
 
 def _read(net: RecurrentLM, tokens: Int[Array, "1 t"], carry: Carry) -> tuple[Float[Array, "1 t vocab"], Carry]:

@@ -39,13 +39,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from zoo.core import parallel
 from zoo.core.artifacts import Artifacts
 from zoo.core.bounds import Why
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.estimates import row_mean
-from zoo.core.family import Batch, Family, Metrics, Model, Rows, RowStatistics, Scoring, Setup
+from zoo.core.family import AllRows, Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import split
 from zoo.data.specs import LineSpec
@@ -203,7 +202,7 @@ class TextVAE(Family):
             lambda vae: vae.descend(loss, batch, step, key, sums_fn=sums_fn),
             state.vae,
         )
-        information = batch_information(*parallel.all_rows(metrics.pop("posterior").value))
+        information = batch_information(*metrics.pop("posterior").value)
         told = {"kl_weight": weight, "mutual_information_nats": information, "encoder_alone": lagging.alone * 1.0}
         return State(vae, lagging.after(metrics["loss"], information, self.aggressive_window)), metrics | told
 
@@ -231,7 +230,7 @@ class TextVAE(Family):
         )
         metrics: Metrics = {"reconstruction_nats": (reconstruction, count), "kl_nats": (kl.sum(), count)}
         if self.aggressive:
-            metrics["posterior"] = Rows((z, mean, log_variance))
+            metrics["posterior"] = AllRows((z, mean, log_variance))
         return reconstruction + weight * free_bits(kl, self.free_bits, means).sum(), count, metrics
 
     def kl_sums(self, net: VAE, batch: Batch, key: Any) -> tuple[Float[Array, " latent"], jax.Array]:

@@ -34,7 +34,7 @@ from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import dropout, split
-from zoo.data.specs import BlockSpec
+from zoo.data.specs import TokenSpec
 from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
 from zoo.metrics.windows import score_document, strided_figures
 from zoo.nets.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
@@ -45,7 +45,7 @@ from zoo.nn.embedding import Embedding
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import counted
 from zoo.nn.remat import rematerialised
-from zoo.sampling.tokens.continuation import sample_texts
+from zoo.sampling.tokens.continuation import sample_tokens
 from zoo.sampling.tokens.request import TokenRequest
 
 
@@ -249,7 +249,7 @@ class TransformerLM(Family):
     remat: bool = False
     """Whether blocks are computed again for gradients and keep only their input: less memory, a third more work."""
 
-    accepts: ClassVar[type] = BlockSpec
+    accepts: ClassVar[type] = TokenSpec
     Request: ClassVar[type] = TokenRequest
     Scoring: ClassVar[type] = TextScoring
     unit: ClassVar[str] = "tokens"
@@ -283,9 +283,8 @@ class TransformerLM(Family):
         """These settings with at most the config's context where positions are rotary: no weight depends on it."""
         return replace(self, context=min(self.context, config.context)) if self.positions == "rope" else self
 
-    def init(self, spec: BlockSpec, setup: Setup, key: jax.Array) -> State:
-        tokenizer = spec.tokenizer
-        net = Transformer(self, tokenizer.vocab_size, tokenizer.end_of_text, nnx.Rngs(key), setup.dtype)
+    def init(self, spec: TokenSpec, setup: Setup, key: jax.Array) -> State:
+        net = Transformer(self, spec.vocab_size, spec.end, nnx.Rngs(key), setup.dtype)
         return State(Learner.create(net, setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
@@ -318,8 +317,8 @@ class TransformerLM(Family):
     ) -> Artifacts:
         net = model.state.lm.eval_net()
         if request.score is not None:
-            return [score_document(net, _read, (), model.spec.tokenizer, request.score, self.context)]
-        return sample_texts(net, model.spec.tokenizer, request, key, context=self.context, stream=show)
+            return [score_document(net, _read, (), model.spec, request.score, self.context)]
+        return sample_tokens(net, model.spec, request, key, context=self.context, stream=show)
 
 
 def _read(net: Transformer, tokens: Int[Array, "1 t"], carry: tuple[()]) -> tuple[Float[Array, "1 t vocab"], tuple[()]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 
@@ -409,6 +410,69 @@ def test_large_photographs_are_close_to_their_average(tmp_path):
         np.testing.assert_allclose(read_image(str(path), ImageSpec(side, side, 3)), average, atol=8)
 
 
+# --------------------------------------------------------------------------------- pictures of different sizes
+
+
+def photos(folder, sizes, seed=0):
+    for i, (width, height) in enumerate(sizes):
+        pixels = np.random.default_rng([seed, i]).integers(0, 256, (height, width, 3), np.uint8)
+        save(folder, pixels, f"{i}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [
+        ([(70, 90), (100, 64), (64, 64), (200, 20), (65, 65)], 64),
+        ([(63, 90), (40, 33), (32, 32), (90, 90)], 32),
+        ([(20, 30), (16, 16), (17, 99)], 16),
+        ([(3, 4), (5, 6), (7, 8)], 8),
+    ],
+)
+def test_pictures_of_different_sizes_are_brought_to_one_that_fits_most(tmp_path, caplog, sizes, side):
+    with caplog.at_level(logging.INFO, "zoo"):
+        data = open_images(Images(path=photos(tmp_path, sizes)))
+    assert data.spec == ImageSpec(side, side, 3)
+    np.testing.assert_array_equal(
+        np.sort(all_images(data).reshape(len(sizes), -1), 0),
+        np.sort(all_images(open_images(Images(path=str(tmp_path), size=side))).reshape(len(sizes), -1), 0),
+    )
+    (record,) = caplog.records
+    assert f"brought to {side}x{side}" in record.getMessage()
+    with pytest.raises(UserError, match="differ in size"):
+        open_images(Images(path=str(tmp_path), size=0))
+
+
+def test_pictures_of_one_size_stay_as_they_are(tmp_path, caplog):
+    """Also one that lies on its side and says so."""
+    photos(tmp_path, [(12, 20)] * 4)
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    save(tmp_path, np.random.default_rng(1).integers(0, 256, (12, 20, 3), np.uint8), "lying.png", exif=exif)
+    with caplog.at_level(logging.INFO, "zoo"):
+        assert open_images(Images(path=str(tmp_path))).spec == ImageSpec(20, 12, 3)
+    assert not caplog.records
+
+
+def test_held_out_pictures_and_other_sources_are_brought_to_the_size_of_the_run(tmp_path):
+    path = photos(tmp_path / "train", [(40, 50), (33, 60), (90, 34)])
+    other = photos(tmp_path / "other", [(9, 9), (12, 10), (70, 80)], seed=1)
+    data = open_images(Images(path=path, held_out_path=other))
+    assert data.spec == ImageSpec(32, 32, 3)
+    assert open_images(Images(path=other), spec=data.spec, split="all").spec == data.spec
+    assert open_images(Images(path=other)).spec == ImageSpec(8, 8, 3)
+
+
+def test_fit_auto_pads_what_is_smaller_and_crops_the_rest(tmp_path):
+    for name, size in (("small", (20, 24)), ("large", (60, 40))):
+        image = PIL.Image.open(photos(tmp_path / name, [size]) + "/0.png")
+        as_pad, as_crop, auto = (Fitting((32, 32), fit)(image) for fit in ("pad", "crop", "auto"))
+        assert (as_pad != as_crop).any()
+        np.testing.assert_array_equal(auto, as_pad if name == "small" else as_crop)
+    same, padded = (open_images(Images(size=32, fit=fit)).images[:5] for fit in ("auto", "pad"))
+    np.testing.assert_array_equal(same, padded)
+
+
 # ------------------------------------------------------------------------------------------- bad input
 
 
@@ -468,7 +532,7 @@ def bad_folders(tmp_path):
     yield "twice", {}, "twice has 1 different picture, too few for train, dev and test: give at least 3"
     save(tmp_path / "sizes", arrays(1)[0], "a.png")
     save(tmp_path / "sizes", arrays(1, 8)[0], "b.png")
-    yield "sizes", {}, r"differ in size \(a.png is 6x6, b.png is 8x8\): give --data.size"
+    yield "sizes", {"size": 0}, r"differ in size \(a.png is 6x6, b.png is 8x8\): give --data.size"
     for name in ("train", "test"):
         save(tmp_path / "splits" / name, arrays(1, seed=len(name))[0], "a.png")
     yield "splits", {}, "--data.path .*splits/train --data.held-out-path .*splits/test"

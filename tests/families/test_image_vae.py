@@ -1,5 +1,6 @@
 """The VAE's bound against closed forms, and its pictures."""
 
+import logging
 import math
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 import scipy.stats
 from einops import rearrange
 
+from zoo import image_vae
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.family import Model, Setup
@@ -178,6 +180,28 @@ def test_every_likelihood_learns(family):
     _, told = train(family, 60, learning_rate=1e-2)
     assert np.isfinite([metrics["loss"] for metrics in told]).all()
     assert told[-1]["loss"] < 0.9 * told[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "explicit"),
+    [(1, replace(TINY, likelihood="bernoulli", binarise=True)), (3, LEVELS)],
+    ids=["grey", "colour"],
+)
+def test_auto_is_binary_in_grey_and_logistic_in_colour(channels, explicit, caplog):
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.integers(0, 256, (2, 4, 4, channels), np.uint8))
+    assert TINY.outputs(channels) == explicit.outputs(channels)
+    parameters = jnp.asarray(rng.standard_normal((*image.shape, explicit.outputs(channels)), np.float32))
+    x, same = (family.observe(image, jax.random.key(0), jnp.arange(2)) for family in (TINY, explicit))
+    np.testing.assert_array_equal(x, same)
+    np.testing.assert_array_equal(TINY.log_likelihood(x, parameters), explicit.log_likelihood(x, parameters))
+    np.testing.assert_array_equal(TINY.image(parameters), explicit.image(parameters))
+    with caplog.at_level(logging.INFO, "zoo"):
+        image_vae._log_choice.cache_clear()
+        for _ in range(2):
+            shapes(TINY, ImageSpec(4, 4, channels))
+    (record,) = caplog.records
+    assert explicit.likelihood in record.getMessage()
 
 
 def test_figures_add_up(model):
@@ -387,7 +411,7 @@ def test_scores(model):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ImageVAE(likelihood="logistic"), "no-binarise"),
+        (lambda: ImageVAE(likelihood="logistic", binarise=True), "no-binarise"),
         (lambda: ImageVAE(scale=0.5), "only the gaussian"),
         (lambda: ImageVAE(latent=0), "family.latent is 0"),
         (lambda: ImageVAE(beta=-1.0), "family.beta is -1.0"),
@@ -400,7 +424,11 @@ def test_scores(model):
         (lambda: ImageVAE(iw_samples=5, beta=2.0), "family.iw_samples is 5; it must be 1 with family.beta"),
         (lambda: ImageVAE(iw_samples=5, kl_warmup_steps=9), "importance-weighted bound has none"),
         (lambda: ImageVAE(iw_samples=5, free_bits=0.1), "importance-weighted bound has none"),
-        (lambda: shapes(TINY, ImageSpec(8, 8, 3)), "3 channels"),
+        (lambda: shapes(replace(TINY, likelihood="bernoulli"), ImageSpec(8, 8, 3)), "3 channels"),
+        (
+            lambda: shapes(replace(TINY, binarise=True), ImageSpec(8, 8, 3)),
+            "family.binarise is True.*--data.channels 1",
+        ),
         (lambda: shapes(replace(TINY, network="conv"), ImageSpec(9, 8, 1)), "9 x 8"),
         (lambda: shapes(replace(TINY, network="conv"), ImageSpec(68, 68, 1)), "68 x 68"),
     ],

@@ -19,10 +19,6 @@ from zoo.core.family import Family, Model, Setup
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
-from zoo.data.images import Images
-from zoo.data.pairs import Pairs
-from zoo.data.sources import read_cmudict, read_plays, read_wordnet
-from zoo.data.text import Sentences
 from zoo.data.text.documents import Documents
 from zoo.harness.checkpoint import flatten
 from zoo.harness.config import Run, from_json, load_config, to_json
@@ -77,25 +73,8 @@ def shrink(family: Family) -> Family:
 
 @functools.cache
 def excerpt(data: Data, folder: Path) -> Data:
-    """Two scenes' worth of text, or a few dozen images, as the data is of."""
-    if isinstance(data, Images):
-        path = folder / "excerpt.npz"
-        some = data.open(length=None, batch_size=96, seed=0).batch_at(0)
-        np.savez(path, images=some["image"], labels=some["label"])
-        return replace(data, path=str(path), size=data.size or 16)
-    if isinstance(data, Pairs):
-        path = folder / "excerpt.tsv"
-        short = [pair for pair in read_cmudict() if max(len(pair[0]), len(pair[1].split())) < SMALL["context"]]
-        path.write_text("".join(f"{source}\t{target}\n" for source, target in short[::400]), encoding="utf-8")
-        return replace(data, path=str(path))
-    if isinstance(data, Sentences):
-        path = folder / "excerpt.txt"
-        path.write_text("\n".join(text for text in read_wordnet("definitions")[:600] if len(text) < 40))
-        return replace(data, path=str(path), vocabulary=50)
-    assert isinstance(data, Documents)
-    path = folder / "excerpt.txt"
-    path.write_text(next(iter(read_plays().values()))[:8000], encoding="utf-8")
-    return replace(data, path=str(path))
+    """A small piece of the data, written once for all tests of a config."""
+    return data.excerpt(folder)
 
 
 @pytest.fixture(params=configs())

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from zoo.core.extractor import Extractor
 from zoo.core.parallel import Parallel
 from zoo.data.text.blocks import Text as TextData
 from zoo.harness.config import Run
-from zoo.harness.extractors import Extractor
 from zoo.harness.loop import fit
 from zoo.nets.gan import Discriminator
 from zoo.nn.arithmetic import product

@@ -17,6 +17,7 @@ import zoo.dcgan
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.estimates import RowMeans, row_mean, standard_error
+from zoo.core.extractor import Extractor
 from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
@@ -27,13 +28,12 @@ from zoo.data.text import Sentences
 from zoo.dcgan import DCGAN
 from zoo.ddpm import DDPM
 from zoo.harness.config import Run, load_config
-from zoo.harness.extractors import Extractor, load_extractor
+from zoo.harness.extractors import load_extractor
 from zoo.harness.loop import fit
 from zoo.harness.progress import format_figures
 from zoo.harness.trained import Trained, inference_state, load_run
 from zoo.image_vae import ImageVAE, Pictures
 from zoo.image_vae import Scores as VAEScores
-from zoo.metrics import images as image_metrics
 from zoo.metrics.images import ImageScoring, spread_classes
 from zoo.sampling.diffusion import request as requests
 from zoo.sampling.diffusion.scoring import DiffusionScoring
@@ -285,22 +285,26 @@ def test_without_labels_classes_are_equal():
 
 
 @pytest.fixture
-def plain(monkeypatch) -> list[np.ndarray]:
-    """An extractor without a network; the images that it is given."""
-    seen = []
+def plain() -> list[np.ndarray]:
+    """The images that the extractor of `start`, which has no network, is given."""
+    SEEN.clear()
+    return SEEN
 
-    def apply(images):
-        seen.append(images)
-        return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
 
-    monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: Extractor("plain", "v1", apply))
-    return seen
+SEEN: list[np.ndarray] = []
+
+
+def first_pixels(images):
+    """Features without a network."""
+    SEEN.append(images)
+    return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
 
 
 def start(family) -> Model:
     """A family before its first step."""
     state = jax.jit(lambda key: family.init(SPEC, Setup(Optimizer(), 10, 6), key))(KEY)
-    return Model(family, SPEC, inference_state(state), 0, Unequal)
+    plain = Extractor("plain", "v1", first_pixels)
+    return Model(family, SPEC, inference_state(state), 0, Unequal, lambda *_: plain)
 
 
 def test_a_conditional_gan_is_scored_with_the_datas_classes(plain, monkeypatch):
@@ -348,11 +352,11 @@ def test_a_diffusion_model_without_classes_says_so_and_refuses_guidance(plain, w
     found = family.score(start(family), {}, Unequal(), DiffusionScoring(samples=8, steps=3), KEY)
     assert found["bits_per_dim_of"] == "p(x)"
     assert "classes" not in found
-    assert DiffusionScoring(samples=8).check(family, SPEC) == {}
+    assert DiffusionScoring(samples=8).check(family, SPEC, load_extractor) == {}
     with pytest.raises(UserError, match="guidance is 2, but the model was trained without classes; only 1 is possible"):
-        DiffusionScoring(guidance=2.0).check(family, SPEC)
+        DiffusionScoring(guidance=2.0).check(family, SPEC, load_extractor)
     with pytest.raises(UserError, match="guidance is 2, but the model was trained with label-dropout 0"):
-        DiffusionScoring(guidance=2.0).check(replace(family, conditional=True, label_dropout=0.0), SPEC)
+        DiffusionScoring(guidance=2.0).check(replace(family, conditional=True, label_dropout=0.0), SPEC, load_extractor)
 
 
 # -------------------------------------------------------------------------------------------- what cannot be had

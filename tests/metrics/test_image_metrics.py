@@ -18,6 +18,7 @@ from scipy.linalg import sqrtm
 
 from zoo.classifier import Classifier, ConvNet
 from zoo.core.errors import UserError
+from zoo.core.extractor import Extractor
 from zoo.core.family import Model, Request, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.images import Images
@@ -25,7 +26,8 @@ from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ImageSpec
 from zoo.harness import extractors
 from zoo.harness.config import Run
-from zoo.harness.extractors import MNIST, Extractor, load_extractor, write_classifier
+from zoo.harness.extractors import MNIST, load_extractor, write_extractor
+from zoo.harness.loop import fit
 from zoo.harness.trained import Trained, inference_state
 from zoo.metrics import images as image_metrics
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
@@ -174,7 +176,11 @@ def test_an_extractor_is_a_function_with_a_name():
     [
         ("auto", ImageSpec(28, 28, 3), "28x28 in colour: name a file of Inception-v3 weights"),
         ("auto", ImageSpec(64, 64, 1), "64x64 in grey"),
-        ("nothing.pth", GREY, r"extractor is 'nothing.pth'; it must be auto, mnist, or a file of weights"),
+        (
+            "nothing.pth",
+            GREY,
+            r"extractor is 'nothing.pth'; it must be auto, mnist, a file of weights, or a run directory",
+        ),
     ],
 )
 def test_an_extractor_that_does_not_fit_is_named(name, spec, message):
@@ -220,7 +226,7 @@ def trained(small, tmp_path) -> Trained:
 
 def test_a_classifier_written_to_a_file_is_an_extractor(trained, tmp_path):
     path = tmp_path / "mine.safetensors"
-    about = write_classifier(trained, path)
+    about = write_extractor(trained, path)
     assert about["steps"] == "7"
     images = trained.held_out("test").held_out_images
     seen = load_extractor(str(path), trained.model.spec)(images)
@@ -232,6 +238,18 @@ def test_a_classifier_written_to_a_file_is_an_extractor(trained, tmp_path):
         value for name, value in compare(seen, seen, trained.model.spec.classes).items() if "class_share_" in name
     ]
     assert len(shares) == 3
+
+
+def test_a_run_directory_names_the_extractor_that_its_file_holds(small, tmp_path):
+    run = Run(family=Classifier(width=4, features=6), data=small, batch_size=16, steps=1, rundir=str(tmp_path / "run"))
+    trained, path = fit(run), tmp_path / "mine.safetensors"
+    write_extractor(trained, path)
+    images = trained.held_out("test").held_out_images
+    of_run, of_file = (load_extractor(str(name), trained.model.spec) for name in (trained.path, path))
+    for one, other in zip(of_run(images), of_file(images), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (of_run.name, of_run.classes) == ("run", trained.model.spec.classes)
+    assert re.fullmatch("[0-9a-f]{12}", of_run.hash)
 
 
 def test_an_extractors_file_needs_family_spec_and_scale_alone(tmp_path):
@@ -260,8 +278,8 @@ def test_the_command_writes_an_extractor_and_says_what_it_is(trained, tmp_path, 
 
 def test_only_a_classifier_becomes_an_extractor(trained, tmp_path):
     trained.model = replace(trained.model, family=object())
-    with pytest.raises(UserError, match="a run of object; it must be one of Classifier"):
-        write_classifier(trained, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="a run of object, which extracts no features; give a run of a classifier"):
+        write_extractor(trained, tmp_path / "other.safetensors")
 
 
 def test_what_a_classifier_looks_for_is_found_by_steps_of_a_tenth(trained, monkeypatch):
@@ -311,7 +329,7 @@ def test_held_out_images_score_as_themselves_and_how_is_told(small, caplog):
     image_metrics._warn_of_bias.cache_clear()
     scoring = ImageScoring(samples=n)
     for _ in range(2):
-        found = score_samples(held_out(data), data, scoring, {"sampler": "ddim", "steps": 50}, KEY)
+        found = score_samples(held_out(data), data, scoring, {"sampler": "ddim", "steps": 50}, KEY, load_extractor)
     assert found["fid"] == pytest.approx(0, abs=1e-4)
     assert found["kid"] < 0  # the diagonal counts between the sets alone
     assert (found["precision"], found["recall"]) == (1, 1)
@@ -329,7 +347,9 @@ def test_held_out_images_score_as_themselves_and_how_is_told(small, caplog):
 def test_the_floor_is_training_images_against_held_out_ones(small):
     data = small.open(length=None, batch_size=16, seed=0)
     images = data.batch_at(0)["image"]
-    found = score_samples(lambda _: images[:10], data, ImageScoring(samples=10, floor=True, references=20), {}, KEY)
+    found = score_samples(
+        lambda _: images[:10], data, ImageScoring(samples=10, floor=True, references=20), {}, KEY, load_extractor
+    )
     assert found["reference"] == "20 held-out images"
     for name in ("fid", "kid", "precision", "recall", "classifier_score", "smallest_class_share"):
         assert found[f"floor_{name}"] == found[name]
@@ -341,7 +361,7 @@ def first_pixels(images):
     return images.reshape(len(images), -1)[:, :5].astype(np.float32), np.zeros((len(images), 2), np.float32)
 
 
-def test_references_are_extracted_once(small, monkeypatch):
+def test_references_are_extracted_once(small):
     data, calls = small.open(length=None, batch_size=16, seed=0), []
 
     def apply(images):
@@ -349,19 +369,20 @@ def test_references_are_extracted_once(small, monkeypatch):
         return first_pixels(images)
 
     counting = Extractor("counting", "v1", apply)
-    monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: counting)
     for references in (0, 0, 20):
-        score_samples(held_out(data), data, ImageScoring(samples=8, references=references), {}, KEY)
+        score_samples(
+            held_out(data), data, ImageScoring(samples=8, references=references), {}, KEY, lambda *_: counting
+        )
     assert calls == [16, 16, 8, 8, 16, 16, 8]
 
 
-def test_fid_of_fewer_than_5000_samples_is_called_biased(small, monkeypatch):
-    monkeypatch.setattr(image_metrics, "load_extractor", lambda *_: Extractor("plain", "v1", first_pixels))
+def test_fid_of_fewer_than_5000_samples_is_called_biased(small):
+    plain = Extractor("plain", "v1", first_pixels)
     data = small.open(length=None, batch_size=16, seed=0)
     some = data.held_out_images
     for n, biased in ((4999, True), (5000, False)):
         made = np.resize(some, (n, *some.shape[1:]))
-        found = score_samples(lambda _, made=made: made, data, ImageScoring(samples=n), {}, KEY)
+        found = score_samples(lambda _, made=made: made, data, ImageScoring(samples=n), {}, KEY, lambda *_: plain)
         assert ("fid_is" in found) == biased
 
 
@@ -374,4 +395,4 @@ def test_too_few_images_to_compare_are_refused(settings):
 def test_more_references_than_there_are_are_refused(small):
     data = small.open(length=None, batch_size=16, seed=0)
     with pytest.raises(UserError, match="24 held-out images to compare with, and references is 100"):
-        score_samples(held_out(data), data, ImageScoring(samples=4, references=100), {}, KEY)
+        score_samples(held_out(data), data, ImageScoring(samples=4, references=100), {}, KEY, load_extractor)

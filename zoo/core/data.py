@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -83,6 +84,14 @@ class Data(abc.ABC):
         """What the source is called; another name is another source."""
         return type(self).__name__
 
+    @property
+    def codec(self) -> str:
+        """The run directory of the codec that the data is encoded by; empty: none.
+
+        Data that has such a setting gets the loaded codec, a `zoo.core.codec.Coder`, as `open(..., codec=...)`.
+        """
+        return ""
+
     def check_tokenizer(self, spec: Any) -> None:  # noqa: B027 - most data has no tokenizer
         """Refuses a spec of an earlier run whose tokenizer is not the kind that these settings ask for.
 
@@ -92,6 +101,16 @@ class Data(abc.ABC):
 
     def fitting(self, spec: Any) -> "Data":
         """These settings, changed where they ask for another spec than that of an earlier run; see `--init.from`."""
+        return self
+
+    def excerpt(self, folder: Path) -> "Data":
+        """The same settings for a small piece of the data: what tests train on.
+
+        A few dozen images or some hundred short texts are enough; by default, all of the data.
+
+        Args:
+            folder: an existing folder, into which the piece may be written.
+        """
         return self
 
     @abc.abstractmethod

@@ -17,6 +17,7 @@ from annotated_types import Ge
 from zoo.core.artifacts import Artifacts
 from zoo.core.data import Spec
 from zoo.core.errors import require
+from zoo.core.extractor import LoadExtractor, no_extractor
 
 if TYPE_CHECKING:
     from zoo.core.data import DataSet
@@ -48,7 +49,13 @@ class Rows:
     value: Any
 
 
-jax.tree_util.register_dataclass(Rows, data_fields=["value"], meta_fields=[])
+@dataclass(frozen=True)
+class AllRows(Rows):
+    """Marks a metric of a loss that `Learner.descend` returns with the rows of the whole batch, on every device."""
+
+
+for _kind in (Rows, AllRows):
+    jax.tree_util.register_dataclass(_kind, data_fields=["value"], meta_fields=[])
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ class Model:
     step: int
     data: "Callable[[], DataSet] | None" = None
     """Opens the data that it was trained on, for samplers that start from real examples."""
+    extractor: LoadExtractor = no_extractor
+    """Loads the feature extractor that a setting of `score` names."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,13 @@ class Request:
 class Scoring:
     """Settings of a family's `score`; a family's own `Scoring` adds to it. By default nothing costly is computed."""
 
-    def check(self, family: "Family", spec: Spec) -> dict[str, str]:
+    def check(self, family: "Family", spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
         """Checks the settings before the work, and not after hours of it.
+
+        Args:
+            family: what is scored.
+            spec: of its data.
+            extractor: loads the feature extractor that a setting names.
 
         Returns:
             The settings that ask for figures which cannot be had with such data: by name, why not, and how to get them.

@@ -11,13 +11,14 @@ import optax
 from flax import nnx
 
 from zoo.core import parallel
-from zoo.core.family import Batch, MemorySums, Metrics, Rows, Setup
+from zoo.core.family import AllRows, Batch, MemorySums, Metrics, Rows, Setup
 from zoo.core.optimizer import Optimizer
 
 LossFn = Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
 """`loss_fn(net, batch, key) -> (total, weight, metrics)`: the loss summed over rows, what to divide it by, and metrics
 as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and is returned as it is; one given as
-`MemorySums(value)` goes to `update_memory` and is not returned."""
+`AllRows(value)` is returned with the rows of all devices; `MemorySums(value)` goes to `update_memory` and is not
+returned."""
 
 SumsFn = Callable[[Any, Batch, jax.Array], tuple[Any, jax.Array]]
 """`sums_fn(net, batch, key) -> (sums, weight)`: arrays summed over rows, and what to divide them by for their means."""
@@ -126,9 +127,10 @@ class Learner:
             step: how many training steps were done before: what the schedule reads, whatever this learner has taken.
             key: the same for all microbatches and devices: noise is drawn per row.
             only: the submodules to update; other parameters and their optimizer state stay untouched.
-            sums_fn: of a loss that needs means over the whole batch (free bits). With microbatches it runs over all of
-                them first, without gradients, and `loss_fn` is given the means as `means=`; a batch that is taken
-                whole is not run twice: without `means=` `loss_fn` takes them over its own rows.
+            sums_fn: of a loss that needs means over the whole batch (free bits). With microbatches, or where a device
+                sees only its own rows (pmap), it runs over the batch first, without gradients, and `loss_fn` is given
+                the means as `means=`; a batch that is taken whole is not run twice: without `means=`, `loss_fn` takes
+                them over its own rows.
             update_memory: see `UpdateMemory`. It is called once, after all microbatches, with the parameters before the
                 update and the memory that the last microbatch left; only changes to memory are kept.
 
@@ -145,7 +147,7 @@ class Learner:
         trained = {name: part for name, part in self.params.items() if only is None or name in only}
         held = {name: part for name, part in self.params.items() if name not in trained}
 
-        if sums_fn is not None and self.optimizer.microbatches > 1:
+        if sums_fn is not None and (self.optimizer.microbatches > 1 or parallel.rows_are_split()):
             loss_fn = partial(loss_fn, means=self._means(sums_fn, batch, key))
 
         def objective(trained: Any, memory: Any, batch: Batch) -> tuple[jax.Array, Any]:
@@ -175,6 +177,7 @@ class Learner:
             ),
         )
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in pairs.items()}
+        rows = {name: Rows(parallel.all_rows(m.value)) if isinstance(m, AllRows) else m for name, m in rows.items()}
         told = {"grad_norm": norm, "learning_rate": rate, "skipped": empty.astype(jnp.float32)}
         return new, metrics | told | rows
 

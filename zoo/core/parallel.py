@@ -77,6 +77,11 @@ def mean(tree: Any) -> Any:
     return jax.lax.pmean(tree, AXIS) if _in_pmap.get() else tree
 
 
+def rows_are_split() -> bool:
+    """Whether a device sees only its own rows of the batch (pmap); under jit, rows are global."""
+    return _in_pmap.get()
+
+
 def all_rows(tree: Any) -> Any:
     """The rows of all devices, in the order of the global batch; the identity where rows are global (jit)."""
     return jax.lax.all_gather(tree, AXIS, tiled=True) if _in_pmap.get() else tree

@@ -1,31 +1,92 @@
 """What data is: enough for a family to build its networks, and to sample without the data at hand."""
 
+import abc
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Int
+
+from zoo.core.artifacts import Artifact, Text
 from zoo.core.data import Spec
 from zoo.core.errors import UserError
 from zoo.data.tokenizers import Tokenizer
 
+UNITS = {"characters": "character", "bytes": "byte", "dims": "dim", "images": "image"}
+"""What bits are counted for, by the key of a held-out batch that says how many of them a row's scored targets stand
+for, int32 [b]. A batch has the keys that fit its tokens; `bits_per_UNIT` is reported for each."""
+
 
 @dataclass(frozen=True)
-class BlockSpec(Spec):
+class TokenSpec(Spec):
+    """Sequences of tokens: `tokens` int32 [b, length + 1], of which the first `length` int32 [b] are the row's.
+
+    This is all that a model of tokens knows of them. The spec gives tokens their meaning: it decodes a sample, and its
+    data names the likelihood's units (see `UNITS`). Every sequence begins with `end`, and ends with it unless it has
+    `longest` tokens. Another data set's spec is a subclass.
+    """
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """How many ids there are, `end` among them."""
+
+    @property
+    @abc.abstractmethod
+    def end(self) -> int:
+        """The id that a sequence begins and ends with."""
+
+    @property
+    def never(self) -> int | None:
+        """The id that is never drawn; None: there is none."""
+        return None
+
+    @property
+    def longest(self) -> int | None:
+        """How many tokens a sample has at most, its ends aside; None: any number."""
+        return None
+
+    @abc.abstractmethod
+    def decode(self, ids: Int[np.ndarray, " t"]) -> Artifact:
+        """What the tokens of a sample stand for; `end` is not among them."""
+
+
+@dataclass(frozen=True)
+class TextSpec(TokenSpec):
+    """Tokens of text; `end` is end-of-text."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def end(self) -> int:
+        return self.tokenizer.end_of_text
+
+    @property
+    def never(self) -> int | None:
+        return self.tokenizer.unknown
+
+    def decode(self, ids: Int[np.ndarray, " t"]) -> Text:
+        return Text(self.tokenizer.decode(ids))
+
+
+@dataclass(frozen=True)
+class BlockSpec(TextSpec):
     """A stream of documents cut in blocks: `tokens` int32 [b, length + 1] with `length` int32 [b].
 
     Every document stands in the stream between two end-of-text tokens, so that its first token is predicted from
     end-of-text and end-of-text is its last; two end-of-text tokens in a row are a document boundary.
     """
 
-    tokenizer: Tokenizer
-
 
 @dataclass(frozen=True)
-class LineSpec(Spec):
+class LineSpec(TextSpec):
     """A text a row: `tokens` int32 [b, length + 1], of which the first `length` int32 [b] are the row's.
 
     Those are end-of-text, the text, and end-of-text; padding follows. So a text of n tokens has n + 1 targets.
     """
-
-    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)

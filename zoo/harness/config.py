@@ -135,7 +135,10 @@ def from_json(data: Any, expected: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in arguments:
             return None
-        return from_json(data, next(kind for kind in arguments if kind is not type(None)), where)
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        # Such as int | Literal["auto"]: a choice, or else a value of the first type.
+        choices = (kind for kind in kinds if typing.get_origin(kind) is Literal and data in typing.get_args(kind))
+        return from_json(data, next(choices, kinds[0]), where)
     if origin in (tuple, list) and isinstance(data, list):
         return origin(from_json(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(data))
     if origin is dict and isinstance(data, dict):

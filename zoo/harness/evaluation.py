@@ -12,10 +12,18 @@ import numpy as np
 from zoo.core.data import DataSet, Spec
 from zoo.core.errors import UserError
 from zoo.core.estimates import RowMeans
+from zoo.core.extractor import Extractor
 from zoo.core.family import Family, Metrics, RowStatistics, Scoring, State
 from zoo.core.parallel import Strategy
 
 log = logging.getLogger("zoo")
+
+
+def load_extractor(name: str, spec: Any) -> Extractor:
+    """Loads the feature extractor that a setting names; see `zoo.harness.extractors.load_extractor`."""
+    from zoo.harness import extractors  # only image scores need its readers of weights
+
+    return extractors.load_extractor(name, spec)
 
 
 def attainable(scoring: Scoring, family: Family, spec: Spec, insisted: Container[str] = ()) -> Scoring:
@@ -33,7 +41,7 @@ def attainable(scoring: Scoring, family: Family, spec: Spec, insisted: Container
     Raises:
         UserError: a setting is invalid, or one of `insisted` cannot be computed.
     """
-    missing = scoring.check(family, spec)
+    missing = scoring.check(family, spec, load_extractor)
     for name, why in missing.items():
         if name in insisted:
             raise UserError(why)

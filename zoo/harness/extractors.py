@@ -1,107 +1,59 @@
-"""Feature extractors: what turns images into the vectors that generative models are compared by.
+"""Loads feature extractors from files of weights and from runs, and writes a trained classifier to a file.
 
-An extractor is a name, a hash and a function; a notebook makes its own by
-
-    Extractor("mine", "v1", lambda images: (features, logits))        uint8 [b h w c] -> [b d], [b classes]
-
-Two kinds come from files: classifiers of this project, of which one for MNIST is embedded, and FID's Inception-v3,
-whose weights the user has to give. `python -m zoo.harness.extractors RUN FILE` writes a trained classifier as one.
+Two kinds come from files: networks that were trained here, of which a classifier of MNIST's digits is embedded, and
+FID's Inception-v3, whose weights the user has to give. `python -m zoo.harness.extractors RUN FILE` writes the network
+of a run to such a file. A run's family must implement `zoo.core.extractor.Extracts`.
 """
 
 import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from zoo.classifier import Classifier, ConvNet
 from zoo.core.errors import UserError, run_script
-from zoo.core.family import Family
-from zoo.data.images.pixels import from_pixels
+from zoo.core.extractor import Extractor, Extracts, NoExtractorError
+from zoo.core.family import Family, Setup, State
+from zoo.core.learner import Learner
+from zoo.core.optimizer import Optimizer
 from zoo.data.specs import ImageSpec
+from zoo.harness.checkpoint import flatten, unflatten
 from zoo.harness.config import from_json, to_json
 from zoo.harness.formats import FORMAT, upgrade
-from zoo.harness.platform import exact_float32
-from zoo.harness.trained import Trained, load_run
+from zoo.harness.rundir import RunDir
+from zoo.harness.trained import Trained, inference_state, load_run
 from zoo.interop.torch_file import read_tensors
 from zoo.interop.torch_legacy import is_legacy, read_legacy
 from zoo.metrics import inception
 
 MNIST = Path(__file__).parents[1] / "metrics" / "weights" / "mnist_classifier.safetensors"
 TRACE = 100.0
-"""The trace of the covariance that a classifier's features have over its held-out images, by a scale that is kept with
-its weights: so figures from different classifiers are of one size."""
+"""The trace of the covariance that a network's features have over its held-out images, by a scale that is stored with
+its weights: so scores by different networks are of one size."""
 MARGIN = 4
-"""How many pixels larger than its own an image may be that a classifier takes: MNIST is 28 pixels, padded often 32."""
-
-
-class Extracted(NamedTuple):
-    """What an extractor makes of n images."""
-
-    features: Float[np.ndarray, "n d"]
-    logits: Float[np.ndarray, "n classes"]
-
-
-@dataclass(frozen=True, eq=False)
-class Extractor:
-    """Turns images into feature vectors and class logits.
-
-    Attributes:
-        name: what it is.
-        hash: tells weights of one name apart; the first 12 digits of the SHA-256 of their file.
-        apply: maps images uint8 [b h w c] to features [b d] and logits [b classes].
-        classes: their names, where shares of each class are worth telling.
-        batch_size: images given to `apply` at once, at most.
-        takes: which images, give or take `MARGIN`; None: all.
-    """
-
-    name: str
-    hash: str
-    apply: Callable[[Any], tuple[Any, Any]]
-    classes: tuple[str, ...] = ()
-    batch_size: int = 256
-    takes: ImageSpec | None = None
-
-    def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Extracted:
-        """Features and logits of images, a batch at a time; the last is filled up, so that it compiles no more."""
-        size = min(self.batch_size, 1 << max(len(images) - 1, 0).bit_length())
-        parts = []
-        for begin in range(0, len(images), size):
-            some = images[begin : begin + size]
-            filled = np.concatenate([some, some[-1:].repeat(size - len(some), axis=0)])
-            with exact_float32():
-                parts.append([np.asarray(array)[: len(some)] for array in self.apply(filled)])
-        features, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Extracted(features, logits)
-
-
-class NoExtractorError(UserError):
-    """No extractor was named, and none that comes with the package fits the images."""
+"""How many pixels larger than its own an image may be that a network takes: MNIST is 28 pixels, padded often 32."""
 
 
 def load_extractor(name: str, spec: ImageSpec) -> Extractor:
-    """The extractor that a setting names, for images of a kind.
+    """The extractor that a setting names, for images of a kind; see `zoo.core.extractor.LoadExtractor`.
 
     Args:
-        name: "mnist"; a file of weights; or "auto", the embedded one that fits.
+        name: "mnist"; a file of weights; a run directory; or "auto", the embedded one that fits.
         spec: of the images.
 
     Raises:
         NoExtractorError: nothing embedded fits.
-        UserError: there is no such file, it holds no weights that are known here, or those of a classifier of other
-            images.
+        UserError: there is no such file, it holds no weights that are known here, the run's family extracts no
+            features, or the network takes other images.
     """
     if name == "auto" and not (spec.channels == 1 and spec.height == spec.width and spec.height in (28, 32)):
         raise NoExtractorError(
@@ -110,7 +62,7 @@ def load_extractor(name: str, spec: ImageSpec) -> Extractor:
             "by --scoring.extractor (--extractor in evaluate.py)"
         )
     extractor = _load(str(MNIST) if name in ("auto", "mnist") else name)
-    if extractor.takes:
+    if isinstance(extractor.takes, ImageSpec):
         check_kind(extractor.takes, spec)
     return extractor
 
@@ -118,21 +70,23 @@ def load_extractor(name: str, spec: ImageSpec) -> Extractor:
 @functools.cache
 def _load(path: str) -> Extractor:
     file = Path(path)
+    if RunDir(file).has_checkpoints():
+        return Features.of_run(load_run(file)).extractor(file.name, "")
     if not file.is_file():
-        raise UserError(f"extractor is {path!r}; it must be auto, mnist, or a file of weights")
+        raise UserError(f"extractor is {path!r}; it must be auto, mnist, a file of weights, or a run directory")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     about = _metadata(file)
     if about is not None:
         family = from_json(upgrade(json.loads(about["family"]), str(path)), Family, f"{path}: family")
         spec = from_json(upgrade(json.loads(about["spec"]), str(path)), ImageSpec, f"{path}: spec")
-        apply = make_classifier(family, spec, load_file(path), float(about["scale"]))
-        return Extractor(file.stem.replace("_", " "), digest, apply, spec.classes, takes=spec)
+        features = Features(_extracting(family, path), spec, load_file(path), float(about["scale"]))
+        return features.extractor(file.stem.replace("_", " "), digest)
     tensors = read_legacy(path) if is_legacy(path) else read_tensors(path)
     return Extractor("Inception-v3", digest, inception.make_inception(tensors, path), batch_size=32)
 
 
 def _metadata(file: Path) -> dict[str, str] | None:
-    """What `write_classifier` said of a file; None where another program wrote it."""
+    """What `write_extractor` stored beside the weights in a file; None if another program wrote it."""
     try:
         with safe_open(file, "numpy") as opened:
             about = opened.metadata() or {}
@@ -141,30 +95,96 @@ def _metadata(file: Path) -> dict[str, str] | None:
     return about if {"family", "spec", "scale"} <= about.keys() else None
 
 
-def make_classifier(
-    family: Classifier, spec: ImageSpec, params: dict[str, np.ndarray], scale: float
-) -> Callable[[UInt8[np.ndarray, "b h w c"]], tuple[Array, Array]]:
-    """A classifier's `apply`: its penultimate layer times `scale`, and its logits.
+def _extracting(family: Any, path: Any) -> Any:
+    """The family, if it implements `Extracts`."""
+    if not isinstance(family, Extracts):
+        raise UserError(
+            f"{path} is a run of {type(family).__name__}, which extracts no features; give a run of a classifier"
+        )
+    return family
 
-    Args:
-        family: its settings.
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A network of this project as an extractor.
+
+    Attributes:
+        family: its settings; implements `Extracts`.
         spec: of the images that it was trained on.
-        params: by dotted names.
+        weights: evaluation weights by dotted names, in half precision, as files hold them.
         scale: of the features.
     """
-    net = nnx.eval_shape(lambda: ConvNet(family, spec, nnx.Rngs(0)))
-    graphdef = nnx.split(net)[0]
-    tree = unflatten_dict({name: jnp.asarray(x, jnp.float32) for name, x in params.items()}, sep=".")
 
-    @jax.jit
-    def classify(tree: Any, images: UInt8[Array, "b h w c"]) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
-        features, logits = nnx.merge(graphdef, tree)(from_pixels(images))
-        return scale * features, logits
+    family: Any
+    spec: ImageSpec
+    weights: dict[str, np.ndarray]
+    scale: float
 
-    def apply(images: UInt8[np.ndarray, "b h w c"]) -> tuple[Array, Array]:
-        return classify(tree, centre(images, spec))
+    @classmethod
+    def of_run(cls, trained: Trained) -> "Features":
+        """The network of a run; the scale is that of its held-out images of the split test.
 
-    return apply
+        Raises:
+            UserError: its family extracts no features.
+        """
+        family, spec = _extracting(trained.model.family, trained.path), trained.model.spec
+        learner = _learner(trained.model.state)
+        leaves = flatten(learner.eval_params | learner.frozen) | flatten(learner.eval_memory)
+        unscaled = cls(family, spec, {name: np.asarray(x, np.float16) for name, x in leaves.items()}, 1.0)
+        features, _ = unscaled.extractor("unscaled", "")(_test_images(trained)[0])
+        scale = (TRACE / features.astype(np.float64).var(0, ddof=1).sum()) ** 0.5
+        return cls(family, spec, unscaled.weights, float(scale))
+
+    def extractor(self, name: str, digest: str) -> Extractor:
+        """The network as an extractor; without a digest, that of its weights."""
+        state, scale = self._state(), self.scale
+        if not digest:
+            whole = b"".join(name.encode() + x.tobytes() for name, x in sorted(self.weights.items()))
+            digest = hashlib.sha256(whole).hexdigest()[:12]
+
+        @jax.jit
+        def extract(state: State, images: UInt8[Array, "b h w c"]) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
+            features, logits = self.family.extract(state, images)
+            return scale * features, logits
+
+        def apply(images: UInt8[np.ndarray, "b h w c"]) -> tuple[Array, Array]:
+            return extract(state, centre(images, self.spec))
+
+        return Extractor(name, digest, apply, self.spec.classes, takes=self.spec)
+
+    def _state(self) -> State:
+        """The family's state with these weights, in float32."""
+        setup = Setup(Optimizer(), total_steps=1, batch_size=1)
+        shapes = inference_state(jax.eval_shape(lambda: self.family.init(self.spec, setup, jax.random.key(0))))
+        empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        weights = {name: jnp.asarray(x, jnp.float32) for name, x in self.weights.items()}
+        learner = _learner(empty)
+        wanted = flatten(learner.params | learner.frozen) | flatten(learner.memory)
+        if wrong := [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]:
+            raise UserError(f"an extractor's weights lack {wrong[0]} of shape {wanted[wrong[0]].shape}")
+        params, frozen, memory = (unflatten(tree, weights) for tree in (learner.params, learner.frozen, learner.memory))
+        filled = replace(learner.with_params(params, memory), frozen=frozen)
+        return jax.tree.map(
+            lambda node: filled if isinstance(node, Learner) else node,
+            empty,
+            is_leaf=lambda node: isinstance(node, Learner),
+        )
+
+
+def _learner(state: State) -> Learner:
+    """The one `Learner` of a state."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Learner))
+    (learner,) = (node for node in nodes if isinstance(node, Learner))
+    return learner
+
+
+def _test_images(trained: Trained) -> tuple[UInt8[np.ndarray, "n h w c"], np.ndarray]:
+    """Images of the run's split test, and their labels."""
+    data = trained.held_out("test")
+    batches = [data.held_out_at(index) for index in range(data.held_out_batches)]
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    image, label = (np.concatenate([batch[name] for batch in batches])[valid] for name in ("image", "label"))
+    return image, label
 
 
 def centre(images: UInt8[np.ndarray, "b h w c"], spec: ImageSpec) -> UInt8[np.ndarray, "b h2 w2 c"]:
@@ -197,36 +217,27 @@ def _kind(spec: ImageSpec) -> str:
     return f"{spec.height}x{spec.width} in {'grey' if spec.channels == 1 else 'colour'}"
 
 
-def write_classifier(trained: Trained, path: Path) -> dict[str, str]:
-    """Writes a trained classifier's evaluation weights, in half precision, with what it takes to use them.
+def write_extractor(trained: Trained, path: Path) -> dict[str, str]:
+    """Writes a run's evaluation weights as an extractor, in half precision, with what it takes to use them.
 
     Returns:
-        What is told of them in the file.
+        The file's metadata.
 
     Raises:
-        UserError: the run is not of a classifier.
+        UserError: the run's family extracts no features.
     """
-    family, spec = trained.model.family, trained.model.spec
-    if not isinstance(family, Classifier):
-        raise UserError(f"{trained.path} is a run of {type(family).__name__}; it must be one of Classifier")
-    params = flatten_dict(trained.model.state.net.eval_params, sep=".")
-    params = {name: np.asarray(x, np.float16) for name, x in params.items()}
-    extractor = Extractor("unscaled", "", make_classifier(family, spec, params, 1.0))
-    data = trained.held_out("test")
-    batches = [data.held_out_at(index) for index in range(data.held_out_batches)]
-    valid = np.concatenate([batch["valid"] for batch in batches])
-    image, label = (np.concatenate([batch[name] for batch in batches])[valid] for name in ("image", "label"))
-    features, logits = extractor(image)
-    scale = (TRACE / features.astype(np.float64).var(0, ddof=1).sum()) ** 0.5
+    features = Features.of_run(trained)
+    image, label = _test_images(trained)
+    logits = features.extractor("", "")(image).logits
     about = {
-        "family": json.dumps({"format": FORMAT} | to_json(family)),
-        "spec": json.dumps({"format": FORMAT} | to_json(spec)),
-        "scale": repr(float(scale)),
-        "data": data.describe(),
+        "family": json.dumps({"format": FORMAT} | to_json(features.family)),
+        "spec": json.dumps({"format": FORMAT} | to_json(features.spec)),
+        "scale": repr(features.scale),
+        "data": trained.held_out("test").describe(),
         "steps": str(trained.model.step),
         "held_out_accuracy": f"{(logits.argmax(1) == label)[label >= 0].mean():.4f}",
     }
-    save_file(params, path, metadata=about)
+    save_file(features.weights, path, metadata=about)
     return about
 
 
@@ -234,7 +245,7 @@ def main() -> None:
     """Writes the classifier of a run to a file."""
     if len(sys.argv) != 3:
         raise UserError("usage: python -m zoo.harness.extractors RUN FILE.safetensors")
-    about = write_classifier(load_run(sys.argv[1]), Path(sys.argv[2]))
+    about = write_extractor(load_run(sys.argv[1]), Path(sys.argv[2]))
     print(json.dumps(about, indent=2))
 
 

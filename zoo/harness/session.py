@@ -13,7 +13,7 @@ from zoo.core.family import Metrics, Model, Scoring, State
 from zoo.core.parallel import Strategy
 from zoo.harness.checkpoint import Checkpoints
 from zoo.harness.config import Run, check_may_go_on
-from zoo.harness.evaluation import attainable, compile_evaluation
+from zoo.harness.evaluation import attainable, compile_evaluation, load_extractor
 from zoo.harness.initial import Keys, first_state, keys_of, random_state
 from zoo.harness.rundir import RunDir
 from zoo.harness.signals import Stop
@@ -62,7 +62,7 @@ class Session:
     def model(self, state: State, done: int) -> Model:
         """The model after `done` steps, as the family samples and scores it."""
         lean = inference_state(self.strategy.gather(state))
-        return Model(self.run.family, self.data.spec, lean, done, lambda: self.data)
+        return Model(self.run.family, self.data.spec, lean, done, lambda: self.data, load_extractor)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from zoo.core.learner import Learner
 from zoo.core.parallel import Parallel
 from zoo.harness.checkpoint import Checkpoints, DamagedCheckpointError, flatten
 from zoo.harness.config import Run
-from zoo.harness.evaluation import attainable, compile_evaluation, evaluate_split
+from zoo.harness.evaluation import attainable, compile_evaluation, evaluate_split, load_extractor
 from zoo.harness.platform import exact_float32, prepare
 from zoo.harness.progress import to_console
 from zoo.harness.rundir import RunDir
@@ -33,7 +33,7 @@ class Trained:
 
     def __init__(self, run: Run, model: Model, path: Path) -> None:
         self.run, self.path = run, path
-        self.model = dataclasses.replace(model, data=lambda: self.data)
+        self.model = dataclasses.replace(model, data=lambda: self.data, extractor=load_extractor)
         self._data: DataSet | None = None
 
     def __repr__(self) -> str:

@@ -11,9 +11,9 @@ from jaxtyping import Array, Int, Int32, Key, UInt8
 
 from zoo.core.data import DataSet, Spec
 from zoo.core.errors import UserError, require
+from zoo.core.extractor import Extracted, Extractor, LoadExtractor, NoExtractorError
 from zoo.core.family import Family, Metrics, Scoring
 from zoo.data.specs import ImageSpec
-from zoo.harness.extractors import Extracted, Extractor, NoExtractorError, load_extractor
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
 
 log = logging.getLogger("zoo")
@@ -34,8 +34,8 @@ class ImageScoring(Scoring):
     """How many samples to make for FID, KID, precision and recall; 0: none, and no such figures."""
     extractor: str = "auto"
     """What images are compared by: mnist (a classifier of MNIST's digits, embedded), a file of Inception-v3 weights
-    (PyTorch's FID layout, .safetensors or .pth) or of an exported classifier; auto: mnist for grey images of 28 or 32
-    pixels."""
+    (PyTorch's FID layout, .safetensors or .pth) or of an exported classifier, or the run directory of a classifier;
+    auto: mnist for grey images of 28 or 32 pixels."""
     references: int = 0
     """How many held-out images to compare with; 0: all."""
     floor: bool = False
@@ -51,11 +51,11 @@ class ImageScoring(Scoring):
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
         )
 
-    def check(self, family: Family, spec: Spec) -> dict[str, str]:
+    def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
         if not self.samples or not isinstance(spec, ImageSpec):
             return {}
         try:
-            load_extractor(self.extractor, spec)
+            extractor(self.extractor, spec)
         except NoExtractorError as error:
             asking = ["samples", *["floor"] * self.floor]
             return dict.fromkeys(asking, f"FID, KID, precision and recall cannot be computed: {error}")
@@ -68,6 +68,7 @@ def score_samples(
     scoring: ImageScoring,
     about: Mapping[str, str | int | float],
     key: Key[Array, ""],
+    load: LoadExtractor,
 ) -> Metrics:
     """Compares a model's samples with held-out images.
 
@@ -77,6 +78,7 @@ def score_samples(
         scoring: at least `NEIGHBOURS + 1` samples.
         about: how samples are made (sampler, steps, seed, ...), which is stored beside the figures.
         key: of the order of the classes; each occurs as often as in the reference.
+        load: loads the extractor that `scoring` names.
 
     Returns:
         `compare`'s figures, those of training images as `floor_...` where asked for, and how they were come by.
@@ -85,7 +87,7 @@ def score_samples(
         UserError: the extractor does not fit the images, or there are too few held-out ones.
     """
     assert isinstance(data.spec, ImageSpec)
-    extractor = load_extractor(scoring.extractor, data.spec)
+    extractor = load(scoring.extractor, data.spec)
     reference, labels = _held_out_features(extractor, data, scoring.references)
     n = scoring.samples
     classes = spread_classes(labels, len(data.spec.classes), n, key)

@@ -23,9 +23,12 @@ from annotated_types import Ge
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.artifacts import Text
+from zoo.core.data import Spec
 from zoo.core.errors import require
 from zoo.core.estimates import row_mean
-from zoo.core.family import Batch, Metrics, Model, RowStatistics, Scoring
+from zoo.core.extractor import LoadExtractor
+from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring
+from zoo.data.specs import UNITS, TextSpec
 from zoo.sampling.tokens.request import TokenRequest
 
 WordTokenizer = Literal["13a", "zh", "char", "none"]
@@ -39,7 +42,7 @@ def perplexity(nats_per_token: float) -> float:
 
 
 def likelihood_statistics(nats: Float[Array, " b"], count: Float[Array, " b"], batch: Batch) -> RowStatistics:
-    """What -log P of held-out rows comes to for each token, character and byte.
+    """-log P of held-out rows for each token, and in bits for each unit of what the tokens stand for.
 
     A character is a Unicode code point and a byte one of UTF-8, of the text that the scored tokens stand for. The end
     of a document is predicted too and is of no length, so bits a byte are comparable between tokenizers.
@@ -47,14 +50,11 @@ def likelihood_statistics(nats: Float[Array, " b"], count: Float[Array, " b"], b
     Args:
         nats: -log P of each row's scored tokens.
         count: how many those are.
-        batch: has `characters` and `bytes` int32 [b], the length of their text.
+        batch: has an int32 [b] for each unit that fits the tokens, such as `characters` and `bytes`; see `UNITS`.
     """
     bits = nats / math.log(2)
-    return {
-        "loss": (nats, count),
-        "bits_per_character": (bits, batch["characters"].astype(jnp.float32)),
-        "bits_per_byte": (bits, batch["bytes"].astype(jnp.float32)),
-    }
+    units = {f"bits_per_{unit}": batch[name] for name, unit in UNITS.items() if name in batch}
+    return {"loss": (nats, count)} | {name: (bits, many.astype(jnp.float32)) for name, many in units.items()}
 
 
 # ------------------------------------------------------------------------------ overlap with references
@@ -198,6 +198,12 @@ class TextScoring(Scoring):
             ("samples", "0, or at least 2 to compare with each other", self.samples == 0 or self.samples >= 2),
             ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
         )
+
+    def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
+        asked = [name for name in ("samples", "stride") if getattr(self, name) and not isinstance(spec, TextSpec)]
+        return {
+            name: f"{name} is {getattr(self, name)}, which scores texts, and the tokens are of none" for name in asked
+        }
 
 
 def score_language_model(model: Model, rows: Metrics, scoring: TextScoring, key: Key[Array, ""]) -> Metrics:

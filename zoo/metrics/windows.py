@@ -25,6 +25,7 @@ from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, State
+from zoo.data.specs import TextSpec, TokenSpec
 from zoo.data.text.blocks import TextBlocks
 from zoo.data.text.windows import text_windows
 from zoo.data.tokenizers import Tokenizer
@@ -37,7 +38,8 @@ Read = Callable[[Any, Int[Array, "1 t"], Any], tuple[Float[Array, "1 t v"], Any]
 
 def strided_figures(model: Model, data: DataSet, stride: int) -> Metrics:
     """What `evaluate` and perplexity come to with windows that overlap, as `NAME_stride_S`."""
-    assert isinstance(data, TextBlocks)
+    if not isinstance(data, TextBlocks):
+        raise UserError(f"stride is {stride}, which is of text in one stream, and this data is of separate rows")
     if stride > data.length:
         raise UserError(f"stride is {stride}; it must be from 1 to the model's context, {data.length}")
     windows = text_windows(model.spec.tokenizer, data.held_out, data.length, stride)
@@ -64,7 +66,8 @@ def carried_figures(net: nnx.Module, read: Read, carry: Any, data: DataSet) -> M
         carry: its state before the text, of one row.
         data: the text.
     """
-    assert isinstance(data, TextBlocks)
+    if not isinstance(data, TextBlocks):
+        raise UserError("carry is of text in one stream, and this data is of separate rows")
     tokenizer = data.spec.tokenizer
     windows = text_windows(tokenizer, data.held_out, data.length, data.length)
     scored = np.asarray(counted(windows, tokenizer.end_of_text))
@@ -100,20 +103,23 @@ def _log_probabilities(graphdef: Any, state: Any, read: Read, carry: Any, tokens
     return jax.lax.scan(one, carry, tokens)[1]
 
 
-def score_document(net: nnx.Module, read: Read, carry: Any, tokenizer: Tokenizer, text: str, length: int) -> Text:
+def score_document(net: nnx.Module, read: Read, carry: Any, spec: TokenSpec, text: str, length: int) -> Text:
     """log P of a text, token by token, as a document of its own: from end-of-text before it to end-of-text after it.
 
     Args:
         net: a language model.
         read: runs it.
         carry: its state before the text, of one row.
-        tokenizer: of the model.
+        spec: of the model's tokens.
         text: any text; longer than a window, it is read in windows that do not overlap.
         length: targets in a window.
 
     Raises:
-        UserError: the tokenizer lacks characters of the text.
+        UserError: the model's tokens are of no text, or the tokenizer lacks characters of the text.
     """
+    if not isinstance(spec, TextSpec):
+        raise UserError("score is the log-probability of a text, and the model's tokens are of none")
+    tokenizer = spec.tokenizer
     ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text), tokenizer.end_of_text], np.int32)
     windows = text_windows(tokenizer, ids, length, length)
     log_p = log_probabilities(net, read, carry, windows["tokens"]).reshape(-1)

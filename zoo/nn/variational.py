@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
-from zoo.core import parallel
 from zoo.core.random import normal
 
 NO_KL = "which change a KL term, and the importance-weighted bound has none"
@@ -58,9 +57,9 @@ def free_bits(kl: Float[Array, "b d"], floor: float, mean: Float[Array, " d"] | 
     Args:
         kl: of each unit in nats.
         floor: nats of each unit that are free.
-        mean: of each unit's KL over the whole batch, where these rows are a microbatch of it; None: they are all.
+        mean: of each unit's KL over the whole batch, if these rows are a part of it; None: they are all.
     """
-    free = (parallel.mean(kl.mean(0)) if mean is None else mean) < floor
+    free = (kl.mean(0) if mean is None else mean) < floor
     return jnp.where(free[None, :], floor, kl)
 
 

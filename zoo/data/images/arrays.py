@@ -79,7 +79,7 @@ def fit_arrays(
     if channels in (1, 3) and fitting.channels in (0, channels):
         if size == (height, width):
             return Pictures(images, labels, digests, classes)
-        if fitting.fit == "pad" and size[0] >= height and size[1] >= width:
+        if fitting.pads(height, width) and size[0] >= height and size[1] >= width:
             behind = PIL.Image.new("RGB", (1, 1), fitting.background).convert("L" if channels == 1 else "RGB")
             padded = np.empty((len(images), *size, channels), np.uint8)
             padded[:] = np.array(behind).reshape(channels)
@@ -186,6 +186,8 @@ def read_tfds(name: str, split: str, folder: str, fitting: Fitting) -> Pictures:
     if "image" not in features:
         raise UserError(f"TFDS set {name!r} has no feature 'image': it has {', '.join(features)}")
     classes = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
+    if fitting.mixed is not None and "image" in features and None in (features["image"].shape or (None,)):
+        fitting = fitting.settled([record["image"].shape[:2] for record in source], f"TFDS set {name!r}")
     images, labels, digests = [], [], []
     for record in source:
         pixels: Integer[np.ndarray, "h w c"] = _pixels(record["image"][None], f"'image' of TFDS set {name!r}")[0]

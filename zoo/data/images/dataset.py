@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt, Lt
 from jaxtyping import Int32, UInt8
 
 from zoo.core.artifacts import Artifacts, grid
@@ -66,12 +66,13 @@ class Images(Data):
     tfds_dir: str = ""
     """The folder of prepared TFDS sets; empty: where TFDS keeps them."""
 
-    size: Annotated[int, Ge(0)] = 0
-    """Height and width that images are brought to; 0: as they are, all of one size."""
+    size: int | Literal["auto"] = "auto"
+    """Height and width that images are brought to; 0: as they are, all of one size. auto: as they are if all are of one
+    size; else 64, or as many of 32, 16 and 8 as the shorter side of most has."""
 
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Literal["auto", "crop", "pad"] = "crop"
     """How: 'crop' resizes the shorter side and cuts the longer one at both ends; 'pad' surrounds with background, and
-    makes smaller only what is larger."""
+    makes smaller only what is larger; 'auto' pads images that are smaller than the size and crops the others."""
 
     channels: Literal[0, 1, 3] = 0
     """1: grey; 3: colour; 0: as the images are."""
@@ -83,7 +84,7 @@ class Images(Data):
     """Random changes to training images."""
 
     def __post_init__(self) -> None:
-        require(self, "data.")
+        require(self, "data.", ("size", "auto, or 0 or more pixels", self.size == "auto" or self.size >= 0))
         if self.tfds and (self.path or self.held_out_path or self.test_path):
             raise UserError("--data.tfds and --data.path name two sources of images: give one of them")
         if (self.held_out_path or self.test_path) and not self.path:
@@ -112,7 +113,7 @@ class Images(Data):
         split: Split = "dev",
     ) -> "ImageSet":
         """Reads the images and splits them; see `Data.open`."""
-        pictures = self.pictures(split)
+        pictures = self.pictures(split, (spec.height, spec.width) if spec else "auto")
         channels = max(part.images.shape[-1] for part in pictures.each)
         shapes = dict.fromkeys(part.images.shape[1:3] for part in pictures.each)
         if len(shapes) > 1:
@@ -137,17 +138,35 @@ class Images(Data):
             split=split,
         )
 
-    def pictures(self, split: Split = "dev") -> Parts[Pictures]:
+    def excerpt(self, folder: Path) -> "Images":
+        """96 training images, of 16x16 pixels unless the settings give a size; see `Data.excerpt`."""
+        path = folder / "excerpt.npz"
+        some = self.open(length=None, batch_size=96, seed=0).batch_at(0)
+        np.savez(path, images=some["image"], labels=some["label"])
+        alone = replace(self, tfds="", held_out_path="", test_path="")
+        return replace(alone, path=str(path), size=self._pixels or 16)
+
+    @property
+    def _pixels(self) -> int:
+        """The size that is asked for; 0: none."""
+        return 0 if self.size == "auto" else self.size
+
+    def pictures(self, split: Split = "dev", mixed: tuple[int, int] | Literal["auto"] = "auto") -> Parts[Pictures]:
         """The pictures of each part, held-out ones in the order of a hash; with `all`, those of the source, so too.
+
+        Args:
+            split: the rows that are held out.
+            mixed: height and width for pictures of different sizes where the settings leave it open; auto: chosen.
 
         Raises:
             UserError: there are none, they cannot be read, or fewer are different than there are parts.
         """
-        train, test = self._read(self.path, self.tfds_split)
+        train, test = self._read(self.path, self.tfds_split, mixed)
+        mixed = train.images.shape[1:3]  # others are brought to the size of those that are trained on
         if split == "all":
             return Parts.whole(self._cut(train if test is None else join(train, test), {}, "dev")["dev"])
-        dev = self._read_other(self.held_out_path, self.tfds_held_out_split)
-        test = self._read_other(self.test_path, self.tfds_test_split) or test
+        dev = self._read_other(self.held_out_path, self.tfds_held_out_split, mixed)
+        test = self._read_other(self.test_path, self.tfds_test_split, mixed) or test
         embedded = not (self.path or self.tfds)
         share = 2 * MNIST_DEV if embedded and self.embedded == "mnist" else self.held_out
         return make_parts(train, dev, test, share, self._cut)
@@ -167,16 +186,18 @@ class Images(Data):
             for part, at in places.items()
         }
 
-    def _read_other(self, path: str, tfds_split: str) -> Pictures | None:
+    def _read_other(self, path: str, tfds_split: str, mixed: tuple[int, int]) -> Pictures | None:
         """Held-out pictures that are named apart, if any are."""
-        return self._read(path, tfds_split)[0] if path or tfds_split else None
+        return self._read(path, tfds_split, mixed)[0] if path or tfds_split else None
 
-    def _read(self, path: str, tfds_split: str) -> tuple[Pictures, Pictures | None]:
+    def _read(
+        self, path: str, tfds_split: str, mixed: tuple[int, int] | Literal["auto"]
+    ) -> tuple[Pictures, Pictures | None]:
         """The pictures of a source, and its test pictures where it has some."""
         embedded = not (self.path or self.tfds)
         behind = self.background or ("black" if embedded and self.embedded == "mnist" else "white")
-        size = (self.size, self.size) if self.size else None
-        fitting = Fitting(size, self.fit, self.channels, colour(behind))
+        size = (self._pixels, self._pixels) if self._pixels else None
+        fitting = Fitting(size, self.fit, self.channels, colour(behind), mixed if self.size == "auto" else None)
         if self.tfds:
             return image_arrays.read_tfds(self.tfds, tfds_split, self.tfds_dir, fitting), None
         if embedded:

@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageColor
 import PIL.ImageOps
@@ -45,22 +46,46 @@ class Fitting:
         size: (height, width), or None to keep each picture's own.
         fit: "crop" covers the size and cuts what stands out at both ends; blocks of pixels are averaged where the size
             divides the picture's, and Lanczos' filter is used elsewhere. "pad" never enlarges, and fills up with the
-            background.
+            background. "auto" pads what is smaller than the size, and crops the rest.
         channels: 1 for grey, 3 for colour, 0 for what the picture has.
         background: the colour behind transparent pixels and around padded pictures.
+        mixed: (height, width) for pictures that are not all of one size, if `size` is None; "auto": chosen from theirs;
+            None: they are refused.
     """
 
     size: tuple[int, int] | None = None
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Literal["auto", "crop", "pad"] = "crop"
     channels: int = 0
     background: tuple[int, int, int] = (255, 255, 255)
+    mixed: tuple[int, int] | Literal["auto"] | None = None
+
+    def settled(self, sizes: Sequence[tuple[int, int]], name: str) -> "Fitting":
+        """With a size, if pictures differ in theirs and a size may be chosen; the log names it.
+
+        Args:
+            sizes: (height, width) of each picture.
+            name: of the source.
+        """
+        if self.size is not None or self.mixed is None or len(set(sizes)) < 2:
+            return self
+        size = choose_size(sizes) if self.mixed == "auto" else self.mixed
+        smallest, *_, largest = sorted(sizes, key=lambda size: size[0] * size[1])
+        log.info(
+            "pictures in %s are of different sizes, from %dx%d to %dx%d, and are brought to %dx%d; --data.size gives "
+            "another size", name, *smallest[::-1], *largest[::-1], *size[::-1],
+        )  # fmt: skip
+        return replace(self, size=size)
+
+    def pads(self, height: int, width: int) -> bool:
+        """Whether a picture of that size is padded to `size`, not cropped."""
+        smaller = self.size is not None and (height < self.size[0] or width < self.size[1])
+        return self.fit == "pad" or (self.fit == "auto" and smaller)
 
     def __call__(self, image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of an opened picture, as it is meant to be seen."""
-        if self.size is not None and self.fit == "crop":
-            image.draft(
-                None, (2 * self.size[1], 2 * self.size[0])
-            )  # JPEG is decoded at a fraction where that is enough
+        if self.size is not None and not self.pads(image.height, image.width):
+            # JPEG is decoded at a fraction where that is enough
+            image.draft(None, (2 * self.size[1], 2 * self.size[0]))
         with _one_large if image.width * image.height > LARGE else nullcontext():
             return self._place(self._opaque(PIL.ImageOps.exif_transpose(image)))
 
@@ -83,7 +108,7 @@ class Fitting:
     def _place(self, image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
         if self.size is not None and image.size != self.size[::-1]:
             height, width = self.size
-            if self.fit == "crop":
+            if not self.pads(image.height, image.width):
                 share = min(image.width / width, image.height / height)
                 cut = (max(1, round(width * share)), max(1, round(height * share)))
                 left, top = (image.width - cut[0]) // 2, (image.height - cut[1]) // 2
@@ -123,6 +148,13 @@ class Pictures:
     skipped: int = 0
 
 
+def choose_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """A square for pictures of different sizes: the largest of 64, 32, 16 and 8 that the median shorter side has."""
+    median = sorted(map(min, sizes))[len(sizes) // 2]
+    side = next((side for side in (64, 32, 16) if side <= median), 8)
+    return side, side
+
+
 def colour(name: str) -> tuple[int, int, int]:
     """Red, green and blue of a colour's name or `#rrggbb`.
 
@@ -151,6 +183,8 @@ def read_folder(path: str, fitting: Fitting) -> Pictures:
         raise UserError(f"no {KINDS} file is in {path} or its folders{found}: give a folder of pictures")
     images, digests, read, unreadable = [], [], [], []
     with _own_limits(), ThreadPoolExecutor() as pool:
+        if fitting.mixed is not None:
+            fitting = fitting.settled([size for size in pool.map(_size_of, files) if size], path)
         for file, result in _read_all(pool, files, fitting):
             if isinstance(result, str):
                 unreadable.append(f"{file.relative_to(root)} ({result})")
@@ -212,6 +246,16 @@ def _read_all(pool: Executor, files: Sequence[Path], fitting: Fitting) -> Iterat
             log.info("read %s of %s pictures", f"{first:,}", f"{len(files):,}")
         part = files[first : first + chunk]
         yield from zip(part, pool.map(read, part), strict=True)
+
+
+def _size_of(file: Path) -> tuple[int, int] | None:
+    """Height and width of a picture as it is meant to be seen, from its file's header; None if it cannot be read."""
+    try:
+        with PIL.Image.open(file, formats=FORMATS) as image:
+            lies = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
+            return (image.width, image.height) if lies else (image.height, image.width)
+    except Exception:  # Pillow's decoders raise whatever their parsing runs into; `read_folder` names the file
+        return None
 
 
 def _decode(file: Path, fitting: Fitting) -> UInt8[np.ndarray, "h w c"]:

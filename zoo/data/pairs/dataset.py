@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -94,7 +95,7 @@ class Pairs(Data):
         """Reads the pairs, splits them and turns them into tokens; see `Data.open`."""
         if length is None:
             raise UserError("pairs are rows of tokens, and this model family has no context length for them")
-        pairs = read_pairs(self.path, (self.source_field, self.target_field)) if self.path else read_cmudict()
+        pairs = self._read()
         parts = split_pairs(pairs, self.dev, self.test, self.name) if split != "all" else whole_pairs(pairs)
         train, *rest = parts.each
         if spec is None:
@@ -116,6 +117,17 @@ class Pairs(Data):
             name=self.name,
             split=split,
         )
+
+    def excerpt(self, folder: Path) -> "Pairs":
+        """Every 400th pair of at most 7 characters and at most 7 words; see `Data.excerpt`."""
+        path = folder / "excerpt.tsv"
+        short = [pair for pair in self._read() if len(pair[0]) < 8 and len(pair[1].split()) < 8]
+        text = "".join(f"{source}\t{target}\n" for source, target in short[::400])
+        path.write_text(text, encoding="utf-8")
+        return replace(self, path=str(path))
+
+    def _read(self) -> list[Pair]:
+        return read_pairs(self.path, (self.source_field, self.target_field)) if self.path else read_cmudict()
 
 
 def _tokenizer(kind: Kind, vocabulary: int, side: int, train: list[Pair], held_out: list[Pair]) -> Tokenizer:

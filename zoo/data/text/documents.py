@@ -1,9 +1,10 @@
 """Documents of text and their parts: what every data set of running text is made from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -78,6 +79,12 @@ class Documents(Data):
             train = [text for title, text in plays.items() if title not in DEV_PLAYS + TEST_PLAYS]
             dev, test = ([plays[title] for title in titles] for titles in (DEV_PLAYS, TEST_PLAYS))
         return make_parts(train, dev, test, self.held_out, partial(cut_documents, name=self.name))
+
+    def excerpt(self, folder: Path) -> "Documents":
+        """The first 8,000 characters of the first document; see `Data.excerpt`."""
+        path = folder / "excerpt.txt"
+        path.write_text(self.documents("all").train[0][:8000], encoding="utf-8")
+        return replace(self, path=str(path), tfds="", held_out_path="", test_path="")
 
     def _read(self, path: str, tfds_split: str) -> list[str] | None:
         """The documents of a file or of a split of the TFDS set; None where neither is named."""

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -104,11 +105,21 @@ class Sentences(Data):
         for flag, path in (("held-out-path", self.held_out_path), ("test-path", self.test_path)):
             if path and not self.path:
                 raise UserError(f"--data.{flag} {path} is given without a --data.path to train on")
-        train = read_lines(self.path, self.field) if self.path else read_wordnet(self.wordnet)
+        train = self._read()
         if split == "all":
             return Parts.whole(self._cut(train, {}, "dev")["dev"])
         dev, test = (read_lines(path, self.field) if path else None for path in (self.held_out_path, self.test_path))
         return make_parts(train, dev, test, self.held_out, self._cut)
+
+    def excerpt(self, folder: Path) -> "Sentences":
+        """Those of the first 600 sentences that are shorter than 40 characters, in 50 tokens; see `Data.excerpt`."""
+        path = folder / "excerpt.txt"
+        path.write_text("\n".join(text for text in self._read()[:600] if len(text) < 40), encoding="utf-8")
+        return replace(self, path=str(path), held_out_path="", test_path="", vocabulary=50)
+
+    def _read(self) -> list[str]:
+        """The sentences of the source, in its order."""
+        return read_lines(self.path, self.field) if self.path else read_wordnet(self.wordnet)
 
     def _cut(self, sentences: Sequence[str], shares: Shares, rest: Part) -> dict[Part, list[str]]:
         """Cuts sentences in parts by a hash of their text; see `cut_by_hash`."""

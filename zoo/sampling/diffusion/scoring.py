@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, UInt8
 
 from zoo.core.data import DataSet
+from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Metrics, Model
 from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
 from zoo.sampling.diffusion.guidance import check_guidance, known_classes
@@ -45,9 +46,9 @@ class DiffusionScoring(ImageScoring):
         """The sampler's settings by name."""
         return {name: getattr(self, name) for name in self.sampling}
 
-    def check(self, family: Any, spec: Any) -> dict[str, str]:
+    def check(self, family: Any, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
         check_guidance(family, spec, self.guidance)
-        return super().check(family, spec)
+        return super().check(family, spec, extractor)
 
 
 def score_images(
@@ -68,4 +69,4 @@ def score_images(
         return np.stack([image.pixels for image in made])
 
     about = scoring.recorded | drawn_classes(known_classes(family, model.spec))
-    return score_samples(make, data, scoring, about, key)
+    return score_samples(make, data, scoring, about, key, model.extractor)

@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int, Key
 
-from zoo.core.artifacts import Text
+from zoo.core.artifacts import Artifacts, Text
 from zoo.core.errors import UserError
+from zoo.data.specs import TextSpec, TokenSpec
 from zoo.data.tokenizers import Tokenizer
 from zoo.sampling.tokens.beam import beam_search
 from zoo.sampling.tokens.decode import CHUNK, write_tokens
@@ -82,6 +83,55 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int | None) -> Int
             f"prompt is {len(ids)} tokens long, but the model sees {context} at once; give at most that many"
         )
     return ids
+
+
+def sample_tokens(
+    net: nnx.Module,
+    spec: TokenSpec,
+    request: TokenRequest,
+    key: Key[Array, ""],
+    *,
+    context: int | None,
+    stream: Callable[[str], None] | None = None,
+) -> Artifacts:
+    """Draws sequences of tokens and decodes them by their spec; texts as `sample_texts` does.
+
+    Raises:
+        UserError: the request gives a prompt, a stop string or beams for tokens that are not of text; or see there.
+    """
+    if isinstance(spec, TextSpec):
+        return sample_texts(net, spec.tokenizer, request, key, context=context, stream=stream)
+    default = TokenRequest()
+    for name in ("prompt", "prompts", "stop", "num_beams"):
+        if (value := getattr(request, name)) != getattr(default, name):
+            raise UserError(f"{name} is {value!r}, which is for texts, and the model's tokens are of none")
+    parts = np.array_split(np.arange(request.n), -(-request.n // ROWS))
+    return [spec.decode(ids) for rows in parts for ids in _drawn_tokens(net, spec, request, key, context, rows)]
+
+
+def _drawn_tokens(
+    net: nnx.Module, spec: TokenSpec, request: TokenRequest, key: Key[Array, ""], context: int | None, rows: np.ndarray
+) -> list[Int[np.ndarray, " t"]]:
+    """The tokens of some samples, without their ends."""
+    longest = request.max_new_tokens if spec.longest is None else spec.longest
+    written: list[list[int]] = [[] for _ in rows]
+    done = np.zeros(len(rows), bool)
+
+    def accept(new: Int[np.ndarray, "b t"]) -> Bool[np.ndarray, " b"]:
+        for row, ids in enumerate(new.tolist()):
+            for token in ids:
+                done[row] |= token == spec.end or len(written[row]) == longest
+                if not done[row]:
+                    written[row].append(token)
+            done[row] |= len(written[row]) == longest
+        return done.copy()
+
+    write_tokens(
+        net, [np.array([spec.end], np.int32)] * len(rows), accept, knobs=make_knobs(request, len(rows)), key=key,
+        rows=rows.tolist(), max_new_tokens=longest, end_of_text=spec.end, vocab_size=spec.vocab_size, never=spec.never,
+        context=context,
+    )  # fmt: skip
+    return [np.array(ids, np.int32) for ids in written]
 
 
 def sample_texts(
