@@ -11,7 +11,7 @@ These figures predate the dev split of the data and have not been measured again
 from zoo import Optimizer, Run
 from zoo.data.images import Images
 from zoo.ddpm import DDPM
-from zoo.sampling.diffusion.scoring import DiffusionScoring
+from zoo.metrics.diffusion_scoring import DiffusionScoring
 
 run = Run(
     family=DDPM(channels=(16, 32, 64), layers=1, attention=(7,), groups=8, schedule="cosine", prediction="v"),

@@ -45,6 +45,7 @@ from zoo.core.random import normal, uniform
 from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
+from zoo.metrics.diffusion_scoring import DiffusionScoring, score_images
 from zoo.nets.unet import UNet, UNetOptions, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
 from zoo.sampling.diffusion.guidance import guided, known_classes, to_symbols
@@ -52,7 +53,6 @@ from zoo.sampling.diffusion.noise_schedule import Schedule, VariancePreserving, 
 from zoo.sampling.diffusion.prediction import Prediction, estimates, target_weights
 from zoo.sampling.diffusion.request import DiffusionRequest, sample_images
 from zoo.sampling.diffusion.rules import Denoiser
-from zoo.sampling.diffusion.scoring import DiffusionScoring, score_images
 
 
 class State(NamedTuple):

@@ -29,6 +29,7 @@ from zoo.ddpm import DDPM
 from zoo.harness.config import Run, from_json, parse_flags, to_json
 from zoo.harness.trained import load_run
 from zoo.interop.diffusers import export_run, import_run, read_diffusers, write_diffusers
+from zoo.metrics.diffusion_scoring import DiffusionScoring
 from zoo.nets import unet
 from zoo.nets.unet import ResidualBlock, UNet, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
@@ -38,7 +39,6 @@ from zoo.sampling.diffusion.guidance import guidable
 from zoo.sampling.diffusion.noise_schedule import Level, VariancePreserving, make_alpha_bar, spread_times
 from zoo.sampling.diffusion.prediction import estimates, target_weights
 from zoo.sampling.diffusion.request import DiffusionRequest
-from zoo.sampling.diffusion.scoring import DiffusionScoring
 
 SPEC = ImageSpec(8, 8, 1, ("cat", "dog", "7"))
 FAMILY = DDPM(channels=(8,), layers=1, attention=(8,), timesteps=20)

@@ -34,9 +34,9 @@ from zoo.harness.progress import format_figures
 from zoo.harness.trained import Trained, inference_state, load_run
 from zoo.image_vae import ImageVAE, Pictures
 from zoo.image_vae import Scores as VAEScores
+from zoo.metrics.diffusion_scoring import DiffusionScoring
 from zoo.metrics.images import ImageScoring, spread_classes
 from zoo.sampling.diffusion import request as requests
-from zoo.sampling.diffusion.scoring import DiffusionScoring
 from zoo.seq2seq import error_rates
 
 KEY = jax.random.key(3)

@@ -18,7 +18,7 @@ MOVED = {
     "zoo.data.sentence_pairs:SentencePairs": "zoo.data.text.sentence_pairs:SentencePairs",
     "zoo.data.sentences:Sentences": "zoo.data.text.sentences:Sentences",
     "zoo.data.text:Text": "zoo.data.text.blocks:Text",
-    "zoo.ddpm:DDPMScoring": "zoo.sampling.diffusion.scoring:DiffusionScoring",
+    "zoo.ddpm:DDPMScoring": "zoo.metrics.diffusion_scoring:DiffusionScoring",
     "zoo.metrics.classifier:Classifier": "zoo.classifier:Classifier",
 }
 """Classes of format 1 that have another name in format 2."""
