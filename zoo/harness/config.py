@@ -207,7 +207,7 @@ def read_json(path: Path, expected: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a dataclass as JSON with its format number, whole or not at all."""
-    write_whole(path, json.dumps({"format": FORMAT} | to_json(value), indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(to_json(value) | {"format": FORMAT}, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
