@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from command_line import CONFIG, TEXT, call, refused
-from paths import ROOT
+from paths import REFERENCES, ROOT
 
 from zoo import Run
 from zoo.core.parallel import Parallel
@@ -17,6 +17,7 @@ from zoo.data.text import Text
 from zoo.data.tokenizers import Bytes, Characters
 from zoo.harness.config import load_config
 from zoo.harness.loop import fit
+from zoo.interop.transformers import import_run
 from zoo.transformer_lm import TransformerLM
 
 FAMILY = TransformerLM(
@@ -61,6 +62,15 @@ def test_the_source_gives_the_settings_that_no_flag_gives(capsys, source, text, 
     # The same command resumes it, and does not need the source.
     shutil.rmtree(source)
     assert call(capsys, "train", CONFIG, *flags, "--family.dropout", "0.25", "--steps", "2").code == 0
+
+
+def test_an_imported_checkpoint_is_fine_tuned_without_a_flag_of_its_shape(capsys, text, tmp_path):
+    imported, new = tmp_path / "imported", tmp_path / "new"
+    import_run(REFERENCES / "llama", imported)
+    result = call(capsys, "train", CONFIG, "--init.from", imported, "--data.path", text, "--rundir", new, *SHORT)
+    assert result.code == 0, result.err
+    theirs, ours = (json.loads((run / "config.json").read_text())["family"] for run in (imported, new))
+    assert ours == theirs | {"context": min(theirs["context"], load_config(CONFIG).family.context)}
 
 
 def test_a_flag_that_the_weights_do_not_fit_is_refused(capsys, source, text, tmp_path):
