@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from annotated_types import Ge
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.codec import Coder
 from zoo.core.data import Spec
 from zoo.core.errors import require
 from zoo.core.extractor import LoadExtractor, no_extractor
@@ -107,6 +108,8 @@ class Model:
     """Opens the data that it was trained on, for samplers that start from real examples."""
     extractor: LoadExtractor = no_extractor
     """Loads the feature extractor that a setting of `score` names."""
+    codec: Coder | None = None
+    """What encoded the data, which decodes samples, if the data has a codec."""
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ from zoo.harness.checkpoint import DAMAGED, FOLDER, has_checkpoints
 from zoo.harness.config import PARTIAL, Run, read_json, write_json, write_whole
 
 CONFIG, SPEC, METRICS, LAUNCHES, LOG = "config.json", "spec.json", "metrics.jsonl", "launches.jsonl", "log.txt"
-SAMPLES, EVENTS, PREVIEW, SCORES = "samples", "tensorboard", "data", "scores.jsonl"
+SAMPLES, EVENTS, PREVIEW, SCORES, CODEC = "samples", "tensorboard", "data", "scores.jsonl", "codec"
 RUN_CLASSES = (b"zoo.harness.config:Run", b"zoo.core.config:Run")
-OURS = (FOLDER, DAMAGED, SPEC, METRICS, LAUNCHES, LOG, SAMPLES, EVENTS, PREVIEW, SCORES)
+OURS = (FOLDER, DAMAGED, SPEC, METRICS, LAUNCHES, LOG, SAMPLES, EVENTS, PREVIEW, SCORES, CODEC)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "generative-zoo")
 
 log = logging.getLogger("zoo")

@@ -7,17 +7,19 @@ from typing import Any
 
 import jax
 
+from zoo.core.codec import Coder
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.family import Metrics, Model, Scoring, State
 from zoo.core.parallel import Strategy
 from zoo.harness.checkpoint import Checkpoints
+from zoo.harness.codecs import as_coder, codec_of, copy_codec
 from zoo.harness.config import Run, check_may_go_on
 from zoo.harness.evaluation import attainable, compile_evaluation, load_extractor
 from zoo.harness.initial import Keys, first_state, keys_of, random_state
 from zoo.harness.rundir import RunDir
 from zoo.harness.signals import Stop
-from zoo.harness.trained import inference_state, load_run
+from zoo.harness.trained import inference_state, load_run, open_data
 
 AUGMENTATION = 2**32 - 1
 """Folded into a step's key for the noise of augmentation; no family draws from the same key."""
@@ -35,6 +37,8 @@ class Session:
     """The run's scores, without those that its data does not allow."""
     checkpoints: Checkpoints
     stop: Stop
+    codec: Coder | None
+    """What the data is encoded by, if it has a codec."""
     warned: set[str] = field(default_factory=set)
     """Reasons, already logged, why scores could not be computed."""
 
@@ -62,7 +66,7 @@ class Session:
     def model(self, state: State, done: int) -> Model:
         """The model after `done` steps, as the family samples and scores it."""
         lean = inference_state(self.strategy.gather(state))
-        return Model(self.run.family, self.data.spec, lean, done, lambda: self.data, load_extractor)
+        return Model(self.run.family, self.data.spec, lean, done, lambda: self.data, load_extractor, self.codec)
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,17 @@ def start(run: Run, rundir: RunDir, fresh: bool, stop: Stop) -> tuple[Session, P
     strategy = run.parallel.start(run.batch_size, run.optimizer.microbatches)
     if source:
         run.data.check_tokenizer(source.model.spec)
-    data = _open_data(run, source.model.spec if source else None)
+    codec = codec_of(run.data)
+    data = _open_data(run, source.model.spec if source else None, as_coder(codec))
     scoring = _attainable(run, data)
     state = first_state(run, data.spec, strategy, source)
     rundir.create(run, data.spec, fresh)
+    if codec is not None:
+        copy_codec(codec, rundir.path)
     rundir.write_preview(data.preview(keys_of(run).step))
     checkpoints = Checkpoints(rundir.path, run.keep, run.family.monitor)
-    return Session(run, rundir, strategy, data, scoring, checkpoints, stop), Position(state)
+    session = Session(run, rundir, strategy, data, scoring, checkpoints, stop, as_coder(codec))
+    return session, Position(state)
 
 
 def resume(saved: Run, run: Run, rundir: RunDir, stop: Stop) -> tuple[Session, Position]:
@@ -118,7 +126,8 @@ def resume(saved: Run, run: Run, rundir: RunDir, stop: Stop) -> tuple[Session, P
     check_may_go_on(saved, run)
     rundir.claim()
     strategy = run.parallel.start(run.batch_size, run.optimizer.microbatches)
-    data = _open_data(run, rundir.spec())
+    codec = as_coder(codec_of(run.data, rundir.path))
+    data = _open_data(run, rundir.spec(), codec)
     scoring = _attainable(run, data)
     checkpoints = Checkpoints(rundir.path, run.keep, run.family.monitor)
     step, state = checkpoints.restore_last(strategy.abstract(*random_state(run, data.spec)))
@@ -127,16 +136,17 @@ def resume(saved: Run, run: Run, rundir: RunDir, stop: Stop) -> tuple[Session, P
     seconds = rundir.cut_back(step)
     if step < run.steps:
         rundir.write_config(run)
-    return Session(run, rundir, strategy, data, scoring, checkpoints, stop), Position(state, step, seconds)
+    return Session(run, rundir, strategy, data, scoring, checkpoints, stop, codec), Position(state, step, seconds)
 
 
-def _open_data(run: Run, spec: Any) -> DataSet:
+def _open_data(run: Run, spec: Any, codec: Coder | None) -> DataSet:
     """The run's data, with the spec of an earlier run if there is one.
 
     Raises:
         UserError: the data cannot be read, or the family does not accept it.
     """
-    data = run.data.open(length=run.family.length, batch_size=run.batch_size, seed=run.seed, spec=spec)
+    settings = {"length": run.family.length, "batch_size": run.batch_size, "seed": run.seed, "spec": spec}
+    data = open_data(run.data, codec, **settings)
     if not isinstance(data.spec, run.family.accepts):
         family = type(run.family)
         raise UserError(f"data gives {type(data.spec).__name__}, but {family.__name__} takes {family.accepts.__name__}")

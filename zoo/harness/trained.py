@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.codec import Coder
 from zoo.core.data import Data, DataSet, Split
 from zoo.core.errors import UserError
 from zoo.core.family import Metrics, Model, Request, Rows, Setup, State
@@ -68,7 +69,9 @@ class Trained:
         return {"precision": compute_dtype(self.run), "device": jax.devices()[0].device_kind}
 
     def _open(self, data: Data, **split: Split) -> DataSet:
-        return data.open(
+        return open_data(
+            data,
+            self.model.codec,
             length=self.run.family.length,
             batch_size=self.run.batch_size,
             seed=self.run.seed,
@@ -160,6 +163,12 @@ def key_of(seed: int) -> jax.Array:
     return jax.random.key(seed)
 
 
+def open_data(data: Data, codec: Coder | None, **settings: Any) -> DataSet:
+    """Opens data, with its codec if it has one; see `Data.open`."""
+    with_codec: dict[str, Any] = {} if codec is None else {"codec": codec}
+    return data.open(**settings, **with_codec)
+
+
 def with_fields(settings: Any, fields: dict[str, Any]) -> Any:
     """A request or scoring with some fields replaced.
 
@@ -231,7 +240,10 @@ def load_run(path: str | Path, checkpoint: str = "last") -> Trained:
         raise UserError(f"checkpoint {checkpoint} in {path} is damaged ({error}); give --checkpoint last") from None
     finally:
         checkpoints.close()
-    return Trained(run, Model(run.family, spec, state, step), rundir.path)
+    from zoo.harness import codecs  # it imports this module
+
+    codec = codecs.as_coder(codecs.codec_of(run.data, rundir.path))
+    return Trained(run, Model(run.family, spec, state, step, codec=codec), rundir.path)
 
 
 def _find_step(checkpoints: Checkpoints, checkpoint: str, path: Path) -> int:

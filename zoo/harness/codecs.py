@@ -1,0 +1,54 @@
+"""The codec that a run's data is encoded by: loaded from the run that `--data.codec` names, and kept in `RUN/codec/`.
+
+`RUN/codec/` is a run directory of its own, with the codec's settings, its spec and one checkpoint of its evaluation
+weights; from the first start on it is what is read, whatever becomes of the run that it was copied from.
+"""
+
+from pathlib import Path
+
+from zoo.core.codec import Codec, Coder
+from zoo.core.data import Data
+from zoo.core.errors import UserError
+from zoo.harness.checkpoint import Checkpoints
+from zoo.harness.config import to_json
+from zoo.harness.rundir import CODEC, RunDir
+from zoo.harness.trained import Trained, load_run
+
+
+def codec_of(data: Data, path: Path | None = None) -> Trained | None:
+    """The codec that data names; None if it names none.
+
+    Args:
+        data: the settings.
+        path: a run directory that may hold a copy, which takes precedence.
+
+    Raises:
+        UserError: there is no such run, or its family is no codec.
+    """
+    if not data.codec:
+        return None
+    copied = path is not None and RunDir(path / CODEC).has_checkpoints()
+    trained = load_run(path / CODEC if path is not None and copied else data.codec)
+    if not isinstance(trained.model.family, Codec):
+        raise UserError(
+            f"data.codec is {data.codec}, a run of {type(trained.model.family).__name__}, which encodes nothing; give "
+            "a run whose family has encode and decode"
+        )
+    return trained
+
+
+def as_coder(codec: Trained | None) -> Coder | None:
+    """What `Data.open` and `Model` get of a codec."""
+    return None if codec is None else Coder(codec.model.family, codec.model.spec, codec.model.state)
+
+
+def copy_codec(codec: Trained, path: Path) -> None:
+    """Writes a codec's settings, spec and evaluation weights into a run directory."""
+    rundir = RunDir(path / CODEC)
+    rundir.create(codec.run, codec.model.spec, fresh=True)
+    checkpoints = Checkpoints(rundir.path)
+    try:
+        checkpoints.save(codec.model.step, codec.model.state, to_json(codec.run))
+    finally:
+        checkpoints.close()
+        rundir.close()
