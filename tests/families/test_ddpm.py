@@ -29,12 +29,12 @@ from zoo.ddpm import DDPM
 from zoo.harness.config import Run, from_json, parse_flags, to_json
 from zoo.harness.trained import load_run
 from zoo.interop.diffusers import export_run, import_run, read_diffusers, write_diffusers
+from zoo.metrics import diffusion_scoring as scoring
 from zoo.metrics.diffusion_scoring import DiffusionScoring
 from zoo.nets import unet
 from zoo.nets.unet import ResidualBlock, UNet, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
 from zoo.sampling.diffusion import request as requests
-from zoo.sampling.diffusion import scoring
 from zoo.sampling.diffusion.guidance import guidable
 from zoo.sampling.diffusion.noise_schedule import Level, VariancePreserving, make_alpha_bar, spread_times
 from zoo.sampling.diffusion.prediction import estimates, target_weights
