@@ -11,16 +11,16 @@ import sys
 import warnings
 from pathlib import Path
 
+import image_metrics_cases as image_metrics
+import inception_cases as inception
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recurrent_cases as recurrent
 import test_diffusion_samplers as diffusion_samplers
-import test_image_metrics as image_metrics
-import test_inception as inception
 import test_interop as interop
 import test_masked_lm as masked_lm
-import test_recurrent as recurrent
 from flax import nnx
 from paths import ROOT
 from safetensors.numpy import load_file

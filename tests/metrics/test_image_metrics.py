@@ -5,12 +5,12 @@ import json
 import re
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from image_metrics_cases import check_metrics
 from paths import REFERENCES
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -34,21 +34,6 @@ from zoo.metrics.features import class_shares, classifier_score, frechet_distanc
 from zoo.metrics.images import ImageScoring, compare, score_samples
 
 GREY = ImageSpec(28, 28, 1)
-
-
-def check_metrics(folder: Path) -> None:
-    """Every figure is torch-fidelity's."""
-    arrays = load_file(folder / "metrics.safetensors")
-    for case in ("0", "1"):
-        real, fake, logits = (arrays[f"{case}.{name}"] for name in ("real", "fake", "logits"))
-        found = {
-            "fid": frechet_distance(real, fake),
-            "kid": kernel_distance(real, fake, subset_size=12),
-            "precision_recall": precision_recall(real, fake),
-            "score": classifier_score(logits),
-        }
-        for name, value in found.items():
-            np.testing.assert_allclose(value, arrays[f"{case}.{name}"], rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 def test_figures_are_those_of_torch_fidelity():

@@ -3,14 +3,12 @@
 The references are made by `tools/make_references.py`; `make parity` compares at full width.
 """
 
-import json
 import pickle
-import zlib
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from inception_cases import check_inception, random_weights
 from paths import REFERENCES
 from safetensors.numpy import load_file
 
@@ -20,28 +18,6 @@ from zoo.metrics import inception
 from zoo.metrics.inception import average_pool, make_inception, max_pool, resize
 
 INCEPTION = REFERENCES / "inception"
-
-
-def random_tensor(seed: int, name: str, shape: list[int]) -> np.ndarray:
-    """As in `tools/make_references.py`."""
-    noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
-    if len(shape) > 1:
-        return noise * np.float32((2 / np.prod(shape[1:])) ** 0.5)
-    return 1 + 0.2 * np.tanh(noise) if name.endswith(("bn.weight", "running_var")) else 0.2 * noise
-
-
-def random_weights(folder: Path) -> dict[str, np.ndarray]:
-    shapes = json.loads((folder / "shapes.json").read_text())
-    seed = int(load_file(folder / "expected.safetensors")["seed"])
-    return {name: random_tensor(seed, name, shape) for name, shape in shapes.items()}
-
-
-def check_inception(folder: Path) -> None:
-    """Features and logits of images are those of torch-fidelity."""
-    expected = load_file(folder / "expected.safetensors")
-    features, logits = make_inception(random_weights(folder), "weights")(expected["images"])
-    np.testing.assert_allclose(features, expected["features"], atol=2e-5)
-    np.testing.assert_allclose(logits, expected["logits"], atol=5e-5)
 
 
 @pytest.fixture(scope="module")
