@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import no_compilation
 from flax import nnx
-from test_sampling import no_compilation, prompts_of, write
+from token_cases import prompts_of, write
 
 from zoo.core.errors import UserError
 from zoo.core.family import Model, Setup

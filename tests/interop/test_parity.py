@@ -1,7 +1,7 @@
 """The programs that are installed and the zoo agree, on fresh weights and in both directions (`make parity`).
 
-`tests/interop/test_interop.py` compares with references that are kept; here they are made again, by the same tool, so
-that they can be trusted, and with other seeds, so that agreement is no luck.
+Other tests compare with references that are kept; here they are made again, by the same tool, so that they can be
+trusted, and with other seeds, so that agreement is no luck.
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import diffusion_cases as diffusion_samplers
 import image_metrics_cases as image_metrics
 import inception_cases as inception
 import jax
@@ -18,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recurrent_cases as recurrent
-import test_diffusion_samplers as diffusion_samplers
-import test_interop as interop
 import test_masked_lm as masked_lm
+import transformers_cases as interop
 from flax import nnx
 from paths import ROOT
 from safetensors.numpy import load_file

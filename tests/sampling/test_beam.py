@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_interop import MODELS, REFERENCES, load_reference
-from test_sampling import END, LENGTHS, make_net, no_compilation, prompts_of, write
+from compilation import no_compilation
+from paths import REFERENCES
+from token_cases import END, LENGTHS, make_net, prompts_of, write
+from transformers_cases import MODELS, load_reference
 
 from zoo.sampling.tokens.beam import beam_search
 
