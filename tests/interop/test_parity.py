@@ -16,10 +16,10 @@ import image_metrics_cases as image_metrics
 import inception_cases as inception
 import jax
 import jax.numpy as jnp
+import masked_lm_cases as masked_lm
 import numpy as np
 import pytest
 import recurrent_cases as recurrent
-import test_masked_lm as masked_lm
 import transformers_cases as interop
 from flax import nnx
 from paths import ROOT
