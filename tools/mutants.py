@@ -4,7 +4,7 @@
     python tools/mutants.py --only zoo/metrics/text.py --count 20
     python tools/mutants.py --only zoo/ddpm.py --list      # what can be changed there
     python tools/mutants.py --again                        # those that survived the last time
-    python tools/mutants.py --tests test_ddpm --only zoo/ddpm.py
+    python tools/mutants.py --tests test_ddpm_loss --only zoo/ddpm.py
 
 Changes (`tools/mutations.py`) are drawn from losses, evaluation, metrics, samplers and the learner, from each file in
 proportion to how many there are. For each the tests run that enter the changed function, most devoted ones first,
