@@ -1,46 +1,21 @@
-"""DCGAN: the game's value and losses, who moves when, parity with PyTorch, and samples."""
+"""DCGAN's game: its value and losses, and who moves when."""
 
-import io
-import os
-import pickle
-import zipfile
 from dataclasses import replace
-from functools import cache, partial
-from itertools import pairwise
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from paths import REFERENCES
-from safetensors.numpy import load_file
-from scipy import stats
+from dcgan_cases import KEY, OPTIMIZER, SPEC, differ, make, memory
 
 from zoo.core.errors import UserError
-from zoo.core.family import Model, Setup
-from zoo.core.learner import Learner
+from zoo.core.family import Setup
 from zoo.core.optimizer import Optimizer
 from zoo.core.random import normal
 from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ImageSpec
 from zoo.dcgan import DCGAN, discriminator_loss, generator_loss, gradient_penalty, value
-from zoo.harness.trained import inference_state
-from zoo.interop.dcgan import export_run, import_run, read_generator
-from zoo.interop.torch_file import read_tensors
-from zoo.sampling.latent_paths import truncated
-
-DCGAN_REFERENCES = REFERENCES / "dcgan"
-SPEC = ImageSpec(32, 32, 1, ("zero", "one", "two"))
-OPTIMIZER = Optimizer(name="adam", learning_rate=1e-2, beta1=0.5, schedule="constant")
-KEY = jax.random.key(5)
-
-
-@cache
-def make(spec=SPEC, optimizer=OPTIMIZER, **settings):
-    """A tiny family and its state before the first step."""
-    family = DCGAN(width=2, latent=4, **settings)
-    state = jax.jit(lambda key: family.init(spec, Setup(optimizer, 10, 6), key))(jax.random.key(0))
-    return family, state
 
 
 @pytest.fixture
@@ -54,14 +29,6 @@ def batch():
 
 def compiled_step(family):
     return jax.jit(lambda state, batch: family.step(state, batch, jnp.int32(0), KEY))
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def differ(a, b) -> bool:
-    return any(bool((x != y).any()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------- the game
@@ -227,10 +194,6 @@ def test_the_discriminator_takes_its_steps_against_fresh_fakes_of_one_generator(
     assert (new.disc.updates, new.gen.updates) == (k, 1)
 
 
-def memory(net):
-    return Learner.create(net, Setup(OPTIMIZER, 10, 6)).memory
-
-
 def test_the_discriminator_has_its_own_learning_rate_and_no_average():
     _, state = make(optimizer=replace(OPTIMIZER, ema_decay=0.5), disc_learning_rate_ratio=3.0)
     assert state.gen.optimizer == replace(OPTIMIZER, ema_decay=0.5)
@@ -304,204 +267,3 @@ def test_networks_compute_in_the_precision_asked_for(batch):
         state = jax.eval_shape(partial(family.init, SPEC, setup), KEY)
         new, _ = jax.eval_shape(family.step, state, batch, jnp.int32(0), KEY)
         assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
-
-
-# ----------------------------------------------------------------------------------------------- PyTorch
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return load_file(DCGAN_REFERENCES / "expected.safetensors")
-
-
-def players() -> dict[str, Learner]:
-    """Both players with the weights of the reference."""
-    family, spec, params, memory = read_generator(DCGAN_REFERENCES / "generator.pth")
-    state = jax.jit(lambda key: family.init(spec, Setup(OPTIMIZER, 10, 4), key))(KEY)
-    theirs = load_file(DCGAN_REFERENCES / "discriminator.safetensors")
-    return {
-        "gen": replace(state.gen, params=params, memory=memory),
-        "disc": replace(
-            state.disc,
-            params=fill(state.disc.params, disc_names("params"), theirs),
-            memory=fill(state.disc.memory, disc_names("memory"), theirs),
-        ),
-    }
-
-
-def disc_names(kind: str) -> dict[str, str]:
-    """Where a tensor of PyTorch's discriminator is in ours."""
-    convs = {"downs.0.conv": 0, "downs.1.conv": 2, "downs.2.conv": 5, "head.conv": 8}
-    norms = {"downs.1.norm": 3, "downs.2.norm": 6}
-    if kind == "memory":
-        kinds = {"mean": "running_mean", "variance": "running_var"}
-    else:
-        kinds = {"gain": "weight", "bias": "bias"}
-    names = {f"{ours}.{a}": f"{number}.{b}" for ours, number in norms.items() for a, b in kinds.items()}
-    return names | (
-        {} if kind == "memory" else {f"{ours}.kernel": f"{number}.weight" for ours, number in convs.items()}
-    )
-
-
-def path_name(path) -> str:
-    return ".".join(str(getattr(part, "key", part)) for part in path)
-
-
-def fill(tree, names, tensors):
-    """A tree of our arrays with PyTorch's values."""
-
-    def value(path, leaf):
-        found = tensors[names[path_name(path)]]
-        found = found.transpose(2, 3, 1, 0) if found.ndim == 4 else found
-        assert found.shape == leaf.shape
-        return jnp.asarray(found)
-
-    return jax.tree_util.tree_map_with_path(value, tree)
-
-
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_images_and_logits_are_those_of_pytorch(reference, mode):
-    learners, label = players(), jnp.zeros(4, jnp.int32)
-    z, x, train = jnp.asarray(reference["z"]), jnp.asarray(reference["x"]), mode == "train"
-
-    @jax.jit
-    def play(gen, disc):
-        gen, disc = gen.net(), disc.net()
-        images = gen(z, label, train=train)
-        logits = {"real": disc(x, label, train=train), "fake": disc(images, label, train=train)}
-        return {"images": images} | logits, memory(gen), memory(disc)
-
-    made, gen_memory, disc_memory = play(learners["gen"], learners["disc"])
-    for name, ours in made.items():
-        np.testing.assert_allclose(ours, reference[f"{mode}.{name}"], rtol=1e-4, atol=1e-4)
-    assert np.abs(made["images"]).max() > 0.5
-    if train:
-        moved = {name: reference[f"disc.moved.{name}"] for name in disc_names("memory").values()}
-        expected = fill(disc_memory, disc_names("memory"), moved)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), disc_memory, expected)
-        for stage, norm in gen_memory["norms"].items():
-            for ours, theirs in (("mean", "running_mean"), ("variance", "running_var")):
-                expected = reference[f"gen.moved.{3 * stage + 1}.{theirs}"]
-                np.testing.assert_allclose(norm[ours], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gradients_of_the_game_are_those_of_pytorch(reference):
-    learners, label = players(), jnp.zeros(4, jnp.int32)
-    z, x = jnp.asarray(reference["z"]), jnp.asarray(reference["x"])
-
-    @jax.jit
-    def gradients(gen, disc):
-        def gen_loss(params):
-            fakes = replace(gen, params=params).net()(z, label, train=True)
-            return generator_loss("nonsaturating", disc.net()(fakes, label, train=True)).mean()
-
-        def disc_loss(params):
-            net, fakes = replace(disc, params=params).net(), gen.net()(z, label, train=True)
-            return discriminator_loss("nonsaturating", net(x, label, train=True), net(fakes, label, train=True)).mean()
-
-        return jax.value_and_grad(gen_loss)(gen.params), jax.value_and_grad(disc_loss)(disc.params)
-
-    (gen_loss, of_gen), (disc_loss, of_disc) = gradients(learners["gen"], learners["disc"])
-    np.testing.assert_allclose(gen_loss, reference["gen.loss"], rtol=1e-4)
-    np.testing.assert_allclose(disc_loss, reference["disc.loss"], rtol=1e-4)
-    given = {name: reference[f"disc.gradient.{name}"] for name in disc_names("params").values()}
-    expected = fill(of_disc, disc_names("params"), given)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), of_disc, expected)
-    kernels = [of_gen["project"]["kernel"], *(of_gen["ups"][stage]["kernel"] for stage in range(3))]
-    for stage, kernel in enumerate(kernels):
-        expected = reference[f"gen.gradient.{3 * stage}.weight"].transpose(2, 3, 0, 1)
-        np.testing.assert_allclose(kernel, expected, rtol=2e-3, atol=2e-4)
-    for stage in range(3):
-        for ours, theirs in (("gain", "weight"), ("bias", "bias")):
-            expected = reference[f"gen.gradient.{3 * stage + 1}.{theirs}"]
-            np.testing.assert_allclose(of_gen["norms"][stage][ours], expected, rtol=2e-3, atol=2e-4)
-
-
-def test_a_run_made_of_pytorch_weights_gives_them_back(tmp_path):
-    import_run(DCGAN_REFERENCES / "generator.pth", tmp_path / "run")
-    export_run(tmp_path / "run", tmp_path / "again.safetensors")
-    there, back = read_tensors(DCGAN_REFERENCES / "generator.pth"), load_file(tmp_path / "again.safetensors")
-    assert {f"netG_state_dict.{name}" for name in back} == there.keys()
-    for name, array in back.items():
-        assert array.dtype == there[f"netG_state_dict.{name}"].dtype
-        np.testing.assert_array_equal(array, there[f"netG_state_dict.{name}"])
-
-
-class Evil:
-    def __reduce__(self):
-        return os.getcwd, ()
-
-
-def test_a_file_that_is_not_weights_is_refused(tmp_path):
-    whole = (DCGAN_REFERENCES / "generator.pth").read_bytes()
-    evil, file = io.BytesIO(), tmp_path / "weights.pth"
-    with zipfile.ZipFile(evil, "w") as archive:
-        archive.writestr("weights/data.pkl", pickle.dumps({"main.0.weight": Evil()}))
-    for content, message in (
-        (evil.getvalue(), "getcwd"), (whole[: len(whole) // 2], "neither"), (b"", "neither"), (b"weights", "neither"),
-    ):  # fmt: skip
-        file.write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            read_generator(file)
-    with pytest.raises(UserError, match="there is no file"):
-        read_generator(tmp_path / "absent.pth")
-    with pytest.raises(UserError, match=r"not a DCGAN generator.*lacks main.0.weight"):
-        read_generator(DCGAN_REFERENCES / "expected.safetensors")
-
-
-# ----------------------------------------------------------------------------------------------- samples
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    family, state = make(conditional=True, optimizer=replace(OPTIMIZER, ema_decay=0.9))
-    return Model(family, SPEC, inference_state(state), 0)
-
-
-def samples(model, key=KEY, **request):
-    return [image.pixels for image in model.family.sample(model, model.family.Request(**request), key)]
-
-
-def test_a_sample_is_the_same_however_many_are_made(model):
-    many, few = samples(model, n=5), samples(model, n=2)
-    assert_equal(many[:2], few)
-    assert many[0].shape == (32, 32, 1)
-    assert differ(many[0], many[1])
-    assert differ(samples(model, n=1, key=jax.random.key(6)), few[:1])
-
-
-def test_labels_are_given_by_name_or_number_or_all_in_turn(model):
-    in_turn = samples(model, n=3)
-    for number, name in enumerate(SPEC.classes):
-        assert_equal(samples(model, n=3, label=name), samples(model, n=3, label=str(number)))
-        assert_equal(samples(model, n=3, label=name)[number], in_turn[number])
-    for label in ("3", "three", "-1"):
-        with pytest.raises(UserError, match=rf"label is '{label}'.*zero, one, two"):
-            samples(model, label=label)
-    free, state = make()
-    with pytest.raises(UserError, match="without classes"):
-        samples(Model(free, SPEC, inference_state(state), 0), label="one")
-
-
-def test_a_walk_starts_at_the_sample(model):
-    (strip, _), (single, _) = samples(model, n=2, interpolate=4), samples(model, n=2)
-    frames = [strip[2:34, 2 + 34 * i : 34 + 34 * i].astype(int) for i in range(4)]
-    assert strip.shape == (36, 2 + 4 * 34, 1)
-    assert np.abs(frames[0] - single).max() <= 1
-    assert all(differ(a, b) for a, b in pairwise(frames))
-
-
-def test_truncated_noise_is_normal_noise_cut_off():
-    z = jax.random.normal(KEY, (1, 4000))
-    inner = np.asarray(truncated(z, jnp.float32(1.5)))[0]
-    assert np.abs(inner).max() <= 1.5
-    assert stats.kstest(inner, stats.truncnorm(-1.5, 1.5).cdf).pvalue > 0.01
-    assert stats.kstest(inner, stats.norm.cdf).pvalue < 1e-6
-    assert (np.argsort(inner) == np.argsort(z[0])).all()
-    assert_equal(truncated(z, jnp.float32(jnp.inf)), z)
-
-
-@pytest.mark.parametrize("request_", [{"n": 0}, {"truncation": -1.0}, {"interpolate": 1}])
-def test_requests_are_checked(request_):
-    with pytest.raises(UserError, match=f"^{next(iter(request_))} is"):
-        DCGAN.Request(**request_)
