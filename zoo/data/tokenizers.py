@@ -64,7 +64,7 @@ class Tokenizer(abc.ABC):
 
         Returns:
             A function of (ids, final=False) that returns the text completed by the ids. It holds back the bytes of an
-                unfinished character until the rest arrives, or until `final`.
+            unfinished character until the rest arrives, or until `final`.
         """
         pieces = self.pieces
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -167,7 +167,7 @@ class Words(Tokenizer):
 
     @classmethod
     def cut(cls, text: str) -> list[str]:
-        """Returns the words of a text, known or not; concatenated, they are a space and the text."""
+        """Returns the words of a text, known or not; joined, they are a space and the text with single spaces."""
         return cls.pattern.findall(" " + " ".join(text.split()))
 
     # Cached on the object: a global cache would hash ten thousand words at every lookup.

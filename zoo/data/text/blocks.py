@@ -180,7 +180,7 @@ class TextBlocks(DataSet):
         }
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`: windows with each target once; the last window is padded with end-of-text.
+        """Held-out batch `index`: windows with each target once; the text's last window is padded with end-of-text.
 
         `characters` and `bytes` int32 [b] count the text of each row's targets. `row` is the window's index in the
         whole split, so that noise in an evaluation does not depend on the batch size.

@@ -21,7 +21,7 @@ def text_windows(tokenizer: Tokenizer, tokens: Integer[np.ndarray, " t"], length
 
     Returns:
         The arrays of `TextBlocks.held_out_at`, for all windows w in text order, and `first` int32 [w], the first scored
-            target of each window; `characters` and `bytes` count the scored targets only.
+        target of each window; `characters` and `bytes` count the scored targets only.
     """
     targets = len(tokens) - 1
     row = np.arange(1 + max(0, -(-(targets - length) // stride)), dtype=np.int32)
