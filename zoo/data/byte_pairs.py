@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding with the `tokenizers` library, which is imported where it is used."""
+"""Byte-level byte-pair encoding with the `tokenizers` library, which is imported lazily."""
 
 import functools
 import json
@@ -33,10 +33,10 @@ def train(texts: Iterable[str], vocab_size: int) -> str:
 
 @functools.lru_cache(maxsize=8)
 def from_json(text: str, end_of_text: str) -> Any:
-    """The library's tokenizer of a `tokenizer.json`, to which no text encodes to the token `end_of_text`.
+    """Loads a `tokenizer.json`; special tokens that occur in a text are encoded as ordinary characters.
 
     Raises:
-        UserError: it is none, not byte-level BPE, or lacks that token.
+        UserError: the JSON cannot be read, is not byte-level BPE, adds a space before texts, or lacks `end_of_text`.
     """
     import tokenizers
 
@@ -58,7 +58,7 @@ def from_json(text: str, end_of_text: str) -> Any:
 
 @functools.cache
 def gpt2() -> Any:
-    """The library's tokenizer with GPT-2's merges; its ids are the bytes, the merges in order, then end-of-text."""
+    """Returns the library's tokenizer with GPT-2's merges; ids are the bytes, the merges in order, then end-of-text."""
     import tokenizers
 
     packed = (resources.files("zoo.data") / "embedded" / "gpt2_merges.txt.xz").read_bytes()
@@ -70,7 +70,10 @@ def gpt2() -> Any:
 
 
 def encode(library: Any, text: str) -> Int32[np.ndarray, " t"]:
-    """The ids of a text, which is encoded in parts on all cores, since the library needs 400 bytes for a byte of it."""
+    """Returns the ids of a text.
+
+    The text is encoded in parts on all cores, since the library needs 400 bytes of memory per byte of text.
+    """
     parts = list(_parts(text))
     ids = [np.zeros(0, np.int32)]
     for first in range(0, len(parts), 512):
@@ -79,12 +82,12 @@ def encode(library: Any, text: str) -> Int32[np.ndarray, " t"]:
     return np.concatenate(ids)
 
 
-# Places that no byte-level tokenizer's pattern reaches across: between two words, and between a line's end and a word.
+# Positions that no byte-level tokenizer's pattern spans: between two words, and between a line's end and a word.
 _BREAK = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\S\n)(?=[^\W\d_])")
 
 
 def _parts(text: str, size: int = 1 << 13) -> Iterator[str]:
-    """Cuts a text in parts of about `size` characters whose tokens, put together, are the text's."""
+    """Cuts a text into parts of about `size` characters whose tokens, concatenated, are the text's tokens."""
     begin = 0
     while found := _BREAK.search(text, begin + size):
         yield text[begin : found.start()]
@@ -93,8 +96,8 @@ def _parts(text: str, size: int = 1 << 13) -> Iterator[str]:
 
 
 def pieces(library: Any, end_of_text: int) -> tuple[bytes, ...]:
-    """The bytes of every token of the library's tokenizer; end-of-text and ids that are not in use have none."""
-    added = library.get_added_tokens_decoder()  # these are written as they are, not byte by byte
+    """Returns the bytes of every token of the library's tokenizer; empty for end-of-text and unused ids."""
+    added = library.get_added_tokens_decoder()  # stored as text, not as symbols for bytes
     byte_of = byte_of_symbol()
     vocab = library.get_vocab(with_added_tokens=True)
     found = [b""] * (max(vocab.values()) + 1)
@@ -106,7 +109,7 @@ def pieces(library: Any, end_of_text: int) -> tuple[bytes, ...]:
 
 @functools.cache
 def byte_of_symbol() -> dict[str, int]:
-    """The byte of each symbol that GPT-2 writes bytes with, in the order of ids; printable ones are themselves."""
+    """Maps GPT-2's symbols for bytes to bytes, in the order of ids; printable bytes map to themselves."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -122,7 +125,7 @@ def _byte_level(model: Any) -> Any:
 
 
 def _special_as_text(library: Any, end_of_text: str) -> Any:
-    """Lets a text that happens to hold a special token's name encode to the characters of the name."""
+    """Makes the name of a special token in a text encode to the characters of the name."""
     library.add_special_tokens([end_of_text])
     library.encode_special_tokens = True
     return library

@@ -1,4 +1,4 @@
-"""Where texts come from: the embedded ones, text files, JSON lines, and TensorFlow Datasets."""
+"""Text sources: the embedded texts, text files, JSON lines, and TensorFlow Datasets."""
 
 import glob
 import json
@@ -15,42 +15,42 @@ TEST_PLAYS = ("Macbeth", "Twelfth Night")
 
 
 def read_plays() -> dict[str, str]:
-    """Shakespeare's 38 plays by title; `embedded/README.md` says where they come from."""
+    """Returns Shakespeare's 38 plays by title; see `zoo/data/embedded/README.md` for their origin."""
     plays = [json.loads(line) for line in _embedded_lines("shakespeare.jsonl.xz")]
     return {play["title"]: play["text"] for play in plays}
 
 
 def read_wordnet(part: Literal["definitions", "examples"]) -> list[str]:
-    """WordNet's 117,791 definitions, or its 48,571 examples of a word's use; see `embedded/README.md`."""
+    """Returns WordNet's 117,791 definitions or 48,571 usage examples; see `zoo/data/embedded/README.md`."""
     return _embedded_lines(f"wordnet_{part}.txt.xz")
 
 
 def read_cmudict() -> list[tuple[str, str]]:
-    """CMUdict's 117,493 words of letters only with their 125,855 pronunciations; see `embedded/README.md`.
+    """Returns CMUdict's 117,493 words of letters only, with their 125,855 pronunciations.
 
-    A pronunciation is phones with spaces between them, vowels with their stress (0, 1 or 2); a word that has several
-    is there as often.
+    A pronunciation is phones separated by spaces, vowels with their stress (0, 1 or 2). A word with several
+    pronunciations occurs once for each. See `zoo/data/embedded/README.md`.
     """
     pairs = []
     for line in _embedded_lines("cmudict.txt.xz"):
         entry, phones = line.partition("#")[0].split(maxsplit=1)
-        word = entry.partition("(")[0]  # further pronunciations are numbered
+        word = entry.partition("(")[0]  # alternative pronunciations are numbered: word(2)
         if word.isalpha():
             pairs.append((word, phones.strip()))
     return pairs
 
 
 def read_pairs(path: str, fields: tuple[str, str]) -> list[tuple[str, str]]:
-    """Reads UTF-8 files of a source, a tab and a target on each line, or `.jsonl` files; `path` may be a glob.
+    """Reads UTF-8 files with a source, a tab and a target per line, or `.jsonl` files; `path` may be a glob.
 
-    White space around both is dropped, and so are blank lines.
+    White space around source and target is stripped; blank lines are skipped.
 
     Args:
         path: of the files.
-        fields: the fields that hold source and target in JSON lines.
+        fields: names of the source and target fields in JSON lines.
 
     Raises:
-        UserError: nothing is there, or it cannot be read as that; a line that cannot is named.
+        UserError: no file is found, or a file cannot be read in this format; the message names the line.
     """
     return [_pair(line, fields, where, file) for file in _files(path) for where, line in numbered_lines(file)]
 
@@ -76,29 +76,29 @@ def _embedded_lines(name: str) -> list[str]:
 
 
 def read_documents(path: str, field: str) -> list[str]:
-    """Reads a UTF-8 text file (one document), a `.jsonl` file (one a line, its `field`), or all files of a glob.
+    """Reads a UTF-8 text file (one document), a `.jsonl` file (`field` of each line), or all files of a glob.
 
-    Texts are kept as they are, line ends too; a byte order mark is dropped, and so are documents that are empty.
+    Texts are unchanged, including line ends; byte order marks and empty documents are dropped.
 
     Raises:
-        UserError: nothing is there, or it cannot be read as that.
+        UserError: no file is found, or a file cannot be read in this format.
     """
     return [text for file in _files(path) for text in _documents(file, field) if text]
 
 
 def read_lines(path: str, field: str) -> list[str]:
-    """Reads UTF-8 files of a text a line, or `.jsonl` files (the `field` of each line); `path` may be a glob.
+    """Reads UTF-8 files with one text per line, or `.jsonl` files (`field` of each line); `path` may be a glob.
 
-    White space around a text is dropped, and so are lines with nothing else.
+    White space around a text is stripped; blank lines are skipped.
 
     Raises:
-        UserError: nothing is there, or it cannot be read as that; a line that cannot is named.
+        UserError: no file is found, or a file cannot be read in this format; the message names the line.
     """
     return [text for file in _files(path) for text in map(str.strip, _texts(file, field)) if text]
 
 
 def read_every_line(path: str) -> list[str]:
-    """All lines of one UTF-8 file, blank ones too; the end of the last line begins no other.
+    """Returns all lines of one UTF-8 file, including blank ones; a final newline does not start another line.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8 text, or is empty.
@@ -113,7 +113,7 @@ def _texts(file: Path, field: str) -> Iterator[str]:
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not blank, each with what to call it in an error, such as "line 3 of FILE".
+    """Yields the lines of a file that are not blank, each after its name for errors, such as "line 3 of FILE".
 
     Raises:
         UserError: the file cannot be read, is not UTF-8 text, or is empty.
@@ -190,13 +190,13 @@ def read_tfds(name: str, split: str, folder: str, field: str) -> list[str]:
     """Reads a text feature of a prepared TensorFlow Datasets set, without TensorFlow and without downloading.
 
     Args:
-        name: of the set, such as "lm1b" or "wiki40b/en:1.3.0"; its files are in the `array_record` format.
+        name: name of the set, such as "lm1b" or "wiki40b/en:1.3.0"; its files are in the `array_record` format.
         split: such as "train" or "train[:10%]".
-        folder: where prepared sets are; "" for TFDS's own place.
+        folder: folder of prepared sets; "" for TFDS's default.
         field: the feature that holds the text.
 
     Raises:
-        UserError: there is no such set, split or feature there.
+        UserError: there is no such set, split or feature.
     """
     records = open_tfds(name, split, folder)
     texts = []
@@ -210,10 +210,10 @@ def read_tfds(name: str, split: str, folder: str, field: str) -> list[str]:
 
 
 def open_tfds(name: str, split: str, folder: str) -> Any:
-    """The records of a split of a prepared TensorFlow Datasets set, as a sequence.
+    """Returns the records of a split of a prepared TensorFlow Datasets set, as a sequence.
 
     Raises:
-        UserError: there is no such set or split there.
+        UserError: there is no such set or split.
     """
     import tensorflow_datasets as tfds
 
@@ -221,7 +221,7 @@ def open_tfds(name: str, split: str, folder: str) -> Any:
     try:
         source = tfds.data_source(name, split=split, data_dir=folder or None, download=False)
         iter(source)
-    except Exception as error:  # TFDS has no common base for what can be wrong with a name, a folder or a split
+    except Exception as error:  # TFDS has no common base class for a wrong name, folder or split
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"TFDS has no set {name!r} with split {split!r} prepared as array_record in {place}: {reason}"

@@ -1,4 +1,4 @@
-"""What data is: enough for a family to build its networks, and to sample without the data at hand."""
+"""Data specs: what a family needs to build its networks, and to sample without the data."""
 
 import abc
 from dataclasses import dataclass
@@ -12,42 +12,42 @@ from zoo.core.errors import UserError
 from zoo.data.tokenizers import Tokenizer
 
 UNITS = {"characters": "character", "bytes": "byte", "dims": "dim", "images": "image"}
-"""What bits are counted for, by the key of a held-out batch that says how many of them a row's scored targets stand
-for, int32 [b]. A batch has the keys that fit its tokens; `bits_per_UNIT` is reported for each."""
+"""Units of the likelihood in bits, by the key of a held-out batch that counts them: int32 [b], the number of units that
+each row's scored targets represent. `bits_per_UNIT` is reported for each key that a batch has."""
 
 
 @dataclass(frozen=True)
 class TokenSpec(Spec):
-    """Sequences of tokens: `tokens` int32 [b, length + 1], of which the first `length` int32 [b] are the row's.
+    """Sequences of tokens: `tokens` int32 [b, length + 1]; the first `length` int32 [b] tokens of each row are valid.
 
-    This is all that a model of tokens knows of them. The spec gives tokens their meaning: it decodes a sample, and its
-    data names the likelihood's units (see `UNITS`). Every sequence begins with `end`, and ends with it unless it has
-    `longest` tokens. Another data set's spec is a subclass.
+    This is all that a token model needs. Subclasses give tokens their meaning: they decode samples, and their data sets
+    define the units of the likelihood (see `UNITS`). Every sequence begins with `end`, and ends with it unless it has
+    `longest` tokens.
     """
 
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
-        """How many ids there are, `end` among them."""
+        """Number of ids, including `end`."""
 
     @property
     @abc.abstractmethod
     def end(self) -> int:
-        """The id that a sequence begins and ends with."""
+        """The id that begins and ends a sequence."""
 
     @property
     def never(self) -> int | None:
-        """The id that is never drawn; None: there is none."""
+        """An id that is never sampled; None: all may be sampled."""
         return None
 
     @property
     def longest(self) -> int | None:
-        """How many tokens a sample has at most, its ends aside; None: any number."""
+        """Maximum number of tokens in a sample, excluding `end`; None: unlimited."""
         return None
 
     @abc.abstractmethod
     def decode(self, ids: Int[np.ndarray, " t"]) -> Artifact:
-        """What the tokens of a sample stand for; `end` is not among them."""
+        """Returns the artifact that the tokens of a sample represent; `ids` excludes `end`."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,27 @@ class TextSpec(TokenSpec):
 
 @dataclass(frozen=True)
 class BlockSpec(TextSpec):
-    """A stream of documents cut in blocks: `tokens` int32 [b, length + 1] with `length` int32 [b].
+    """Documents in one stream, cut into blocks: `tokens` int32 [b, length + 1] with `length` int32 [b].
 
-    Every document stands in the stream between two end-of-text tokens, so that its first token is predicted from
-    end-of-text and end-of-text is its last; two end-of-text tokens in a row are a document boundary.
+    Each document is between two end-of-text tokens: its first token is predicted from end-of-text, and its last target
+    is end-of-text. Two consecutive end-of-text tokens mark a document boundary.
     """
 
 
 @dataclass(frozen=True)
 class LineSpec(TextSpec):
-    """A text a row: `tokens` int32 [b, length + 1], of which the first `length` int32 [b] are the row's.
+    """One text per row: `tokens` int32 [b, length + 1]; the first `length` int32 [b] tokens of each row are valid.
 
-    Those are end-of-text, the text, and end-of-text; padding follows. So a text of n tokens has n + 1 targets.
+    These are end-of-text, the text, and end-of-text; padding follows. So a text of n tokens has n + 1 targets.
     """
 
 
 @dataclass(frozen=True)
 class SegmentSpec(Spec):
-    """Two segments of text a row, [CLS] a [SEP] b [SEP] and padding, which BERT calls a pair of sentences.
+    """Two segments of text per row, [CLS] a [SEP] b [SEP] and padding; BERT calls them a pair of sentences.
 
-    `tokens` int32 [b, t], of which the first `length` int32 [b] are the row's; `segment` int32 [b, t], 0 up to the
-    first [SEP] and 1 after it; `follows` int32 [b], 1 where b is what follows a in the text and 0 where it is not.
+    `tokens` int32 [b, t], of which the first `length` int32 [b] are valid; `segment` int32 [b, t], 0 up to the first
+    [SEP] and 1 after it; `follows` int32 [b], 1 if b follows a in the text, else 0.
     """
 
     tokenizer: Tokenizer
@@ -113,42 +113,42 @@ class SegmentSpec(Spec):
 
     @property
     def special(self) -> tuple[int, ...]:
-        """The ids that stand for no text."""
+        """Ids that represent no text."""
         return self.padding, self.classify, self.separate, self.mask
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, the special ones among them."""
+        """Number of ids, including the special ones."""
         return max(self.tokenizer.vocab_size, *(i + 1 for i in self.special))
 
 
 @dataclass(frozen=True)
 class PairSpec(Spec):
-    """A source and a target a row: `source` int32 [b, length] and `target` int32 [b, length + 1].
+    """A source and a target per row: `source` int32 [b, length] and `target` int32 [b, length + 1].
 
-    The first `source_length` int32 [b] tokens of a source are the row's: the text and end-of-text. The first
-    `target_length` of a target are end-of-text, the text, and end-of-text. Padding follows both.
+    The first `source_length` int32 [b] tokens of a source are valid: the text and end-of-text. The first
+    `target_length` of a target are valid: end-of-text, the text, and end-of-text. Padding follows both.
     """
 
     source: Tokenizer
     target: Tokenizer
     examples: tuple[str, ...] = ()
-    """Some sources that are not trained on, to try a model with."""
+    """Some held-out sources, to try a model with."""
 
 
 @dataclass(frozen=True)
 class ImageSpec(Spec):
-    """Images of one size: `image` uint8 [b height width channels], `label` int32 [b], -1 where there is none."""
+    """Images of one size: `image` uint8 [b height width channels], `label` int32 [b], -1 for no label."""
 
     height: int
     width: int
     channels: int
     """1 for grey, 3 for colour."""
     classes: tuple[str, ...] = ()
-    """Names of the classes; label i is of class i. Empty: nothing is labelled."""
+    """Class names; label i is class i. Empty: no image is labelled."""
 
     def class_number(self, label: str) -> int:
-        """The number of a class that is given by its name or its number.
+        """Returns the number of a class given by name or number.
 
         Raises:
             UserError: there is no such class.

@@ -1,8 +1,8 @@
-"""Three parts of a data set: `train` is learned from, `dev` chooses settings and checkpoints, `test` is reported.
+"""Splits of a data set: `train` for training, `dev` to choose settings and checkpoints, `test` for reported scores.
 
-The SHA-256 of a row's contents says which part it is in: the smallest are test, the next dev, the others train. So the
-parts do not depend on the order of files, and equal rows are in one part. Held-out rows are in the order of that hash,
-so that the first N of them are a random sample.
+The SHA-256 of a row's contents determines its part: the smallest hashes are test, the next dev, the rest train. So the
+parts do not depend on the order of files, and equal rows are in the same part. Held-out rows are sorted by hash, so the
+first N of them are a random sample.
 """
 
 import hashlib
@@ -25,29 +25,29 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Parts(Generic[T]):
-    """Rows to train on, and held-out rows: those of `dev` and `test`, or `all` of a source, which are `train` too."""
+    """Training rows, and held-out rows: `dev` and `test`, or `all` rows of a source, which are then also `train`."""
 
     train: T
     held_out: dict[Split, T]
 
     @classmethod
     def whole(cls, rows: T) -> "Parts[T]":
-        """A source of which all rows are scored."""
+        """Returns the parts of a source whose rows are all scored."""
         return cls(rows, {"all": rows})
 
     def map(self, function: Callable[[T], U]) -> "Parts[U]":
-        """The same parts of something else, made once for each."""
+        """Returns the same parts with a function applied to each, once per part."""
         train = function(self.train)
         held_out = {name: train if rows is self.train else function(rows) for name, rows in self.held_out.items()}
         return Parts(train, held_out)
 
     @property
     def each(self) -> tuple[T, ...]:
-        """Every part once."""
+        """All parts, each once."""
         return (self.train, *(rows for rows in self.held_out.values() if rows is not self.train))
 
     def sizes(self, unit: str, count: Callable[[T], int]) -> str:
-        """How many rows each part has, such as "800 images to train on, 100 for dev and 100 for test"."""
+        """Returns the number of rows per part, such as "800 images to train on, 100 for dev and 100 for test"."""
         if "all" in self.held_out:
             return f"all of {count(self.train):,} {unit}"
         dev, test = (count(self.held_out[name]) for name in ("dev", "test"))
@@ -55,33 +55,33 @@ class Parts(Generic[T]):
 
 
 def digest(text: str) -> bytes:
-    """The SHA-256 of a text."""
+    """Returns the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).digest()
 
 
 def cut_by_hash(
     digests: Sequence[bytes], shares: Shares, rest: Part, unit: str, source: str
 ) -> dict[Part, Int64[np.ndarray, " _"]]:
-    """Which rows are in which part.
+    """Assigns rows to parts by their digests.
 
     Args:
-        digests: of each row's contents.
-        shares: of the different rows, at least one each; the first part has the smallest digests.
-        rest: the part of the other rows.
-        unit: what a row is, for an error, such as "picture".
-        source: where the rows are from, likewise.
+        digests: digest of each row's contents.
+        shares: share of the distinct rows per part, at least one row each; the first part has the smallest digests.
+        rest: the part of the remaining rows.
+        unit: what a row is, for errors, such as "picture".
+        source: name of the source, for errors.
 
     Returns:
-        Row numbers: those of `train` in their order, those of held-out parts in the order of their digests.
+        Row numbers: those of `train` in their original order, those of held-out parts sorted by digest.
 
     Raises:
-        UserError: there are fewer different rows than parts.
+        UserError: there are fewer distinct rows than parts.
     """
     ranked = sorted(set(digests))
     if len(ranked) <= len(shares):
         raise UserError(too_few(len(ranked), f"different {unit}", source, shares, rest))
     sizes = [max(1, round(share * len(ranked))) for share in shares.values()]
-    while sum(sizes) >= len(ranked):  # one is left for the rest
+    while sum(sizes) >= len(ranked):  # leaves at least one row for the rest
         sizes[max(reversed(range(len(sizes))), key=sizes.__getitem__)] -= 1
     rank = {digest: i for i, digest in enumerate(ranked)}
     ranks = np.array([rank[digest] for digest in digests], np.int64)
@@ -92,7 +92,7 @@ def cut_by_hash(
 
 
 def too_few(count: int, unit: str, source: str, shares: Shares, rest: Part) -> str:
-    """Says that there is too little data for the parts asked for."""
+    """Returns the error message for too few rows for the requested parts."""
     names = sorted((*shares, rest), key=["train", "dev", "test"].index)
     needed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     return f"{source} has {count} {unit}{'s' * (count > 1)}, too few for {needed}: give at least {len(names)}"
@@ -101,15 +101,15 @@ def too_few(count: int, unit: str, source: str, shares: Shares, rest: Part) -> s
 def make_parts(
     train: T, dev: T | None, test: T | None, share: float, cut: Callable[[T, Shares, Part], dict[Part, T]]
 ) -> Parts[T]:
-    """Three parts, of which dev and test may be given.
+    """Makes train, dev and test parts; dev and test may be given.
 
     Args:
         train: rows to train on.
-        dev: held-out rows that are given; without `test`, half of them are the test rows.
-        test: rows to report on that are given.
-        share: of `train` that is held out where neither is given, half dev and half test; where `test` is given, half
-            that share is dev.
-        cut: cuts rows in shares and a rest, as `cut_by_hash` does.
+        dev: given held-out rows; without `test`, half of them become the test rows.
+        test: given test rows.
+        share: share of `train` that is held out if `dev` is not given: half dev and half test, or, if `test` is given,
+            half of the share is dev and the other half stays in train.
+        cut: cuts rows into shares and a rest, as `cut_by_hash` does.
     """
     half = share / 2
     parts: dict[Part, T] = {"train": train}

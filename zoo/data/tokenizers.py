@@ -1,7 +1,7 @@
-"""Text to token ids and back: characters, bytes, words, byte-pair encoding, and GPT-2's own.
+"""Tokenizers: characters, bytes, words, byte-pair encoding, and GPT-2's.
 
-A tokenizer is a frozen dataclass whose fields are plain JSON, so that a run directory can hold it; what is built from
-the fields is cached beside it. Every tokenizer has an end-of-text id that no text encodes to.
+A tokenizer is a frozen dataclass whose fields are plain JSON, so that it can be stored in a run directory; objects
+built from the fields are cached separately. Every tokenizer has an end-of-text id that no text encodes to.
 """
 
 import abc
@@ -22,15 +22,15 @@ from zoo.data import byte_pairs
 
 @dataclass(frozen=True)
 class Tokenizer(abc.ABC):
-    """Base of all tokenizers. A token stands for a string of bytes, so a character may need several tokens."""
+    """Base class of tokenizers. A token represents a string of bytes, so a character may take several tokens."""
 
     kind: ClassVar[str]
-    """The name that a config chooses it by."""
+    """The name that selects it in a config."""
 
     @property
     @abc.abstractmethod
     def pieces(self) -> tuple[bytes, ...]:
-        """The UTF-8 bytes that each token stands for; end-of-text stands for none."""
+        """The UTF-8 bytes of each token; end-of-text has none."""
 
     @property
     @abc.abstractmethod
@@ -39,32 +39,32 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, " t"]:
-        """Token ids of `text`, end-of-text not among them.
+        """Returns token ids of `text`, without end-of-text.
 
         Raises:
-            UserError: the text has characters that the tokenizer lacks.
+            UserError: the tokenizer lacks characters of the text.
         """
 
     @property
     def unknown(self) -> int | None:
-        """The id of whatever has none of its own; None where everything has, or nothing else is accepted."""
+        """The id of text without a token of its own; None if all text has one, or such text is rejected."""
         return None
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, end-of-text among them."""
+        """Number of ids, including end-of-text."""
         return len(self.pieces)
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:
-        """The text of token ids. Bytes that are not UTF-8 become U+FFFD; end-of-text becomes nothing."""
+        """Returns the text of token ids. Invalid UTF-8 becomes U+FFFD; end-of-text becomes nothing."""
         return self.stream()(ids, True)
 
     def stream(self) -> Callable[..., str]:
-        """Makes a decoder for ids that come one after another.
+        """Makes an incremental decoder.
 
         Returns:
-            A function of (ids, final=False) that gives the text they complete. It holds back the bytes of an unfinished
-            character until the rest comes, or until `final`.
+            A function of (ids, final=False) that returns the text completed by the ids. It holds back the bytes of an
+            unfinished character until the rest arrives, or until `final`.
         """
         pieces = self.pieces
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -75,11 +75,11 @@ class Tokenizer(abc.ABC):
         return push
 
     def byte_lengths(self) -> Int32[np.ndarray, " v"]:
-        """How many bytes of text each token stands for."""
+        """Returns the number of bytes of each token."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
     def character_lengths(self) -> Int32[np.ndarray, " v"]:
-        """How many characters begin in each token, so that the sum over a text's tokens is the text's length."""
+        """Returns the number of characters that begin in each token; they add up to the length of a text."""
         return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces], np.int32)
 
 
@@ -90,7 +90,7 @@ class Characters(Tokenizer):
     kind: ClassVar[str] = "characters"
 
     characters: str
-    """The alphabet: its character number i has id i."""
+    """The alphabet: character i has id i."""
 
     @property
     def pieces(self) -> tuple[bytes, ...]:
@@ -103,7 +103,7 @@ class Characters(Tokenizer):
         return len(self.characters)
 
     def encode(self, text: str) -> Int32[np.ndarray, " t"]:
-        """Token ids of `text`; see `Tokenizer.encode`."""
+        """Returns token ids of `text`; see `Tokenizer.encode`."""
         table = _character_ids(self.characters)
         ids = table[np.minimum(code_points(text), np.uint32(len(table) - 1))]
         if ids.min(initial=0) < 0:
@@ -111,7 +111,7 @@ class Characters(Tokenizer):
         return ids
 
     def check(self, characters: Iterable[str]) -> None:
-        """Raises a UserError that names characters that are not in the alphabet, if there are any."""
+        """Raises a UserError that names the characters outside the alphabet, if there are any."""
         missing = sorted(set(characters) - set(self.characters))
         if missing:
             named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in missing[:5])
@@ -139,38 +139,38 @@ class Bytes(Tokenizer):
         return 256
 
     def encode(self, text: str) -> Int32[np.ndarray, " t"]:
-        """Token ids of `text`: its bytes."""
+        """Returns the bytes of `text` as token ids."""
         return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
 
 
 @dataclass(frozen=True)
 class Words(Tokenizer):
-    """One token for each of a list of words, one for all other words, and end-of-text, in this order.
+    """One token for each word in a list, then one for all other words, then end-of-text.
 
-    A word is a run of letters and digits or a single other mark, together with the space before it, if there is one; an
-    ending such as 's is a word too. White space counts as one space, however much there is, and a text begins as if
-    after a space, which `decode` takes away again.
+    A word is a run of letters and digits or a single other mark, with the preceding space if present; an ending such as
+    's is a word too. A run of white space counts as one space. A text is encoded as if it followed a space, which
+    `decode` removes.
     """
 
     kind: ClassVar[str] = "words"
     pattern: ClassVar[re.Pattern[str]] = re.compile(r"'\w+| ?\w+| ?[^\w\s]")
 
     words: tuple[str, ...]
-    """The words with their spaces: number i has id i."""
+    """The words with their spaces: word i has id i."""
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocab_size: int) -> "Words":
-        """Takes the words that occur most often, as many as leave room for the other two tokens."""
+        """Takes the `vocab_size - 2` most frequent words."""
         counts = Counter(word for text in texts for word in cls.cut(text))
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return cls(tuple(ranked[: vocab_size - 2]))
 
     @classmethod
     def cut(cls, text: str) -> list[str]:
-        """The words of a text, known or not; together they are the text, after a space."""
+        """Returns the words of a text, known or not; joined, they are a space and the text with single spaces."""
         return cls.pattern.findall(" " + " ".join(text.split()))
 
-    # Kept with the object: to look it up by the words would mean to hash ten thousand of them every time.
+    # Cached on the object: a global cache would hash ten thousand words at every lookup.
     @functools.cached_property
     def pieces(self) -> tuple[bytes, ...]:
         """The bytes of each token."""
@@ -187,12 +187,12 @@ class Words(Tokenizer):
         return len(self.words) + 1
 
     def encode(self, text: str) -> Int32[np.ndarray, " t"]:
-        """Token ids of `text`; words that are not in the list have the id `unknown`."""
+        """Returns token ids of `text`; words that are not in the list have the id `unknown`."""
         _utf8(text)
         return np.array([self._ids.get(word, self.unknown) for word in self.cut(text)], np.int32)
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:
-        """The text of token ids, unknown words as `<unk>`; what `stream` gives begins with its first word's space."""
+        """Returns the text of token ids, unknown words as `<unk>`, without the leading space that `stream` includes."""
         return super().decode(ids).removeprefix(" ")
 
     @functools.cached_property
@@ -201,7 +201,7 @@ class Words(Tokenizer):
 
 
 class _BytePairs(Tokenizer):
-    """Byte-pair encoding by the `tokenizers` library."""
+    """Byte-pair encoding with the `tokenizers` library."""
 
     @abc.abstractmethod
     def _library(self) -> Any:
@@ -213,7 +213,7 @@ class _BytePairs(Tokenizer):
         return _byte_pair_pieces(self)
 
     def encode(self, text: str) -> Int32[np.ndarray, " t"]:
-        """Token ids of `text`."""
+        """Returns token ids of `text`."""
         _utf8(text)
         return byte_pairs.encode(self._library(), text)
 
@@ -222,8 +222,8 @@ class _BytePairs(Tokenizer):
 class BPE(_BytePairs):
     """Byte-pair encoding over bytes (Sennrich et al. 2016, arXiv:1508.07909; over bytes: GPT-2, Radford et al. 2019).
 
-    `BPE.train` makes one from texts; `BPE(json, end_of_text_token)` takes the `tokenizer.json` of any model whose
-    tokenizer is a byte-level BPE (GPT-2, Llama 3, SmolLM2, Qwen, ...).
+    `BPE.train` learns one from texts; `BPE(json, end_of_text_token)` loads the `tokenizer.json` of any model with a
+    byte-level BPE (GPT-2, Llama 3, SmolLM2, Qwen, ...).
     """
 
     kind: ClassVar[str] = "bpe"
@@ -232,7 +232,7 @@ class BPE(_BytePairs):
     """The text of a `tokenizer.json`."""
 
     end_of_text_token: str = byte_pairs.END_OF_TEXT
-    """Its token that ends a text."""
+    """The token that ends a text."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "BPE":
@@ -264,20 +264,20 @@ class GPT2(_BytePairs):
 
 
 Kind = Literal["characters", "bytes", "words", "bpe", "gpt2"]
-"""What a token can be; `Tokenizer.kind` of each class."""
+"""Kinds of tokenizers that `make_tokenizer` makes: `Tokenizer.kind` of each class."""
 
 LEAST = {"words": 3, "bpe": 257}
-"""The smallest vocabulary that can be learned."""
+"""The smallest vocabulary that can be learned, by kind."""
 
 
 def make_tokenizer(kind: Kind, train: Sequence[str], held_out: Sequence[str], vocabulary: int) -> Tokenizer:
     """Makes a tokenizer for texts.
 
     Args:
-        kind: which.
-        train: what words and merges are learned from.
-        held_out: other texts, whose characters must have tokens too.
-        vocabulary: how many tokens words and merges may become.
+        kind: kind of tokenizer.
+        train: texts from which words and merges are learned.
+        held_out: other texts, whose characters must also be in the alphabet of `characters`.
+        vocabulary: vocabulary size of `words` and `bpe`.
 
     Raises:
         UserError: the vocabulary is too small.
@@ -298,22 +298,22 @@ def make_tokenizer(kind: Kind, train: Sequence[str], held_out: Sequence[str], vo
 
 
 def check_kind(tokenizer: Tokenizer, kind: str, flag: str = "tokenizer") -> None:
-    """Refuses the tokenizer of an earlier run where it is not of the kind that the settings of the data ask for.
+    """Rejects the tokenizer of an earlier run if its kind differs from the data settings.
 
     Raises:
-        UserError: it is not; the message says which flag agrees with the run.
+        UserError: it differs; the message names the flag that agrees with the run.
     """
     if tokenizer.kind != kind:
         raise UserError(f"the run's {flag} is {tokenizer.kind}, not {kind}: give --data.{flag} {tokenizer.kind}")
 
 
 def code_points(text: str) -> UInt32[np.ndarray, " t"]:
-    """The Unicode code points of a text."""
+    """Returns the Unicode code points of a text."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 def alphabet(texts: Iterable[str]) -> str:
-    """All characters that occur in the texts, sorted."""
+    """Returns all characters that occur in the texts, sorted."""
     seen = np.zeros(0x110000, bool)
     for text in texts:
         seen[code_points(text)] = True
@@ -337,7 +337,7 @@ def _character_pieces(characters: str) -> tuple[bytes, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _character_ids(characters: str) -> Int32[np.ndarray, " n"]:
-    """The id of every code point up to one past the alphabet's last; -1 for those it lacks, so also for the last."""
+    """Returns the id of each code point up to one past the alphabet's last; -1 for code points outside it."""
     codes = code_points(characters)
     table = np.full(int(codes.max(initial=0)) + 2, -1, np.int32)
     table[codes] = np.arange(len(codes))

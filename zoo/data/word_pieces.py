@@ -1,4 +1,4 @@
-"""BERT's tokenizer, WordPiece, by the `tokenizers` library, which is imported where it is used."""
+"""BERT's tokenizer, WordPiece, with the `tokenizers` library, which is imported lazily."""
 
 import functools
 import json
@@ -20,8 +20,8 @@ CONTINUES = "##"
 class WordPiece(Tokenizer):
     """Words cut into the longest pieces of a vocabulary (Schuster and Nakajima 2012; as in Devlin et al. 2019, BERT).
 
-    It comes with a checkpoint. A text does not come back as it was: white space counts as one space, and normalisation
-    may take case and accents away. `[SEP]` is end-of-text.
+    The vocabulary comes with a checkpoint. Encoding loses information: runs of white space become one space, and
+    normalisation may remove case and accents. `[SEP]` is end-of-text.
     """
 
     kind: ClassVar[str] = "wordpiece"
@@ -31,7 +31,7 @@ class WordPiece(Tokenizer):
 
     @property
     def pieces(self) -> tuple[bytes, ...]:
-        """The bytes of each token: a space before each word, special tokens as they are written."""
+        """The bytes of each token: words begin with a space, special tokens are literal."""
         return _pieces(self.json)
 
     @property
@@ -41,24 +41,24 @@ class WordPiece(Tokenizer):
 
     @property
     def unknown(self) -> int:
-        """The id of words that the vocabulary's pieces do not make up."""
+        """The id of words that cannot be composed of the vocabulary's pieces."""
         return library(self.json).token_to_id(UNKNOWN)
 
     def encode(self, text: str) -> Int32[np.ndarray, " t"]:
-        """Token ids of `text`; words with characters that the vocabulary lacks become `[UNK]`."""
+        """Returns token ids of `text`; words with characters outside the vocabulary become `[UNK]`."""
         return np.array(library(self.json).encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:
-        """The text of token ids; `stream` gives the space before its first word too."""
+        """Returns the text of token ids, without the leading space that `stream` includes."""
         return super().decode(ids).removeprefix(" ")
 
 
 @functools.lru_cache(maxsize=8)
 def library(text: str) -> Any:
-    """The library's tokenizer of a `tokenizer.json`, in which no text encodes to a special token.
+    """Loads a `tokenizer.json`; special tokens that occur in a text are encoded as ordinary characters.
 
     Raises:
-        UserError: it is no WordPiece, or lacks one of BERT's special tokens.
+        UserError: it is not WordPiece, or lacks one of BERT's special tokens.
     """
     import tokenizers
 

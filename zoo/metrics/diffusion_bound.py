@@ -14,22 +14,22 @@ from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Metrics
 
 BATCH_SIZE = 100
-"""Times of an image that go through the network together."""
+"""Number of times t of one image per call of the network."""
 
 
 def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Array, ""]) -> Metrics:
-    """L_T + sum over all t of the bound's terms, in bits per dimension; Ho et al. 2020, equation 5.
+    """Computes L_T plus the bound's terms at all t, in bits per dimension; Ho et al. 2020, equation 5.
 
     Args:
-        family: a `DDPM`, or another family with its `timesteps` and `terms`.
+        family: a `DDPM`, or another family with `timesteps` and `terms`.
         state: its networks.
-        data: the first held-out images are used.
+        data: its first held-out images are used.
         count: number of images.
         key: source of the noise.
 
     Returns:
-        The bound and its two parts: the rate (L_T and all terms but L_0) and the distortion, L_0; means over the images
-        with their standard errors, and the number of images.
+        The bound and its two parts, the rate (L_T and all terms but L_0) and the distortion (L_0): means over the
+        images with their standard errors, and the number of images.
 
     Raises:
         UserError: the data has no held-out images.
@@ -61,9 +61,9 @@ def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Arr
 def _terms(
     family: Any, state: Any, image: Batch, t: Float[Array, " n"], key: Key[Array, ""]
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """L_T and the terms of one image at n times."""
+    """Returns L_T and the bound's terms of one image at n times."""
     batch = {name: value.repeat(len(t), axis=0) for name, value in image.items()}
-    batch["row"] = t.astype("int32")  # each time has noise of its own
-    _, eps_key = jax.random.split(key)  # as in `evaluate`, which draws t from the first
+    batch["row"] = t.astype("int32")  # independent noise for each time
+    _, eps_key = jax.random.split(key)  # as in `evaluate`, which draws t with the first key
     _, last, terms = family.terms(state, batch, t, eps_key)
     return last, terms

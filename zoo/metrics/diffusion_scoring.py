@@ -16,18 +16,19 @@ from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerN
 
 @dataclass(frozen=True)
 class DiffusionScoring(ImageScoring):
-    """How a diffusion model is scored."""
+    """Settings for scoring a diffusion model."""
 
     sampler: SamplerName = "ddim"
-    """The sampler of the samples that are scored."""
+    """The sampler for the scored samples."""
     steps: int = 50
-    """Number of its steps."""
+    """Number of sampler steps."""
     eta: float = 0.0
-    """ddim: share of the ancestral noise in each step; 0: none."""
+    """ddim: share of the ancestral noise in each step; 0: deterministic."""
     shift: float = 1.0
     """Above 1, more of the steps are at high noise levels."""
     guidance: float = 1.0
-    """Scale g of classifier-free guidance; 1: plain conditional sampling. Classes are drawn as in the reference."""
+    """Scale g of classifier-free guidance; 1: plain conditional sampling. Classes are as frequent as in the
+    reference."""
     bound_images: int = 0
     """Number of held-out images for the full variational bound, over every t (1000 calls of the network per image); 0:
     none. `bits_per_dim` estimates it from one t per image. A conditional model's bound is of p(x | y)."""
@@ -35,15 +36,15 @@ class DiffusionScoring(ImageScoring):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.request(n=1)  # fails before training or scoring if the sampler refuses the settings
+        self.request(n=1)  # fails before training or scoring if the sampler rejects the settings
 
     def request(self, n: int) -> DiffusionRequest:
-        """The request for n samples."""
+        """Returns the request for n samples."""
         return DiffusionRequest(n=n, **self.recorded)
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The sampler's settings by name."""
+        """The sampler settings by name."""
         return {name: getattr(self, name) for name in self.sampling}
 
     def check(self, family: Any, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
@@ -54,13 +55,13 @@ class DiffusionScoring(ImageScoring):
 def score_images(
     family: Diffusion, model: Model, data: DataSet, scoring: DiffusionScoring, key: Key[Array, ""]
 ) -> Metrics:
-    """FID, KID, precision, recall and more of samples, with the settings of the sampler; see `score_samples`.
+    """Computes FID, KID, precision, recall and more of samples, and records the sampler settings; see `score_samples`.
 
     Args:
         family: the model family.
         model: the trained model.
         data: its held-out images are the reference.
-        scoring: how the samples are made and compared.
+        scoring: settings of the sampler and of the comparison.
         key: source of all noise and of the order of the classes.
     """
 

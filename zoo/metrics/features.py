@@ -1,26 +1,26 @@
-"""What two sets of feature vectors have in common: Fréchet distance, kernel distance, precision and recall.
+"""Comparison of two sets of feature vectors: Fréchet distance, kernel distance, precision and recall.
 
-Pure NumPy functions over arrays [n d], whichever extractor made them.
+Pure NumPy functions of arrays [n d], for features of any extractor.
 """
 
 import numpy as np
 from jaxtyping import Float
 
 BLOCK = 1024
-"""Rows of a distance matrix that are held at once."""
+"""Rows of a distance matrix that are in memory at once."""
 
 
 def frechet_distance(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"]) -> float:
-    """Distance between the normal distributions that have the moments of two samples.
+    """Distance between the normal distributions with the moments of two samples.
 
     Heusel et al. 2017, "GANs trained by a two time-scale update rule converge to a local Nash equilibrium", eq. 6:
 
         |mu_1 - mu_2|^2 + tr(S_1) + tr(S_2) - 2 tr((S_1 S_2)^(1/2))
 
-    The product S_1 S_2 is not symmetric, and a general matrix square root of it is unstable where a covariance is
-    singular, as it is below d + 1 samples. Its eigenvalues are those of A A^T with A = S_1^(1/2) S_2^(1/2), so that the
-    last trace is the sum of A's singular values; both roots come from the eigenvalues of a symmetric matrix, and those
-    that rounding made negative are zero.
+    The product S_1 S_2 is not symmetric, and its general matrix square root is unstable if a covariance is singular, as
+    it is with fewer than d + 1 samples. Its eigenvalues equal those of A A^T with A = S_1^(1/2) S_2^(1/2), so the last
+    trace is the sum of A's singular values. Both roots are computed from the eigenvalues of symmetric matrices;
+    eigenvalues that are negative by rounding are set to zero.
 
     Args:
         real: at least two vectors.
@@ -33,13 +33,13 @@ def frechet_distance(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m 
 
 
 def _moments(x: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
-    """Mean and unbiased covariance."""
+    """Returns the mean and the unbiased covariance."""
     x = x.astype(np.float64)
     return x.mean(0), np.atleast_2d(np.cov(x, rowvar=False))
 
 
 def _root(S: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    """The symmetric square root of a covariance."""
+    """Returns the symmetric square root of a covariance."""
     eigenvalues, U = np.linalg.eigh(S)
     return (U * np.sqrt(np.maximum(eigenvalues, 0.0))[None, :]) @ U.T
 
@@ -52,18 +52,17 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 2020,
 ) -> tuple[float, float]:
-    """Squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, without bias at any sample size.
+    """Squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, unbiased at any sample size.
 
-    Binkowski et al. 2018, "Demystifying MMD GANs", section 4 (KID). It may come out below zero where the distributions
-    agree.
+    Binkowski et al. 2018, "Demystifying MMD GANs", section 4 (KID). It can be negative if the distributions agree.
 
     Args:
         real: at least two vectors.
         fake: at least two vectors.
-        subsets: how many pairs of subsets are compared.
-        subset_size: vectors in each, without repetition; at most as many as there are.
-        seed: of the choice of subsets. They are drawn from NumPy's legacy generator, whose stream never changes, one
-            set after the other, as torch-fidelity draws them.
+        subsets: number of pairs of subsets that are compared.
+        subset_size: vectors in each, without replacement; at most the size of the smaller set.
+        seed: seed of the choice of subsets. They are drawn from NumPy's legacy generator, whose stream never changes,
+            alternately for the two sets, as in torch-fidelity.
 
     Returns:
         Mean and standard deviation over the subsets.
@@ -81,23 +80,24 @@ def kernel_distance(
 
 
 def _lift(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d1"]:
-    """Vectors whose scalar products are x . y / d + 1; float64, since KID is a small difference of large sums."""
+    """Returns vectors with scalar products x . y / d + 1; float64, since KID is a small difference of large sums."""
     x = x.astype(np.float64)
     return np.concatenate([x / x.shape[1] ** 0.5, np.ones((len(x), 1))], axis=1)
 
 
 def _cubes(k: Float[np.ndarray, "n m"]) -> float:
-    """The sum of the cubes."""
+    """Returns the sum of the cubes."""
     return float(np.vdot(k * k, k))
 
 
 def precision_recall(
     real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], neighbours: int = 3
 ) -> tuple[float, float]:
-    """How much of the fake set lies where the real one does, and how much of the real set is covered.
+    """Precision and recall: the share of fake vectors in the real manifold, and of real vectors in the fake one.
 
-    Kynkäänniemi et al. 2019, "Improved precision and recall metric for assessing generative models", eqs. 1 and 2. A
-    set's manifold is the union of balls around its vectors, each reaching to its `neighbours`-th nearest other one.
+    Kynkäänniemi et al. 2019, "Improved precision and recall metric for assessing generative models", eqs. 1 and 2. The
+    manifold of a set is the union of balls around its vectors, each with the distance to the vector's `neighbours`-th
+    nearest other vector as radius.
 
     Args:
         real: more than `neighbours` vectors.
@@ -105,9 +105,9 @@ def precision_recall(
         neighbours: k in the paper.
 
     Returns:
-        Precision, the share of fake vectors in the real manifold, and recall, the reverse.
+        Precision and recall.
     """
-    centre = real.mean(0, keepdims=True)  # small numbers lose less in squared distances
+    centre = real.mean(0, keepdims=True)  # reduces rounding errors in squared distances
     real, fake = (np.asarray(x - centre, np.float32) for x in (real, fake))
     real_reach, fake_reach = _squared_reach(real, neighbours), _squared_reach(fake, neighbours)
     in_real, in_fake = np.zeros(len(fake), bool), np.zeros(len(real), bool)
@@ -120,9 +120,10 @@ def precision_recall(
 
 
 def _squared_reach(x: Float[np.ndarray, "n d"], neighbours: int) -> Float[np.ndarray, " n"]:
-    """Squared distance of each vector to its `neighbours`-th nearest other one; the nearest of all is itself.
+    """Returns the squared distance of each vector to its `neighbours`-th nearest other vector.
 
-    What rounding may take off is added, so that a vector is in the ball around one that is the same.
+    Index 0 of the sorted distances is the vector itself. A margin for rounding is added, so that a ball contains
+    vectors equal to its centre.
     """
     blocks = (_squared_distances(x[begin : begin + BLOCK], x) for begin in range(0, len(x), BLOCK))
     squared = np.concatenate([np.partition(block, neighbours, axis=1)[:, neighbours] for block in blocks])
@@ -130,17 +131,17 @@ def _squared_reach(x: Float[np.ndarray, "n d"], neighbours: int) -> Float[np.nda
 
 
 def _squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
-    """|x|^2 - 2 x . y + |y|^2 of all pairs, as one matrix product."""
+    """Returns |x|^2 - 2 x . y + |y|^2 for all pairs, as one matrix product."""
     x_length, y_length = (np.square(z).sum(1, keepdims=True) for z in (x, y))
     left = np.concatenate([-2 * x, x_length, np.ones_like(x_length)], axis=1)
     return left @ np.concatenate([y, np.ones_like(y_length), y_length], axis=1).T
 
 
 def classifier_score(logits: Float[np.ndarray, "n classes"]) -> float:
-    """The exponential of the mean KL divergence of P(class | image) from its mean: 1 to the number of classes.
+    """Exponential of the mean KL divergence of P(class | image) from its mean: from 1 to the number of classes.
 
-    Salimans et al. 2016, "Improved techniques for training GANs", section 4; the Inception score, by whichever
-    classifier gave the logits, and over all images at once, not over ten parts of them.
+    Salimans et al. 2016, "Improved techniques for training GANs", section 4. The Inception score for the logits of any
+    classifier, computed over all images at once rather than over ten parts of them.
     """
     z = logits.astype(np.float64)
     z = z - z.max(1, keepdims=True)
@@ -151,5 +152,5 @@ def classifier_score(logits: Float[np.ndarray, "n classes"]) -> float:
 
 
 def class_shares(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, " classes"]:
-    """Which share of images each class is the likeliest of."""
+    """Returns the share of images for which each class is the most likely."""
     return np.bincount(logits.argmax(1), minlength=logits.shape[1]) / len(logits)

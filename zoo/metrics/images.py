@@ -1,4 +1,4 @@
-"""How good a model's images are: FID, KID, precision and recall, classifier score and class shares of its samples."""
+"""Image metrics of a model's samples: FID, KID, precision, recall, classifier score and class shares."""
 
 import functools
 import logging
@@ -21,25 +21,25 @@ log = logging.getLogger("zoo")
 NEIGHBOURS = 3
 """k of precision and recall."""
 CLASS_ORDER = 2**32 - 1
-"""What is folded into the key for the order of classes, so that no sample draws the same."""
+"""Folded into the key for the order of classes; no sample index has this value."""
 BIASED_BELOW = 5000
-"""Fewer samples than this make FID look worse than it is by more than models differ."""
+"""With fewer samples than this, FID is biased upwards by more than the differences between models."""
 
 
 @dataclass(frozen=True)
 class ImageScoring(Scoring):
-    """What samples are compared with, and by what; a family's own settings may be added."""
+    """Settings for scoring samples against a reference; a family may add its own."""
 
     samples: int = 0
-    """How many samples to make for FID, KID, precision and recall; 0: none, and no such figures."""
+    """Number of samples for FID, KID, precision and recall; 0: these are not computed."""
     extractor: str = "auto"
-    """What images are compared by: mnist (a classifier of MNIST's digits, embedded), a file of Inception-v3 weights
-    (PyTorch's FID layout, .safetensors or .pth) or of an exported classifier, or the run directory of a classifier;
-    auto: mnist for grey images of 28 or 32 pixels."""
+    """Feature extractor for comparing images: mnist (an embedded classifier of MNIST's digits), a file of Inception-v3
+    weights (PyTorch's FID layout, .safetensors or .pth) or of an exported classifier, or the run directory of a
+    classifier; auto: mnist for grey images of 28 or 32 pixels."""
     references: int = 0
-    """How many held-out images to compare with; 0: all."""
+    """Number of held-out images to compare with; 0: all."""
     floor: bool = False
-    """Whether to score as many training images too, as if a model had made them: what a perfect model would get."""
+    """Whether to also score as many training images as if they were samples: the scores of a perfect model."""
 
     def __post_init__(self) -> None:
         least = NEIGHBOURS + 1
@@ -74,17 +74,17 @@ def score_samples(
 
     Args:
         make: makes samples 0 .. n - 1 of given classes, which a model without classes ignores.
-        data: whose held-out split is the reference.
+        data: its held-out split is the reference.
         scoring: at least `NEIGHBOURS + 1` samples.
-        about: how samples are made (sampler, steps, seed, ...), which is stored beside the figures.
-        key: of the order of the classes; each occurs as often as in the reference.
+        about: how samples are made (sampler, steps, seed, ...); stored with the figures.
+        key: key for the order of the classes; each class is as frequent as in the reference.
         load: loads the extractor that `scoring` names.
 
     Returns:
-        `compare`'s figures, those of training images as `floor_...` where asked for, and how they were come by.
+        The figures of `compare`, those of training images as `floor_...` if requested, and their provenance.
 
     Raises:
-        UserError: the extractor does not fit the images, or there are too few held-out ones.
+        UserError: the extractor does not fit the images, or there are too few held-out images.
     """
     assert isinstance(data.spec, ImageSpec)
     extractor = load(scoring.extractor, data.spec)
@@ -107,16 +107,16 @@ def score_samples(
 
 
 def spread_classes(labels: Int[np.ndarray, " m"], count: int, n: int, key: Key[Array, ""]) -> Int32[np.ndarray, " n"]:
-    """Classes of n samples in random order, each as often as among some labels, up to one sample.
+    """Returns classes of n samples in random order, with the frequencies of given labels, up to one sample.
 
-    Quotas are rounded by largest remainders. So FID measures p(x | y) and does not count classes that are rarer in the
-    data than others.
+    Quotas are rounded by largest remainders. Since class frequencies match those of the data, FID measures p(x | y)
+    only.
 
     Args:
-        labels: of the data; -1, an image without a label, does not count.
-        count: how many classes there are. Without classes, or without labels, samples are spread evenly.
-        n: how many samples.
-        key: of their order.
+        labels: labels of the data; -1 (no label) is ignored.
+        count: number of classes. Without classes, or without labels, samples are spread evenly.
+        n: number of samples.
+        key: key for their order.
     """
     count = max(count, 1)
     found = np.bincount(labels[labels >= 0], minlength=count)
@@ -128,17 +128,17 @@ def spread_classes(labels: Int[np.ndarray, " m"], count: int, n: int, key: Key[A
 
 
 def drawn_classes(known: tuple[str, ...]) -> dict[str, str]:
-    """What is recorded of `spread_classes`, where a model knows classes."""
+    """Returns the record of `spread_classes` for a model with classes."""
     return {"classes": "as often as in the reference"} if known else {}
 
 
 def compare(real: Extracted, fake: Extracted, classes: tuple[str, ...] = ()) -> Metrics:
-    """All figures that two sets of extracted features give; see `zoo.metrics.features`.
+    """Computes all figures of two sets of extracted features; see `zoo.metrics.features`.
 
     Args:
-        real: of the reference.
-        fake: of the samples.
-        classes: names of the classes whose shares among the samples are wanted.
+        real: features of the reference.
+        fake: features of the samples.
+        classes: names of the classes whose shares among the samples are computed.
 
     Returns:
         `fid`, `kid`, `kid_std`, `precision`, `recall`, `classifier_score` and, if there are classes,
@@ -165,11 +165,12 @@ Reference = tuple[Extracted, Int[np.ndarray, " n"]]
 """Features and labels of the images that samples are compared with."""
 
 _references: dict[tuple[int, str, int], tuple[DataSet, Reference]] = {}
-"""The last reference, which training asks for again and again; the data is held, so that its id stays."""
+"""The last reference, which training requests repeatedly; it also keeps the data alive, so that its id is not
+reused."""
 
 
 def _held_out_features(extractor: Extractor, data: DataSet, count: int) -> Reference:
-    """Features and labels of the first `count` held-out images, or all."""
+    """Returns features and labels of the first `count` held-out images; 0: all."""
     key = (id(data), extractor.hash, count)
     if key not in _references:
         parts, found = [], 0
@@ -189,7 +190,7 @@ def _held_out_features(extractor: Extractor, data: DataSet, count: int) -> Refer
 
 
 def _training_images(data: DataSet, count: int) -> UInt8[np.ndarray, "n h w c"]:
-    """The first `count` training images in the order of training, without augmentation."""
+    """Returns the first `count` training images in training order, without augmentation."""
     images: list[np.ndarray] = []
     while sum(map(len, images)) < count:
         images.append(data.batch_at(len(images))["image"])

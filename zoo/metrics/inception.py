@@ -1,10 +1,10 @@
-"""Inception-v3 as FID means it: the network of TensorFlow's 2015 release, from weights in PyTorch's layout.
+"""Inception-v3 for FID: the network of TensorFlow's 2015 release, with weights in PyTorch's layout.
 
-Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision", as the FID of Heusel et al. 2017 uses
-it. It differs from the Inception-v3 that is usual in PyTorch: images are resized as TensorFlow 1 did, average pooling
-does not count the padding, the last block pools by maximum, and there are 1008 classes. A convolution with `name` has
-`name.conv.weight` [o i kh kw] and its batch normalisation `name.bn.{weight, bias, running_mean, running_var}` [o]; the
-statistics are fixed, so both are one affine map. Widths are those of the weights.
+Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision", as used for FID by Heusel et al. 2017.
+It differs from PyTorch's usual Inception-v3: images are resized as in TensorFlow 1, average pooling does not count the
+padding, the last block uses max pooling, and there are 1008 classes. The weights of a convolution `name` are
+`name.conv.weight` [o i kh kw] and, for its batch normalisation, `name.bn.{weight, bias, running_mean, running_var}`
+[o]; the statistics are fixed, so both are folded into one affine map. Widths are those of the weights.
 """
 
 from collections.abc import Callable
@@ -25,22 +25,22 @@ EPSILON = 1e-3
 """Added to the variance in batch normalisation."""
 
 Weights = dict[str, tuple[Any, Any]]
-"""Kernel [kh kw i o] and bias [o] of every convolution, by its name; `fc` has a kernel [i o]."""
+"""Kernel [kh kw i o] and bias [o] of every convolution, by name; the kernel of `fc` is [i o]."""
 Conv = Callable[..., Float[Array, "b h2 w2 o"]]
-"""`conv(x, name, ...)`: the convolutions of these names, one after another, each followed by ReLU."""
+"""`conv(x, name, ...)`: applies the convolutions of these names in sequence, each followed by ReLU."""
 Map = Float[Array, "b _ _ _"]
 """Images or feature maps [b h w c]."""
 
 
 def make_inception(tensors: dict[str, np.ndarray], path: str) -> Callable[[Any], tuple[Array, Array]]:
-    """An extractor's `apply`: the 2048 features after the last pooling, and the logits without their bias.
+    """Makes an extractor's `apply`: the 2048 features after the last pooling, and the logits without their bias.
 
     Args:
         tensors: the weights, by PyTorch's names.
-        path: where they are from, for messages.
+        path: where they are from, for errors.
 
     Raises:
-        UserError: they are not of this network.
+        UserError: they are not the weights of this network.
     """
     weights = fold(tensors, path)
     return lambda images: _extract(weights, jnp.asarray(images))
@@ -58,10 +58,11 @@ def _extract(
 
 
 def fold(tensors: dict[str, np.ndarray], path: str) -> Weights:
-    """Each convolution and its batch normalisation as one kernel and bias.
+    """Folds each convolution and its batch normalisation into one kernel and bias.
 
     Raises:
-        UserError: tensors are missing or of other shapes, or the weights are of the usual network and not FID's.
+        UserError: tensors are missing or have other shapes, or the weights are the usual ImageNet ones rather than
+            FID's.
     """
     if "fc.weight" not in tensors or "Mixed_7c.branch_pool.conv.weight" not in tensors:
         raise UserError(f"{path} holds no Inception-v3 in the layout of PyTorch's FID weights, nor a classifier")
@@ -87,7 +88,7 @@ def fold(tensors: dict[str, np.ndarray], path: str) -> Weights:
 
 
 def resize(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
-    """Bilinear as TensorFlow 1 resized: output pixel i lies at i times the ratio of sizes, corners not aligned."""
+    """Resizes bilinearly as TensorFlow 1: output pixel i is at i times the ratio of sizes, corners not aligned."""
 
     def along(x: Float[Array, "b h w c"], axis: int) -> Float[Array, "b h2 w2 c"]:
         last = x.shape[axis] - 1
@@ -101,7 +102,7 @@ def resize(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
 
 
 def inception(weights: Weights, x: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-    """The features of images from -1 to 1."""
+    """Returns the features of images from -1 to 1."""
     conv = partial(_convs, weights, "")
     x = conv(conv(x, "Conv2d_1a_3x3", stride=2), "Conv2d_2a_3x3", padding="VALID")
     x = max_pool(conv(x, "Conv2d_2b_3x3"), stride=2)
@@ -112,7 +113,7 @@ def inception(weights: Weights, x: Float[Array, "b h w 3"]) -> Float[Array, "b d
 
 
 def _convs(weights: Weights, prefix: str, x: Map, *names: str, stride: int = 1, padding: str = "") -> Map:
-    """Convolutions one after another, each with ReLU; strided ones are not padded, others keep the size."""
+    """Applies convolutions in sequence, each with ReLU; strided ones are not padded, others keep the size."""
     for name in names:
         kernel, bias = weights[prefix + name]
         x = jax.lax.conv_general_dilated(
@@ -127,13 +128,13 @@ def _convs(weights: Weights, prefix: str, x: Map, *names: str, stride: int = 1, 
 
 
 def max_pool(x: Map, stride: int) -> Map:
-    """Maximum over 3x3; padded at stride 1 alone."""
+    """Max pooling over 3x3; padded only at stride 1."""
     padding = "SAME" if stride == 1 else "VALID"
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
 def average_pool(x: Map) -> Map:
-    """Mean over 3x3 at stride 1, of what lies in the image."""
+    """Average pooling over 3x3 at stride 1; padding is not counted."""
 
     def total(x: Map) -> Map:
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
@@ -142,7 +143,7 @@ def average_pool(x: Map) -> Map:
 
 
 def block_a(conv: Conv, x: Map) -> list[Map]:
-    """35x35: 1x1, 5x5 and twice 3x3 side by side."""
+    """35x35: parallel 1x1, 5x5 and double 3x3 branches, and pooling."""
     return [
         conv(x, "branch1x1"),
         conv(x, "branch5x5_1", "branch5x5_2"),
@@ -152,7 +153,7 @@ def block_a(conv: Conv, x: Map) -> list[Map]:
 
 
 def block_b(conv: Conv, x: Map) -> list[Map]:
-    """35x35 to 17x17."""
+    """Reduction from 35x35 to 17x17."""
     return [
         conv(x, "branch3x3", stride=2),
         conv(conv(x, "branch3x3dbl_1", "branch3x3dbl_2"), "branch3x3dbl_3", stride=2),
@@ -161,7 +162,7 @@ def block_b(conv: Conv, x: Map) -> list[Map]:
 
 
 def block_c(conv: Conv, x: Map) -> list[Map]:
-    """17x17: 7x7 as 1x7 and 7x1, once and twice."""
+    """17x17: 7x7 factored into 1x7 and 7x1, once and twice."""
     return [
         conv(x, "branch1x1"),
         conv(x, *(f"branch7x7_{i}" for i in (1, 2, 3))),
@@ -171,7 +172,7 @@ def block_c(conv: Conv, x: Map) -> list[Map]:
 
 
 def block_d(conv: Conv, x: Map) -> list[Map]:
-    """17x17 to 8x8."""
+    """Reduction from 17x17 to 8x8."""
     return [
         conv(conv(x, "branch3x3_1"), "branch3x3_2", stride=2),
         conv(conv(x, *(f"branch7x7x3_{i}" for i in (1, 2, 3))), "branch7x7x3_4", stride=2),
@@ -180,7 +181,7 @@ def block_d(conv: Conv, x: Map) -> list[Map]:
 
 
 def block_e(pool: Callable[[Map], Map], conv: Conv, x: Map) -> list[Map]:
-    """8x8: 3x3 as 1x3 beside 3x1."""
+    """8x8: 3x3 split into parallel 1x3 and 3x1."""
     once, twice = conv(x, "branch3x3_1"), conv(x, "branch3x3dbl_1", "branch3x3dbl_2")
     return [
         conv(x, "branch1x1"),

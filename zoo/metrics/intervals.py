@@ -1,15 +1,15 @@
-"""How far a share that was counted can be trusted."""
+"""Confidence intervals of counted shares."""
 
 import math
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The score interval of a proportion (Wilson 1927); z = 1.96 gives 95 %.
+    """Returns the score interval of a proportion (Wilson 1927); z = 1.96 gives 95 %.
 
     Args:
-        share: of the trials that succeeded.
-        count: how many trials, at least one.
-        z: how many standard deviations wide.
+        share: share of the trials that succeeded.
+        count: number of trials, at least one.
+        z: half-width in standard deviations.
     """
     spread = z * z / count
     centre = (share + spread / 2) / (1 + spread)

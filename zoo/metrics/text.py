@@ -1,8 +1,8 @@
-"""Metrics of texts: likelihood, overlap with references, edit distance, and variety.
+"""Text metrics: likelihood, overlap with references, edit distance, and variety.
 
-Every function says what it takes a token to be. Where one counts words, `tokenize` says how a text is cut in them, by
-sacreBLEU's tokenizers: "13a" (Western scripts), "zh" (each Chinese character a word), "char" (each character), "none"
-(between spaces: for symbols that were written with spaces between them, such as phones).
+Each function states what a token is. For words, `tokenize` selects one of sacreBLEU's tokenizers: "13a" (Western
+scripts), "zh" (each Chinese character is a word), "char" (each character), "none" (split at spaces: for space-separated
+symbols such as phones).
 
     perplexity, bits per byte                       Shannon 1951; Jelinek et al. 1977
     BLEU      Papineni et al. 2002, by `sacrebleu`  (Post 2018), with its signature
@@ -37,20 +37,20 @@ WordTokenizer = Literal["13a", "zh", "char", "none"]
 
 
 def perplexity(nats_per_token: float) -> float:
-    """exp of the mean -log P of a token: comparable only between models whose tokens are the same."""
-    return math.exp(min(nats_per_token, 700.0))  # exp(710) is more than a float holds
+    """Returns exp of the mean -log P of a token: comparable only between models with the same tokens."""
+    return math.exp(min(nats_per_token, 700.0))  # exp(710) overflows a float
 
 
 def likelihood_statistics(nats: Float[Array, " b"], count: Float[Array, " b"], batch: Batch) -> RowStatistics:
-    """-log P of held-out rows for each token, and in bits for each unit of what the tokens stand for.
+    """Returns -log P of held-out rows per token, and in bits per unit of the data that the tokens represent.
 
-    A character is a Unicode code point and a byte one of UTF-8, of the text that the scored tokens stand for. The end
-    of a document is predicted too and is of no length, so bits a byte are comparable between tokenizers.
+    For text, a character is a Unicode code point and a byte is a byte of UTF-8, counted over the scored tokens. The end
+    of a document is scored too and has length 0, so bits per byte are comparable between tokenizers.
 
     Args:
         nats: -log P of each row's scored tokens.
-        count: how many those are.
-        batch: has an int32 [b] for each unit that fits the tokens, such as `characters` and `bytes`; see `UNITS`.
+        count: their number.
+        batch: has an int32 [b] for each unit of its data, such as `characters` and `bytes`; see `UNITS`.
     """
     bits = nats / math.log(2)
     units = {f"bits_per_{unit}": batch[name] for name, unit in UNITS.items() if name in batch}
@@ -61,15 +61,15 @@ def likelihood_statistics(nats: Float[Array, " b"], count: Float[Array, " b"], b
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: WordTokenizer = "13a") -> Metrics:
-    """BLEU of a whole set of texts, 0 to 100, exactly as `sacrebleu` computes it; case counts.
+    """Returns the corpus BLEU, 0 to 100, exactly as `sacrebleu` computes it; case-sensitive.
 
     Args:
         texts: at least one.
-        references: of each text, at least one; texts may have different numbers of them.
+        references: at least one for each text; their number may differ between texts.
         tokenize: what a word is; see the module.
 
     Returns:
-        `bleu`, and sacreBLEU's `bleu_signature`, without which a figure means little.
+        `bleu`, and sacreBLEU's `bleu_signature`, which is needed to compare figures.
     """
     scorer = _bleu(tokenize)
     most = max(map(len, references))
@@ -83,12 +83,12 @@ def rouge(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: W
 
     Args:
         texts: at least one.
-        references: of each text, at least one; for each figure the reference that gives most counts.
+        references: at least one for each text; the best-scoring reference counts, for each figure separately.
         tokenize: what a word is. None: rouge-score's own words, runs of the letters a-z and digits, in lower case;
-            other scripts have no words then and score 0.
+            texts in other scripts then have no words and score 0.
 
     Returns:
-        `rouge1`, `rouge2`, `rougeL`, each with its standard error, and `rouge_words`, how words were cut.
+        `rouge1`, `rouge2`, `rougeL`, each with its standard error, and `rouge_words`, the definition of a word.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -102,24 +102,24 @@ def rouge(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: W
 
 
 def exact_match(texts: Sequence[Any], references: Sequence[Sequence[Any]]) -> float:
-    """The share of texts (or sequences of tokens) that are equal to one of their references."""
+    """Returns the share of texts (or sequences of tokens) that equal one of their references."""
     return float(np.mean(matches(texts, references)))
 
 
 def matches(texts: Sequence[Any], references: Sequence[Sequence[Any]]) -> Bool[np.ndarray, " n"]:
-    """Which texts (or sequences of tokens) are equal to one of their references."""
+    """Returns which texts (or sequences of tokens) equal one of their references."""
     return np.array([text in many for text, many in zip(texts, references, strict=True)], bool)
 
 
 def error_rate(rows: Sequence[Sequence[Any]], references: Sequence[Sequence[Sequence[Any]]]) -> float:
-    """Word or phone error rate: edits over tokens, divided by the references' tokens; it can be above 1.
+    """Word or phone error rate: edits over tokens, divided by the references' tokens; it may exceed 1.
 
-    A row is scored against its nearest reference, of equally near ones the shortest; edits and lengths are summed over
-    all rows before they are divided.
+    A row is scored against its nearest reference, the shortest in a tie; edits and lengths are summed over all rows
+    before the division.
 
     Args:
-        rows: token sequences of any kind: words give WER, phones PER, a string its characters' CER.
-        references: of each row, at least one.
+        rows: token sequences of any kind: words give WER, phones PER, the characters of a string CER.
+        references: at least one for each row.
     """
     edits, lengths = nearest_edits(rows, references)
     return float(edits.sum() / max(lengths.sum(), 1))
@@ -128,7 +128,7 @@ def error_rate(rows: Sequence[Sequence[Any]], references: Sequence[Sequence[Sequ
 def nearest_edits(
     rows: Sequence[Sequence[Any]], references: Sequence[Sequence[Sequence[Any]]]
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The edits from each row to its nearest reference, and how many tokens that has; see `error_rate`."""
+    """Returns the edits from each row to its nearest reference, and that reference's length; see `error_rate`."""
     pairs = zip(rows, references, strict=True)
     found = [min((edit_distance(row, right), len(right)) for right in many) for row, many in pairs]
     edits, lengths = np.array(found, np.int64).reshape(-1, 2).T
@@ -136,8 +136,8 @@ def nearest_edits(
 
 
 def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """The fewest insertions, deletions and substitutions of tokens that turn a into b (Levenshtein 1966)."""
-    row = list(range(len(b) + 1))  # row[j]: from the part of a so far to b[:j]
+    """Returns the minimum number of token insertions, deletions and substitutions from a to b (Levenshtein 1966)."""
+    row = list(range(len(b) + 1))  # row[j]: distance from the processed prefix of a to b[:j]
     for i, left in enumerate(a, start=1):
         diagonal, row[0] = row[0], i
         for j, right in enumerate(b, start=1):
@@ -149,7 +149,7 @@ def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 
 def distinct_n(texts: Sequence[str], n: int, tokenize: WordTokenizer = "13a") -> float:
-    """The number of different n-grams of words in the texts, divided by that of all words; 0 without a word.
+    """Returns the number of distinct word n-grams in the texts divided by the number of words; 0 if there are no words.
 
     Li et al. 2016, "A diversity-promoting objective function for neural conversation models", who divide by tokens for
     every n. It falls with the amount of text, so compare equal amounts.
@@ -163,9 +163,9 @@ def distinct_n(texts: Sequence[str], n: int, tokenize: WordTokenizer = "13a") ->
 
 
 def self_bleu(texts: Sequence[str], tokenize: WordTokenizer = "13a") -> float:
-    """The mean BLEU, 0 to 100, of each text with all others as its references: high where texts repeat each other.
+    """Returns the mean BLEU, 0 to 100, of each text against all others: high if texts repeat each other.
 
-    Sentence BLEU by `sacrebleu`, up to 4-grams, fewer in a text that is shorter ("effective order").
+    Sentence BLEU by `sacrebleu`, up to 4-grams, or fewer in a shorter text ("effective order").
 
     Args:
         texts: at least two.
@@ -181,15 +181,15 @@ def self_bleu(texts: Sequence[str], tokenize: WordTokenizer = "13a") -> float:
 
 @dataclass(frozen=True)
 class TextScoring(Scoring):
-    """What is computed of a language model beside likelihood."""
+    """Settings for scoring a language model beyond likelihood."""
 
     samples: int = 0
-    """Texts to write for distinct-1, distinct-2 and self-BLEU; 0: none."""
+    """Number of texts to sample for distinct-1, distinct-2 and self-BLEU; 0: none."""
     sample_tokens: Annotated[int, Ge(1)] = 300
-    """How many tokens each of them has at most."""
+    """Maximum number of tokens in each of them."""
     stride: int = 0
-    """Score held-out text also in windows that overlap, each only its last `stride` targets, so that every token reads
-    at least context - stride before it; 0: no."""
+    """Also score held-out text in overlapping windows, each only its last `stride` targets, so that every token has at
+    least context - stride tokens before it; 0: no."""
 
     def __post_init__(self) -> None:
         require(
@@ -207,13 +207,13 @@ class TextScoring(Scoring):
 
 
 def score_language_model(model: Model, rows: Metrics, scoring: TextScoring, key: Key[Array, ""]) -> Metrics:
-    """Figures of a language model of the held-out split, and of the variety of what it writes.
+    """Computes perplexity on the held-out split, and the variety of sampled texts.
 
     Args:
-        model: its family is asked for texts by a `TokenRequest`; they are drawn from the model as it is.
-        rows: means over the split, `loss` in nats a token among them.
-        scoring: how many texts to write.
-        key: of the texts' noise.
+        model: samples texts with the defaults of `TokenRequest`: temperature 1, no truncation.
+        rows: means over the split, including `loss` in nats per token.
+        scoring: number of texts to sample.
+        key: key for sampling.
     """
     figures: Metrics = {"perplexity": perplexity(rows["loss"])}
     if scoring.samples:
@@ -224,7 +224,7 @@ def score_language_model(model: Model, rows: Metrics, scoring: TextScoring, key:
 
 
 def variety(texts: Sequence[str], tokenize: WordTokenizer = "13a") -> Metrics:
-    """`distinct_1`, `distinct_2` and `self_bleu` of at least two texts, and `variety_words`, how words were cut."""
+    """Returns `distinct_1`, `distinct_2` and `self_bleu` of at least two texts, and `variety_words`, the tokenizer."""
     return {
         "distinct_1": distinct_n(texts, 1, tokenize),
         "distinct_2": distinct_n(texts, 2, tokenize),
@@ -240,11 +240,11 @@ def _bleu(tokenize: WordTokenizer, effective_order: bool = False) -> Any:
 
 
 class _Words:
-    """Cuts a text in words as sacreBLEU does, in the form that rouge-score takes."""
+    """Splits a text into words as sacreBLEU does, with the interface that rouge-score expects."""
 
     def __init__(self, tokenize: WordTokenizer) -> None:
         self._cut = _bleu(tokenize).tokenizer
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of a text."""
+        """Returns the words of a text."""
         return self._cut(text).split()

@@ -1,13 +1,13 @@
-"""Log-probability of text beyond separate windows: overlapping ones, a carried state, and a text of one's own.
+"""Log-probability of text with overlapping windows or a carried state, and of a user's text.
 
-Evaluation cuts held-out text in windows that do not overlap, so that the first tokens of each have little context.
-Two protocols give every token more:
+Evaluation cuts held-out text into windows without overlap, so the first tokens of each have little context. Two
+protocols give every token more:
 
-    stride   windows overlap, and each scores its last `stride` targets only     Baevski and Auli 2019, section 5.2
-    carry    a recurrent network's state goes on from window to window           Zaremba et al. 2014, section 4.1
+    stride   windows overlap, and each scores only its last `stride` targets     Baevski and Auli 2019, section 5.2
+    carry    a recurrent network's state is carried from window to window        Zaremba et al. 2014, section 4.1
 
-With a carried state the sum is log P of the whole text, as if it had been read in one go. Letters in shapes: w windows,
-t targets of a window, v vocabulary.
+With a carried state the sum is log P of the whole text, as if read in one pass. Letters in shapes: w windows, t targets
+of a window, v vocabulary.
 """
 
 from collections.abc import Callable
@@ -33,11 +33,11 @@ from zoo.metrics.text import likelihood_statistics, perplexity
 from zoo.nn.losses import counted
 
 Read = Callable[[Any, Int[Array, "1 t"], Any], tuple[Float[Array, "1 t v"], Any]]
-"""`read(net, tokens, carry) -> (logits, carry)`: a module-level function, since it is compiled in."""
+"""`read(net, tokens, carry) -> (logits, carry)`: a module-level function, since it is a static argument of `jit`."""
 
 
 def strided_figures(model: Model, data: DataSet, stride: int) -> Metrics:
-    """What `evaluate` and perplexity come to with windows that overlap, as `NAME_stride_S`."""
+    """Returns the figures of `evaluate` and perplexity with overlapping windows, as `NAME_stride_S`."""
     if not isinstance(data, TextBlocks):
         raise UserError(f"stride is {stride}, which is of text in one stream, and this data is of separate rows")
     if stride > data.length:
@@ -54,16 +54,16 @@ def strided_figures(model: Model, data: DataSet, stride: int) -> Metrics:
 
 @partial(jax.jit, static_argnums=0)
 def _evaluate(family: Family, state: State, batch: Batch) -> RowStatistics:
-    return family.evaluate(state, batch, jax.random.key(0))  # a language model's likelihood has no noise
+    return family.evaluate(state, batch, jax.random.key(0))  # a language model's likelihood is deterministic
 
 
 def carried_figures(net: nnx.Module, read: Read, carry: Any, data: DataSet) -> Metrics:
-    """Loss, perplexity and bits of the whole held-out text, read with a state that is carried, as `NAME_carried`.
+    """Returns loss, perplexity and bits of the whole held-out text with a carried state, as `NAME_carried`.
 
     Args:
         net: a language model.
         read: runs it.
-        carry: its state before the text, of one row.
+        carry: its initial state, for one row.
         data: the text.
     """
     if not isinstance(data, TextBlocks):
@@ -77,7 +77,7 @@ def carried_figures(net: nnx.Module, read: Read, carry: Any, data: DataSet) -> M
 
 
 def _means(statistics: dict[str, tuple[Any, Any]], name: str) -> Metrics:
-    """Means over windows with their standard errors, as `FIGURE_name`."""
+    """Returns means over windows with their standard errors, as `FIGURE_name`."""
     means: Metrics = {}
     for figure, pair in statistics.items():
         means |= row_mean(f"{figure}_{name}", *pair)
@@ -87,7 +87,7 @@ def _means(statistics: dict[str, tuple[Any, Any]], name: str) -> Metrics:
 def log_probabilities(
     net: nnx.Module, read: Read, carry: Any, tokens: Int[np.ndarray, "w n"]
 ) -> Float[np.ndarray, "w t"]:
-    """log P of each window's targets in nats, the windows read in turn and the carry handed on from one to the next."""
+    """Returns log P of each window's targets in nats; windows are read in order, and the carry is passed on."""
     return np.asarray(_log_probabilities(*nnx.split(net), read, carry, tokens))
 
 
@@ -104,18 +104,18 @@ def _log_probabilities(graphdef: Any, state: Any, read: Read, carry: Any, tokens
 
 
 def score_document(net: nnx.Module, read: Read, carry: Any, spec: TokenSpec, text: str, length: int) -> Text:
-    """log P of a text, token by token, as a document of its own: from end-of-text before it to end-of-text after it.
+    """Returns log P of each token of a text as a separate document, from end-of-text before it to end-of-text after it.
 
     Args:
         net: a language model.
         read: runs it.
-        carry: its state before the text, of one row.
-        spec: of the model's tokens.
-        text: any text; longer than a window, it is read in windows that do not overlap.
-        length: targets in a window.
+        carry: its initial state, for one row.
+        spec: spec of the model's tokens.
+        text: any text; if longer than a window, it is read in windows without overlap, with the carry passed on.
+        length: targets per window.
 
     Raises:
-        UserError: the model's tokens are of no text, or the tokenizer lacks characters of the text.
+        UserError: the model's tokens are not text, or the tokenizer lacks characters of the text.
     """
     if not isinstance(spec, TextSpec):
         raise UserError("score is the log-probability of a text, and the model's tokens are of none")
@@ -129,13 +129,13 @@ def score_document(net: nnx.Module, read: Read, carry: Any, spec: TokenSpec, tex
 def token_listing(
     tokenizer: Tokenizer, ids: Int[np.ndarray, " t"], log_p: Float[np.ndarray, " t"], about: dict[str, str]
 ) -> Text:
-    """Tokens with their log-probabilities in nats and the sum, a line each; as a record, lists.
+    """Lists tokens with their log-probabilities in nats, one per line, and the sum; the record holds lists.
 
     Args:
-        tokenizer: of the tokens.
-        ids: the tokens, the last of them end-of-text.
+        tokenizer: tokenizer of the tokens.
+        ids: the tokens; the last is end-of-text.
         log_p: log P of each.
-        about: what else the record holds.
+        about: further entries of the record.
     """
     tokens = [*(tokenizer.decode([token]) for token in ids[:-1]), "<end of text>"]
     total = float(log_p.sum(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Pictures that are arrays already: the embedded sets, .npz and .npy files, and TensorFlow Datasets."""
+"""Images from arrays: the embedded sets, .npz and .npy files, and TensorFlow Datasets."""
 
 import functools
 import hashlib
@@ -26,12 +26,13 @@ NAMES = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
-"""What arrays in .npz files are called: here, by Keras, and by MedMNIST; all but the first may be missing."""
+"""Names of the arrays in .npz files: this project's, Keras's and MedMNIST's; all but the first in a row are
+optional."""
 
 
 @functools.cache
 def read_mnist() -> tuple[UInt8[np.ndarray, "n 28 28 1"], Int32[np.ndarray, " n"]]:
-    """MNIST's images and labels, 60,000 to train on and then 10,000 to test; see `embedded/README.md`."""
+    """Returns MNIST: 60,000 training images, then 10,000 test images; see `zoo/data/embedded/README.md`."""
     file = io.BytesIO(_unpacked("mnist.npy.xz"))
     images, labels = np.load(file)[..., None], np.load(file).astype(np.int32)
     images.flags.writeable = labels.flags.writeable = False
@@ -40,7 +41,7 @@ def read_mnist() -> tuple[UInt8[np.ndarray, "n 28 28 1"], Int32[np.ndarray, " n"
 
 @functools.cache
 def read_emoji() -> tuple[UInt8[np.ndarray, "n 64 64 4"], list[dict[str, Any]]]:
-    """Noto emoji with alpha channel, and for each a `caption`, `keywords`, a `category` and its `characters`."""
+    """Returns Noto emoji with alpha channel, and a `caption`, `keywords`, `category` and `characters` for each."""
     images = np.load(io.BytesIO(_unpacked("emoji.npy.xz")))
     images.flags.writeable = False
     return images, json.loads(_unpacked("emoji.json.xz"))
@@ -51,7 +52,7 @@ def _unpacked(name: str) -> bytes:
 
 
 def mnist(fitting: Fitting) -> tuple[Pictures, Pictures]:
-    """MNIST's training and test images."""
+    """Returns MNIST's training and test images."""
     images, labels = read_mnist()
     classes = tuple(map(str, range(10)))
     train, test = (
@@ -62,7 +63,7 @@ def mnist(fitting: Fitting) -> tuple[Pictures, Pictures]:
 
 
 def emoji(fitting: Fitting) -> Pictures:
-    """Noto emoji, labelled by category."""
+    """Returns Noto emoji, labelled by category."""
     images, facts = read_emoji()
     classes = tuple(sorted({fact["category"] for fact in facts}))
     labels = np.array([classes.index(fact["category"]) for fact in facts], np.int32)
@@ -72,7 +73,7 @@ def emoji(fitting: Fitting) -> Pictures:
 def fit_arrays(
     images: UInt8[np.ndarray, "n h w c"], labels: Int32[np.ndarray, " n"], classes: tuple[str, ...], fitting: Fitting
 ) -> Pictures:
-    """Brings pixels to the size and kind; channels are grey, colour, or either with an alpha channel behind."""
+    """Converts images to one size and number of channels; the input is grey or colour, with or without alpha."""
     height, width, channels = images.shape[1:]
     size = fitting.size or (height, width)
     digests = tuple(hashlib.sha256(image.tobytes()).digest() for image in images)
@@ -91,14 +92,14 @@ def fit_arrays(
 
 
 def read_arrays(path: str, fitting: Fitting) -> tuple[Pictures, Pictures | None]:
-    """Reads images, and those to hold out where the file has them, from an .npz or .npy file.
+    """Reads images, and held-out images if present, from an .npz or .npy file.
 
-    A .npy file is an array of images [n h w] or [n h w c], of bytes, or of floats from 0 to 1. An .npz file holds one
-    such array alone, or arrays under one row of `NAMES`; labels are whole numbers from 0, or -1 for none. An array
-    `classes` of strings names the classes.
+    A .npy file is an array of images [n h w] or [n h w c]: uint8, uint16, bool, or floats from 0 to 1. An .npz file
+    holds one such array of any name, or arrays named as in one row of `NAMES`; labels are integers from 0, or -1 for
+    none. An array `classes` of strings names the classes.
 
     Raises:
-        UserError: the file is missing or is something else.
+        UserError: the file is missing or has another format.
     """
     arrays = _load(Path(path).expanduser())
     names = next((names for names in NAMES if names[0] in arrays), None)
@@ -144,14 +145,14 @@ def _pixels(array: Shaped[np.ndarray, "..."], what: str) -> UInt8[np.ndarray, "n
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint16:
         return np.round(array / np.float32(257)).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:  # so none is NaN
+    if np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:  # excludes NaN
         return np.round(array * np.float32(255)).astype(np.uint8)
     between = f", from {array.min():g} to {array.max():g}" if np.issubdtype(array.dtype, np.number) else ""
     raise UserError(f"{what} holds {array.dtype}{between}; pixels are uint8, or floats from 0 to 1")
 
 
 def _numbered(labels: list[np.ndarray]) -> tuple[str, ...]:
-    """As many classes as the labels count to."""
+    """Returns the class names 0, 1, ... up to the largest label."""
     most = max(
         (int(array.max()) for array in labels if array.size and np.issubdtype(array.dtype, np.integer)), default=-1
     )
@@ -176,10 +177,10 @@ def _labels(
 
 
 def read_tfds(name: str, split: str, folder: str, fitting: Fitting) -> Pictures:
-    """Reads the features `image` and, if there, `label` of a prepared TensorFlow Datasets set; see `sources.open_tfds`.
+    """Reads the features `image` and, if present, `label` of a prepared TFDS set; see `sources.open_tfds`.
 
     Raises:
-        UserError: there is no such set or split, it has no images, or no size is asked for and theirs differ.
+        UserError: there is no such set or split, it has no images, or they differ in size and no size is given.
     """
     source = open_tfds(name, split, folder)
     features = source.dataset_info.features

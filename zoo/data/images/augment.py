@@ -1,8 +1,8 @@
-"""Random changes to training images, row by row, on the device, where they are part of the compiled training step.
+"""Random augmentation of training images, row by row, on the device, within the compiled training step.
 
-`Augment` is what a data set's settings ask for. `diff_augment` is for GANs, whose discriminator sees real and generated
-images through it, so that gradients must flow (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN
-Training", arXiv:2006.10738). Row r of the global batch draws from `fold_in(key, r)`.
+`Augment` holds a data set's settings. `diff_augment` is for GANs, whose discriminator sees real and generated images
+through it; it is differentiable (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training",
+arXiv:2006.10738). Row r of the global batch draws from `fold_in(key, r)`.
 """
 
 import math
@@ -21,25 +21,24 @@ from zoo.core.bounds import Why
 from zoo.core.errors import UserError, require
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""How much red, green and blue add to grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes to training images, anew at every step; held-out images stay as they are.
+    """Random augmentation of training images, redrawn at every step; held-out images are unchanged.
 
-    What a shift or a rotation brings in at a border repeats the border's pixels.
+    Areas exposed by a shift or a rotation are filled with the border's pixels.
     """
 
     flip: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Probability of mirroring left and right; 0.5 is usual. Not for pictures that read one way, such as digits."""
+    """Probability of a left-right flip; 0.5 is usual. Not for images with a reading direction, such as digits."""
     rotation: Annotated[float, Ge(0), Le(180), Why("degrees")] = 0.0
-    """Largest rotation in degrees, either way."""
+    """Largest rotation in degrees, in either direction."""
     shift: Annotated[int, Ge(0), Why("pixels")] = 0
     """Largest shift in whole pixels, in each direction."""
     crop: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Smallest share of the side that a random square crop keeps before it is enlarged to the full size again; 1: no
-    crop."""
+    """Smallest share of each side that a random crop keeps before it is resized to the full size; 1: no crop."""
     brightness: Annotated[float, Ge(0), Le(1)] = 0.0
     """Intensities are multiplied by a factor from 1 - brightness to 1 + brightness."""
     contrast: Annotated[float, Ge(0), Le(1)] = 0.0
@@ -47,16 +46,16 @@ class Augment:
     saturation: Annotated[float, Ge(0), Le(1)] = 0.0
     """Distances from each pixel's grey are multiplied by a factor from 1 - saturation to 1 + saturation."""
     hue: Annotated[float, Ge(0), Le(180), Why("degrees")] = 0.0
-    """Largest rotation of hues in degrees, either way; 180 reaches every hue."""
+    """Largest rotation of hues in degrees, in either direction; 180 reaches every hue."""
 
     def __post_init__(self) -> None:
         require(self, "data.augment.")
 
     def check(self, height: int, width: int, channels: int) -> None:
-        """Refuses what images of a size cannot show.
+        """Rejects settings that do not fit the images.
 
         Raises:
-            UserError: a shift past the image's end, or colours of grey images.
+            UserError: the shift is as large as a side, or a colour setting is used on grey images.
         """
         if self.shift >= min(height, width):
             raise UserError(f"--data.augment.shift {self.shift} moves images of {width}x{height} pixels out of sight")
@@ -67,7 +66,7 @@ class Augment:
     def apply(
         self, image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
     ) -> UInt8[Array, "b h w c"]:
-        """Changes each image by draws of its own. Traced; what is off costs nothing."""
+        """Augments each image with its own random draws. Traced; changes that are off cost nothing."""
         if self == Augment():
             return image
         x = image.astype(jnp.float32) / 255.0
@@ -107,8 +106,8 @@ class Augment:
 def diff_augment(x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:
     """DiffAugment with the paper's policy "color,translation,cutout", for images from -1 to 1; differentiable in x.
 
-    Brightness moves by up to 0.5, saturation is multiplied by 0 to 2 and contrast by 0.5 to 1.5; images move by up to
-    1/8 of their size, with zeros coming in; a square of half the size, wherever it lies, becomes zero.
+    Brightness is shifted by up to 0.5, saturation is scaled by 0 to 2 and contrast by 0.5 to 1.5; images are translated
+    by up to 1/8 of their size with zero padding; a randomly placed window of half of each side is set to zero.
     """
     size = np.array(x.shape[1:3])
     by_brightness, by_saturation, by_contrast, by_translation, by_cutout = random.split(key, 5)
@@ -132,14 +131,14 @@ def diff_augment(x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Arra
 
 
 def flip(x: Float[Array, "b h w c"], which: Float[Array, " b"] | Array) -> Float[Array, "b h w c"]:
-    """Mirrors the rows in `which` left to right."""
+    """Flips images left to right where `which` is true."""
     return jnp.where(which[:, None, None, None], x[:, :, ::-1], x)
 
 
 def shift(
     x: Float[Array, "b h w c"], by: Int[Array, "b 2"], most: tuple[int, int], fill_with_zeros: bool = False
 ) -> Float[Array, "b h w c"]:
-    """Moves each image down and to the right by whole pixels, of which there are at most `most`."""
+    """Moves each image down and to the right by `by` whole pixels, each from -`most` to `most`."""
     down, right = most
     padded = jnp.pad(x, ((0, 0), (down, down), (right, right), (0, 0)), mode="constant" if fill_with_zeros else "edge")
 
@@ -150,9 +149,9 @@ def shift(
 
 
 def crop(x: Float[Array, "b h w c"], share: Float[Array, " b"], place: Float[Array, "b 2"]) -> Float[Array, "b h w c"]:
-    """Cuts out a window of `share` of each side and enlarges it, bilinearly.
+    """Crops a window of `share` of each side and resizes it to the full size, bilinearly.
 
-    `place` says where the window lies: (0, 0) at the upper left, (1, 1) at the lower right.
+    `place` is the window's position: (0, 0) is the upper left, (1, 1) the lower right.
     """
 
     def positions(size: int, place: Float[Array, " b"]) -> Float[Array, "b s"]:
@@ -164,7 +163,7 @@ def crop(x: Float[Array, "b h w c"], share: Float[Array, " b"], place: Float[Arr
 
 
 def rotate(x: Float[Array, "b h w c"], angle: Float[Array, " b"]) -> Float[Array, "b h w c"]:
-    """Turns each image about its centre by `angle` radians, anticlockwise, bilinearly."""
+    """Rotates each image about its centre by `angle` radians, anticlockwise, bilinearly."""
     height, width = x.shape[1:3]
     v = (np.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None]
     u = (np.arange(width, dtype=np.float32) - (width - 1) / 2)[None, :]
@@ -180,14 +179,14 @@ def rotate(x: Float[Array, "b h w c"], angle: Float[Array, " b"]) -> Float[Array
 
 
 def grey(x: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
-    """Luma of each pixel."""
+    """Returns the luma of each pixel."""
     return x if x.shape[-1] == 1 else jnp.sum(x * LUMA[None, None, None, :], axis=-1, keepdims=True)
 
 
 def turn_hue(x: Float[Array, "b h w 3"], angle: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
-    """Turns the colours of each image by `angle` radians about the axis of greys; luma stays.
+    """Rotates the colours of each image by `angle` radians about the grey axis; luma is unchanged.
 
-    In the space YIQ, the plane of I and Q is turned.
+    The rotation is in the I-Q plane of the YIQ colour space.
     """
     to_yiq = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
     cos, sin, zero = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
@@ -199,9 +198,9 @@ def turn_hue(x: Float[Array, "b h w 3"], angle: Float[Array, " b"]) -> Float[Arr
 def _sample_along_axes(
     x: Float[Array, "b h w c"], at_h: Float[Array, "b h"], at_w: Float[Array, "b w"]
 ) -> Float[Array, "b h w c"]:
-    """Bilinear samples at the grid of `at_h` and `at_w`; zero beyond the border.
+    """Returns bilinear samples at the grid of `at_h` and `at_w`; zero beyond the border.
 
-    Each axis is a product with a matrix that has two entries in a row.
+    Each axis is a product with a matrix that has two nonzero entries per row.
     """
 
     def weights(at: Float[Array, "b s"]) -> Float[Array, "b s s"]:
@@ -216,11 +215,11 @@ def _each(factor: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
 
 
 def _signed(key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Uniform in [-1, 1)."""
+    """Draws uniformly from [-1, 1)."""
     return 2 * random.uniform(key, rows) - 1
 
 
 def _whole(key: Key[Array, ""], rows: Int[Array, " b"], most: tuple[int, int]) -> Int[Array, "b 2"]:
-    """Pairs of whole numbers, from -most to most."""
+    """Draws pairs of integers from -most to most."""
     bound = np.array(most)
     return jnp.floor(random.uniform(key, rows, (2,)) * (2 * bound + 1)[None, :]).astype(jnp.int32) - bound[None, :]

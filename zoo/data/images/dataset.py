@@ -1,4 +1,4 @@
-"""Images for image models: from the embedded sets, the user's files or TFDS, in memory, shuffled and augmented."""
+"""Images in memory, shuffled and augmented, from the embedded sets, files or TFDS."""
 
 import functools
 import zlib
@@ -28,31 +28,30 @@ SPLITS = {"train", "training", "test", "val", "valid", "validation"}
 
 @dataclass(frozen=True)
 class Images(Data):
-    """Images: MNIST unless another set, a folder, an array or a TFDS set is named."""
+    """Images: MNIST by default, or the emoji, a folder, an array file or a TFDS set."""
 
     embedded: Literal["mnist", "emoji"] = "mnist"
-    """Images that come with this package: MNIST's handwritten digits, 28x28 and grey, 5,000 of its 60,000 training
-    images for dev and its 10,000 others for test; or 1,911 emoji, 64x64 and coloured, by category. Unless `path` or
-    `tfds` is given."""
+    """Images embedded in this package, used unless `path` or `tfds` is given. mnist: handwritten digits, 28x28, grey;
+    dev is 5,000 of the 60,000 training images, test the 10,000 test images. emoji: 1,911 emoji, 64x64, colour, labelled
+    by category."""
 
     path: str = ""
-    """A folder of pictures (PNG, JPEG, WebP, BMP or a GIF's first; the folders in it, if there are two or more, are
-    classes), or an .npz or .npy file of images [n h w c] ('images', with 'labels', in an .npz)."""
+    """A folder of images (PNG, JPEG, WebP, BMP, or the first frame of a GIF; two or more subfolders are classes), or an
+    .npz or .npy file of images [n h w c] (in an .npz: 'images' and optional 'labels')."""
 
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """Share of the images that is never trained on, chosen by a hash of their contents: half is dev, half test. The
-    test images of an .npz that has some are those, and half this share of the others is dev; MNIST is split already."""
+    """Share of the images that is held out, chosen by a hash of their contents: half is dev, half test. If an .npz has
+    test images, these are test, and half of this share of the other images is dev. MNIST has a fixed split."""
 
     held_out_path: str = ""
-    """Images to score instead, a folder or file like `path`; all of `path` is then trained on. Half of them are dev
-    and half test, or all of them dev where test images are given too."""
+    """Images to score instead, a folder or file like `path`; all of `path` is then trained on. Half of them are dev and
+    half test, or all are dev if test images are given too."""
 
     test_path: str = ""
-    """Images for test alone, a folder or file like `path`."""
+    """Images for test only, a folder or file like `path`."""
 
     tfds: str = ""
-    """A TensorFlow Datasets set that is prepared on this machine as array_record, such as 'cifar10', instead of
-    `path`."""
+    """A TensorFlow Datasets set prepared on this machine as array_record, such as 'cifar10', instead of `path`."""
 
     tfds_split: str = "train"
     """The split of the TFDS set to train on."""
@@ -61,27 +60,27 @@ class Images(Data):
     """The split of the TFDS set to score, like `held_out_path`; empty: the share `held_out` of `tfds_split`."""
 
     tfds_test_split: str = ""
-    """The split of the TFDS set for test alone."""
+    """The split of the TFDS set for test only."""
 
     tfds_dir: str = ""
-    """The folder of prepared TFDS sets; empty: where TFDS keeps them."""
+    """The folder of prepared TFDS sets; empty: TFDS's default."""
 
     size: int | Literal["auto"] = "auto"
-    """Height and width that images are brought to; 0: as they are, all of one size. auto: as they are if all are of one
-    size; else 64, or as many of 32, 16 and 8 as the shorter side of most has."""
+    """Height and width that images are resized to; 0: unchanged, all must have one size. auto: unchanged if all have
+    one size; else the largest of 64, 32 and 16 that is at most the median shorter side, or 8."""
 
     fit: Literal["auto", "crop", "pad"] = "crop"
-    """How: 'crop' resizes the shorter side and cuts the longer one at both ends; 'pad' surrounds with background, and
-    makes smaller only what is larger; 'auto' pads images that are smaller than the size and crops the others."""
+    """'crop' resizes the shorter side and crops the longer one at both ends; 'pad' pads with the background and only
+    shrinks, never enlarges; 'auto' pads images that are smaller than the size and crops the others."""
 
     channels: Literal[0, 1, 3] = 0
-    """1: grey; 3: colour; 0: as the images are."""
+    """1: grey; 3: colour; 0: unchanged."""
 
     background: str = ""
-    """Colour behind transparent images and around padded ones, a name or #rrggbb; empty: white, and black for MNIST."""
+    """Colour behind transparent images and around padded ones, a name or #rrggbb; empty: white, or black for MNIST."""
 
     augment: Augment = field(default_factory=Augment)
-    """Random changes to training images."""
+    """Random augmentation of training images."""
 
     def __post_init__(self) -> None:
         require(self, "data.", ("size", "auto, or 0 or more pixels", self.size == "auto" or self.size >= 0))
@@ -93,12 +92,12 @@ class Images(Data):
 
     @property
     def name(self) -> str:
-        """What the images are called."""
+        """Name of the source."""
         tfds = f"{self.tfds} {self.tfds_split}" if self.tfds else ""
         return tfds or self.path or {"mnist": "MNIST", "emoji": "Noto emoji"}[self.embedded]
 
     def fitting(self, spec: ImageSpec) -> "Images":
-        """These settings with the channels and, if it is a square, the size of the images of an earlier run."""
+        """Returns these settings with the channels and, if square, the size of the images of an earlier run."""
         size = spec.height if spec.height == spec.width else self.size
         channels: Any = spec.channels
         return replace(self, size=size, channels=channels)
@@ -139,7 +138,7 @@ class Images(Data):
         )
 
     def excerpt(self, folder: Path) -> "Images":
-        """96 training images, of 16x16 pixels unless the settings give a size; see `Data.excerpt`."""
+        """Returns these settings for 96 training images, 16x16 unless a size is set; see `Data.excerpt`."""
         path = folder / "excerpt.npz"
         some = self.open(length=None, batch_size=96, seed=0).batch_at(0)
         np.savez(path, images=some["image"], labels=some["label"])
@@ -148,21 +147,21 @@ class Images(Data):
 
     @property
     def _pixels(self) -> int:
-        """The size that is asked for; 0: none."""
+        """The size in the settings; 0: none."""
         return 0 if self.size == "auto" else self.size
 
     def pictures(self, split: Split = "dev", mixed: tuple[int, int] | Literal["auto"] = "auto") -> Parts[Pictures]:
-        """The pictures of each part, held-out ones in the order of a hash; with `all`, those of the source, so too.
+        """Reads the images of each part, held-out ones in hash order; `all` is the whole source, in hash order too.
 
         Args:
-            split: the rows that are held out.
-            mixed: height and width for pictures of different sizes where the settings leave it open; auto: chosen.
+            split: which rows are held out.
+            mixed: (height, width) for images of different sizes if the settings give no size; auto: chosen from theirs.
 
         Raises:
-            UserError: there are none, they cannot be read, or fewer are different than there are parts.
+            UserError: there are no images, they cannot be read, or there are fewer distinct images than parts.
         """
         train, test = self._read(self.path, self.tfds_split, mixed)
-        mixed = train.images.shape[1:3]  # others are brought to the size of those that are trained on
+        mixed = train.images.shape[1:3]  # other parts are resized to the size of the training images
         if split == "all":
             return Parts.whole(self._cut(train if test is None else join(train, test), {}, "dev")["dev"])
         dev = self._read_other(self.held_out_path, self.tfds_held_out_split, mixed)
@@ -172,7 +171,7 @@ class Images(Data):
         return make_parts(train, dev, test, share, self._cut)
 
     def _cut(self, pictures: Pictures, shares: Shares, rest: Part) -> dict[Part, Pictures]:
-        """Cuts pictures in parts by a hash of their contents, before they are brought to a size; see `cut_by_hash`."""
+        """Cuts images into parts by a hash of their contents before resizing; see `cut_by_hash`."""
         source = self.held_out_path or self.tfds_held_out_split if rest == "dev" else self.name
         places = cut_by_hash(pictures.digests, shares, rest, "picture", source)
         return {
@@ -187,13 +186,13 @@ class Images(Data):
         }
 
     def _read_other(self, path: str, tfds_split: str, mixed: tuple[int, int]) -> Pictures | None:
-        """Held-out pictures that are named apart, if any are."""
+        """Reads held-out images that have a source of their own; None if none is named."""
         return self._read(path, tfds_split, mixed)[0] if path or tfds_split else None
 
     def _read(
         self, path: str, tfds_split: str, mixed: tuple[int, int] | Literal["auto"]
     ) -> tuple[Pictures, Pictures | None]:
-        """The pictures of a source, and its test pictures where it has some."""
+        """Reads the images of a source, and its test images if present."""
         embedded = not (self.path or self.tfds)
         behind = self.background or ("black" if embedded and self.embedded == "mnist" else "white")
         size = (self._pixels, self._pixels) if self._pixels else None
@@ -219,7 +218,7 @@ def _read_path(path: str, fitting: Fitting) -> tuple[Pictures, Pictures | None]:
 
 
 def join(one: Pictures, other: Pictures) -> Pictures:
-    """The pictures of one source with the same classes."""
+    """Concatenates images of one source with the same classes."""
     channels = max(part.images.shape[-1] for part in (one, other))
     return Pictures(
         np.concatenate([_with_channels(part.images, channels) for part in (one, other)]),
@@ -231,12 +230,12 @@ def join(one: Pictures, other: Pictures) -> Pictures:
 
 
 def _with_channels(images: UInt8[np.ndarray, "n h w c"], channels: int) -> UInt8[np.ndarray, "n h w c2"]:
-    """Grey images as coloured ones, where that is asked for."""
+    """Repeats the grey channel to get `channels`, if needed."""
     return images if images.shape[-1] == channels else images.repeat(channels, axis=-1)
 
 
 def _labels(pictures: Pictures, classes: tuple[str, ...], name: str) -> Int32[np.ndarray, " n"]:
-    """The pictures' labels as indices into `classes`."""
+    """Returns labels as indices into `classes`."""
     if not classes:
         return np.full(len(pictures.labels), -1, np.int32)
     if not pictures.classes:
@@ -257,7 +256,7 @@ def _kind(height: int, width: int, channels: int) -> str:
 
 
 def _misfit(found: ImageSpec, wanted: ImageSpec, name: str) -> str:
-    """How to bring images to what a run was trained on."""
+    """Returns the error message for images that do not fit the run, with the flags that convert them."""
     flags = [f"--data.size {wanted.height}"] * (found.height != wanted.height and wanted.height == wanted.width)
     flags += [f"--data.channels {wanted.channels}"] * (found.channels != wanted.channels)
     right = " ".join(flags) or "images of that size"
@@ -270,7 +269,7 @@ class Labelled(NamedTuple):
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
-    """Indices into `spec.classes`; -1 where there is none."""
+    """Indices into `spec.classes`; -1 for no label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +287,7 @@ class ImageSet(DataSet):
 
     @property
     def images(self) -> UInt8[np.ndarray, "n h w c"]:
-        """The images to train on."""
+        """The training images."""
         return self.parts.train.images
 
     @property
@@ -298,7 +297,7 @@ class ImageSet(DataSet):
 
     @property
     def held_out_images(self) -> UInt8[np.ndarray, "m h w c"]:
-        """The images of the split."""
+        """The held-out images of the split."""
         return self.parts.held_out[self.split].images
 
     @property
@@ -312,13 +311,13 @@ class ImageSet(DataSet):
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold all images of the split."""
+        """Number of batches that hold all images of the split."""
         return -(-len(self.held_out_images) // self.batch_size)
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
         """Training batch `step`: `image` uint8 [b h w c], `label` and `row` int32 [b], `valid` bool [b].
 
-        Batches go on from one epoch to the next, within a batch too.
+        A batch may span two epochs.
         """
         row = np.arange(self.batch_size, dtype=np.int32)[rows]
         place = self._order[step * self.batch_size + row.astype(np.int64)]
@@ -330,9 +329,9 @@ class ImageSet(DataSet):
         }
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`, in the order of a hash. `row` is the image's index in the whole split.
+        """Held-out batch `index`, in hash order; `row` is the image's index in the whole split.
 
-        Rows past the end of the split repeat its last image and are not valid.
+        Rows past the end of the split repeat its last image and have `valid` false.
         """
         row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
         place = np.minimum(row, len(self.held_out_images) - 1)
@@ -344,20 +343,20 @@ class ImageSet(DataSet):
         }
 
     def augment(self, batch: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-        """Changes each image at random, as the settings ask."""
+        """Augments each image at random, as set by `augmentation`."""
         return batch | {"image": self.augmentation.apply(batch["image"], key, batch["row"])}
 
     def preview(self, key: jax.Array) -> Artifacts:
-        """Up to 64 images of the first batch in a grid."""
+        """Returns a grid of up to 64 augmented images of the first batch."""
         image = jax.jit(self.augment)(self.batch_at(0), key)["image"]
         return [replace(grid(np.asarray(image)[:PREVIEW]), name="batch")]
 
     def fingerprint(self) -> str:
-        """A check sum of the training images and labels."""
+        """Returns a CRC-32 checksum of the training images and labels."""
         return f"{zlib.crc32(self.labels.tobytes(), zlib.crc32(self.images.tobytes())):08x}"
 
     def describe(self) -> str:
-        """How many images of what size, and in how many classes, in one line."""
+        """Returns the number of images, their size and their number of classes in one line."""
         spec = self.spec
         classes = f"{len(spec.classes)} classes" if spec.classes else "no labels"
         skipped = f"; {self.skipped} unreadable files skipped" if self.skipped else ""

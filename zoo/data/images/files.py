@@ -1,4 +1,4 @@
-"""Pictures from files: decoded, made opaque, and brought to one size and kind of pixels."""
+"""Images from files: decoded, made opaque, and converted to one size and number of channels."""
 
 import hashlib
 import logging
@@ -30,27 +30,27 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 KINDS = "PNG, JPEG, WebP, BMP or GIF"
 
 MOST_PIXELS = 200_000_000
-"""Larger pictures are skipped, since one would take gigabytes to decode. Pillow warns of half as many already."""
+"""Larger images are skipped, since decoding one would take gigabytes. Pillow warns at about half as many."""
 
 LARGE = 16_000_000
-"""Pictures of more pixels are decoded one at a time."""
+"""Images with more pixels are decoded one at a time."""
 
 _one_large = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How a picture becomes pixels of one size and kind.
+    """Converts images to one size and number of channels.
 
     Attributes:
-        size: (height, width), or None to keep each picture's own.
-        fit: "crop" covers the size and cuts what stands out at both ends; blocks of pixels are averaged where the size
-            divides the picture's, and Lanczos' filter is used elsewhere. "pad" never enlarges, and fills up with the
-            background. "auto" pads what is smaller than the size, and crops the rest.
-        channels: 1 for grey, 3 for colour, 0 for what the picture has.
-        background: the colour behind transparent pixels and around padded pictures.
-        mixed: (height, width) for pictures that are not all of one size, if `size` is None; "auto": chosen from theirs;
-            None: they are refused.
+        size: (height, width), or None to keep each image's own.
+        fit: "crop" covers the size and crops the excess at both ends; it averages blocks of pixels if the scale is a
+            whole number, and uses Lanczos resampling otherwise. "pad" never enlarges, and pads with the background.
+            "auto" pads images smaller than the size, and crops the rest.
+        channels: 1 for grey, 3 for colour, 0 for the image's own.
+        background: the colour behind transparent pixels and around padded images.
+        mixed: (height, width) for images of different sizes, if `size` is None; "auto": chosen from theirs; None:
+            images of different sizes are rejected.
     """
 
     size: tuple[int, int] | None = None
@@ -60,11 +60,11 @@ class Fitting:
     mixed: tuple[int, int] | Literal["auto"] | None = None
 
     def settled(self, sizes: Sequence[tuple[int, int]], name: str) -> "Fitting":
-        """With a size, if pictures differ in theirs and a size may be chosen; the log names it.
+        """Returns the settings with a size, if image sizes differ and one may be chosen; the log names it.
 
         Args:
-            sizes: (height, width) of each picture.
-            name: of the source.
+            sizes: (height, width) of each image.
+            name: name of the source.
         """
         if self.size is not None or self.mixed is None or len(set(sizes)) < 2:
             return self
@@ -77,24 +77,24 @@ class Fitting:
         return replace(self, size=size)
 
     def pads(self, height: int, width: int) -> bool:
-        """Whether a picture of that size is padded to `size`, not cropped."""
+        """Returns whether an image of that size is padded to `size` rather than cropped."""
         smaller = self.size is not None and (height < self.size[0] or width < self.size[1])
         return self.fit == "pad" or (self.fit == "auto" and smaller)
 
     def __call__(self, image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
-        """The pixels of an opened picture, as it is meant to be seen."""
+        """Returns the pixels of an opened image, with its EXIF orientation applied."""
         if self.size is not None and not self.pads(image.height, image.width):
-            # JPEG is decoded at a fraction where that is enough
+            # decodes a JPEG at reduced resolution if that is enough
             image.draft(None, (2 * self.size[1], 2 * self.size[0]))
         with _one_large if image.width * image.height > LARGE else nullcontext():
             return self._place(self._opaque(PIL.ImageOps.exif_transpose(image)))
 
     def array(self, pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h2 w2 c2"]:
-        """The same for pixels that are at hand: grey, colour, or colour with an alpha channel."""
+        """Does the same for an array: grey or colour, with or without an alpha channel."""
         return self(PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
     def _opaque(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """In mode L or RGB; 16 bits of grey are scaled to 8."""
+        """Converts to mode L or RGB without transparency; 16-bit grey is scaled to 8 bits."""
         if image.mode.startswith("I") or image.mode == "F":
             deep = np.clip(np.asarray(image, np.float32), 0, 65535)
             image = PIL.Image.fromarray(np.round(deep / 257).astype(np.uint8))
@@ -131,14 +131,14 @@ class Fitting:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures of one size in memory.
+    """Images of one size in memory.
 
     Attributes:
         images: uint8 [n h w c].
         labels: indices into `classes`; -1 for none.
-        digests: of each picture as it was before it was fitted.
-        classes: names.
-        skipped: how many files could not be read.
+        digests: SHA-256 of each image before resizing: of its file, or of its pixels if it comes from an array.
+        classes: class names.
+        skipped: number of files that could not be read.
     """
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -149,17 +149,17 @@ class Pictures:
 
 
 def choose_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """A square for pictures of different sizes: the largest of 64, 32, 16 and 8 that the median shorter side has."""
+    """Returns a square size for images of different sizes: 64, 32 or 16, at most the median shorter side; else 8."""
     median = sorted(map(min, sizes))[len(sizes) // 2]
     side = next((side for side in (64, 32, 16) if side <= median), 8)
     return side, side
 
 
 def colour(name: str) -> tuple[int, int, int]:
-    """Red, green and blue of a colour's name or `#rrggbb`.
+    """Returns red, green and blue of a colour name or `#rrggbb`.
 
     Raises:
-        UserError: it names none.
+        UserError: it is not a colour.
     """
     try:
         red, green, blue, *_ = PIL.ImageColor.getrgb(name)
@@ -169,12 +169,12 @@ def colour(name: str) -> tuple[int, int, int]:
 
 
 def read_folder(path: str, fitting: Fitting) -> Pictures:
-    """Reads all pictures under a folder; the folders in it are the classes, if there are two or more.
+    """Reads all images under a folder; its subfolders are the classes, if there are two or more.
 
-    Files that cannot be read are skipped, counted and named in the log.
+    Unreadable files are skipped, counted and named in the log.
 
     Raises:
-        UserError: there is no such folder, no picture in it, or no size is asked for and theirs differ.
+        UserError: there is no such folder, no readable image in it, or images differ in size and no size is given.
     """
     root = Path(path).expanduser()
     files, others = _find(root)
@@ -212,7 +212,7 @@ def read_folder(path: str, fitting: Fitting) -> Pictures:
 
 
 def _find(root: Path) -> tuple[list[Path], list[Path]]:
-    """Picture files under a folder and files of other kinds, sorted; hidden ones are left out."""
+    """Returns the image files under a folder and files of other kinds, sorted; hidden files are left out."""
     if root.is_file():
         raise UserError(f"{root} is one file: give a folder of pictures, or an .npz or .npy file")
     if not root.is_dir():
@@ -226,17 +226,17 @@ def _find(root: Path) -> tuple[list[Path], list[Path]]:
         for name in [] if real in seen else names:
             if not name.startswith("."):
                 (pictures if name.lower().endswith(SUFFIXES) else others).append(Path(folder, name))
-        seen.add(real)  # a link to a folder above would never end
+        seen.add(real)  # a link to a parent folder would make the walk endless
     return sorted(pictures), sorted(others)
 
 
 def _read_all(pool: Executor, files: Sequence[Path], fitting: Fitting) -> Iterator[tuple[Path, Any]]:
-    """Each file with its pixels and digest, or with the reason why there are none; tells the log how far it is."""
+    """Yields each file with its pixels and digest, or with the reason why it cannot be read; logs progress."""
 
     def read(file: Path) -> tuple[UInt8[np.ndarray, "h w c"], bytes] | str:
         try:
             return _decode(file, fitting), hashlib.sha256(file.read_bytes()).digest()
-        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
+        except Exception as error:  # Pillow's decoders raise exceptions of many types
             return _reason(error)
 
     told, chunk = time.monotonic(), 512
@@ -249,12 +249,12 @@ def _read_all(pool: Executor, files: Sequence[Path], fitting: Fitting) -> Iterat
 
 
 def _size_of(file: Path) -> tuple[int, int] | None:
-    """Height and width of a picture as it is meant to be seen, from its file's header; None if it cannot be read."""
+    """Returns (height, width) of an image after EXIF orientation, from the file's header; None if unreadable."""
     try:
         with PIL.Image.open(file, formats=FORMATS) as image:
             lies = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
             return (image.width, image.height) if lies else (image.height, image.width)
-    except Exception:  # Pillow's decoders raise whatever their parsing runs into; `read_folder` names the file
+    except Exception:  # Pillow's decoders raise exceptions of many types; `read_folder` names the file
         return None
 
 
@@ -273,7 +273,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _own_limits() -> Iterator[None]:
-    """Pillow without its limit of pixels, which `MOST_PIXELS` replaces, and without its remarks on odd files."""
+    """Disables Pillow's pixel limit, which `MOST_PIXELS` replaces, and its warnings about odd files."""
     before = PIL.Image.MAX_IMAGE_PIXELS
     PIL.Image.MAX_IMAGE_PIXELS = None
     try:
@@ -285,11 +285,11 @@ def _own_limits() -> Iterator[None]:
 
 
 def stack(images: list[Any]) -> UInt8[np.ndarray, "n h w c"]:
-    """One array of the images, which are given up on the way; grey ones among coloured become coloured."""
+    """Stacks images in one array and frees them on the way; grey images become colour if any image is colour."""
     channels = max(image.shape[-1] for image in images)
     stacked = np.empty((len(images), *images[0].shape[:2], channels), np.uint8)
     for i in range(len(images)):
-        stacked[i] = images[i]  # a grey channel is repeated
+        stacked[i] = images[i]  # repeats a grey channel
         images[i] = None
     return stacked
 
@@ -297,20 +297,20 @@ def stack(images: list[Any]) -> UInt8[np.ndarray, "n h w c"]:
 def read_image(
     path: str, spec: ImageSpec, background: tuple[int, int, int] = (255, 255, 255)
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Reads one picture as a model of that spec takes it: resized to cover the size, and cut in the middle.
+    """Reads one image for a model with that spec: resized to cover the size, and centre-cropped.
 
     Raises:
-        UserError: there is no such file, or it is no picture.
+        UserError: there is no such file, or it is not an image.
     """
     return _read_one(path, Fitting((spec.height, spec.width), "crop", spec.channels, background))
 
 
 def read_mask(path: str, spec: ImageSpec) -> Bool[np.ndarray, "h w 1"]:
-    """Reads a mask, a picture of the spec's size: true where it is white, false where it is black or transparent.
+    """Reads a mask, an image of the spec's size: true where it is white, false where it is black or transparent.
 
     Raises:
-        UserError: there is no such file, it is no picture, or its size is another. Masks are not resized, since the
-            pixels that they name would be others.
+        UserError: there is no such file, it is not an image, or it has another size. Masks are not resized, since that
+            would change which pixels they select.
     """
     mask = _read_one(path, Fitting(None, "crop", 1, (0, 0, 0)))
     if mask.shape[:2] != (spec.height, spec.width):
@@ -327,5 +327,5 @@ def _read_one(path: str, fitting: Fitting) -> UInt8[np.ndarray, "h w c"]:
     with _own_limits():
         try:
             return _decode(file, fitting)
-        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
+        except Exception as error:  # Pillow's decoders raise exceptions of many types
             raise UserError(f"{path} cannot be read as a picture: {_reason(error)}") from None

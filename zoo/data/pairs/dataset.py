@@ -1,4 +1,4 @@
-"""Pairs of a source and a target for sequence-to-sequence models: CMUdict's words and phones, or a file of pairs."""
+"""Pairs of a source and a target for sequence-to-sequence models: CMUdict's words and phones, or the user's."""
 
 import functools
 import zlib
@@ -23,43 +23,43 @@ from zoo.data.tokenizers import Characters, Kind, Tokenizer, alphabet, check_kin
 Pair = tuple[str, str]
 
 EXAMPLES = 64
-"""How many dev sources the spec keeps."""
+"""Number of held-out sources that the spec keeps."""
 
 
 @dataclass(frozen=True)
 class Pairs(Data):
-    """Pairs: CMUdict's spellings and pronunciations unless a file is named.
+    """Pairs: CMUdict's spellings and pronunciations by default, or those of a file.
 
-    A source may come with several targets; all of them are right, and all are in the same part of the data.
+    A source may have several targets; all are correct, and all are in the same part of the data.
     """
 
     path: str = ""
-    """A UTF-8 file with a source, a tab and a target on each line, a .jsonl file, or a quoted glob of them. Empty: the
-    words of CMUdict that are letters only, and how they are pronounced, which come with this package."""
+    """A UTF-8 file with a source, a tab and a target per line, a .jsonl file, or a quoted glob. Empty: CMUdict's words
+    of letters only and their pronunciations, embedded in this package."""
 
     source_field: str = "source"
-    """The field that holds the source in JSON lines."""
+    """The field of the source in JSON lines."""
 
     target_field: str = "target"
-    """The field that holds the target in JSON lines."""
+    """The field of the target in JSON lines."""
 
     dev: Annotated[float, Gt(0), Lt(1)] = 0.05
-    """Share of the sources that is scored while training, chosen by a hash of their text."""
+    """Share of the sources that is scored during training, chosen by a hash of their text."""
 
     test: Annotated[float, Gt(0), Lt(1)] = 0.05
-    """Share of the sources that is kept for the final score, chosen by a hash of their text."""
+    """Share of the sources that is held out for the final score, chosen by a hash of their text."""
 
     source_tokenizer: Kind = "characters"
-    """What a token of a source is: a character, a word, a byte, a byte pair learned from them, or one of GPT-2's."""
+    """Token type of sources: a character, a word, a byte, a byte pair learned from the sources, or GPT-2's tokens."""
 
     target_tokenizer: Kind = "words"
-    """What a token of a target is; phones with spaces between them are words."""
+    """Token type of targets; phones separated by spaces are words."""
 
     source_vocabulary: int = 8000
-    """How many tokens 'words' or 'bpe' take from the sources."""
+    """Vocabulary size of 'words' or 'bpe' for sources."""
 
     target_vocabulary: int = 8000
-    """How many tokens 'words' or 'bpe' take from the targets."""
+    """Vocabulary size of 'words' or 'bpe' for targets."""
 
     def __post_init__(self) -> None:
         require(
@@ -70,16 +70,16 @@ class Pairs(Data):
 
     @property
     def name(self) -> str:
-        """What the pairs are called."""
+        """Name of the source."""
         return self.path or "CMUdict"
 
     def check_tokenizer(self, spec: PairSpec) -> None:
-        """Refuses a run's spec whose tokenizers are of other kinds; see `check_kind`."""
+        """Rejects a run's spec whose tokenizers are of other kinds; see `check_kind`."""
         check_kind(spec.source, self.source_tokenizer, "source-tokenizer")
         check_kind(spec.target, self.target_tokenizer, "target-tokenizer")
 
     def fitting(self, spec: PairSpec) -> "Pairs":
-        """These settings with the kinds of tokenizers of an earlier run."""
+        """Returns these settings with the kinds of tokenizers of an earlier run."""
         kinds: Any = {"source_tokenizer": spec.source.kind, "target_tokenizer": spec.target.kind}
         return replace(self, **kinds)
 
@@ -92,7 +92,7 @@ class Pairs(Data):
         spec: PairSpec | None = None,
         split: Split = "dev",
     ) -> "PairSet":
-        """Reads the pairs, splits them and turns them into tokens; see `Data.open`."""
+        """Reads, splits and tokenizes the pairs; see `Data.open`."""
         if length is None:
             raise UserError("pairs are rows of tokens, and this model family has no context length for them")
         pairs = self._read()
@@ -119,7 +119,10 @@ class Pairs(Data):
         )
 
     def excerpt(self, folder: Path) -> "Pairs":
-        """Every 400th pair of at most 7 characters and at most 7 words; see `Data.excerpt`."""
+        """Returns these settings for every 400th of the short pairs; see `Data.excerpt`.
+
+        Their sources have at most 7 characters, their targets at most 7 words.
+        """
         path = folder / "excerpt.tsv"
         short = [pair for pair in self._read() if len(pair[0]) < 8 and len(pair[1].split()) < 8]
         text = "".join(f"{source}\t{target}\n" for source, target in short[::400])
@@ -131,21 +134,21 @@ class Pairs(Data):
 
 
 def _tokenizer(kind: Kind, vocabulary: int, side: int, train: list[Pair], held_out: list[Pair]) -> Tokenizer:
-    """A tokenizer for one side of all pairs."""
+    """Makes a tokenizer for one side of all pairs."""
     return make_tokenizer(kind, [pair[side] for pair in train], [pair[side] for pair in held_out], vocabulary)
 
 
 def split_pairs(pairs: Sequence[Pair], dev: float, test: float, name: str = "the data") -> Parts[list[Pair]]:
-    """Splits pairs by a hash of their sources alone: all targets of a source are in one part; see `cut_by_hash`.
+    """Splits pairs by a hash of their sources, so that all targets of a source are in one part; see `cut_by_hash`.
 
     Args:
-        pairs: with doubles, which are left out.
-        dev: share of the different sources.
-        test: likewise.
-        name: of the pairs, for errors.
+        pairs: may contain duplicates, which are dropped.
+        dev: share of the distinct sources.
+        test: share of the distinct sources.
+        name: name of the pairs, for errors.
 
     Raises:
-        UserError: there are fewer than three different sources.
+        UserError: there are fewer than three distinct sources.
     """
     pairs = list(dict.fromkeys(pairs))
     digests = [digest(source) for source, _ in pairs]
@@ -155,7 +158,7 @@ def split_pairs(pairs: Sequence[Pair], dev: float, test: float, name: str = "the
 
 
 def whole_pairs(pairs: Sequence[Pair]) -> Parts[list[Pair]]:
-    """All pairs, none twice, in the order of a hash of their sources."""
+    """Returns all distinct pairs, sorted by a hash of their sources."""
     return Parts.whole(_by_hash(list(dict.fromkeys(pairs))))
 
 
@@ -165,7 +168,7 @@ def _by_hash(pairs: list[Pair]) -> list[Pair]:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPairs:
-    """Pairs as tokens, those left out that are too long."""
+    """Tokenized pairs, without those that are too long."""
 
     source: Lines
     target: Lines
@@ -175,18 +178,18 @@ class EncodedPairs:
 
     @property
     def too_long(self) -> int:
-        """How many pairs were left out."""
+        """Number of pairs left out."""
         return self.source.too_long
 
 
 def encode_pairs(spec: PairSpec, pairs: Sequence[Pair], length: int, by_length: bool = False) -> EncodedPairs:
-    """Tokens of those pairs of which each side, with an end-of-text after it, has at most `length`.
+    """Tokenizes the pairs of which each side, including the end-of-text after it, has at most `length` tokens.
 
     Args:
         spec: has the tokenizers.
         pairs: texts.
-        length: of the model's context.
-        by_length: whether the shortest come first; else pairs are in their order.
+        length: the model's context length.
+        by_length: whether to sort by length, shortest first; else the order is kept.
     """
     encoded = [(spec.source.encode(source), spec.target.encode(target)) for source, target in pairs]
     fitting = [pair for pair in encoded if max(map(len, pair)) < length]
@@ -203,9 +206,9 @@ def encode_pairs(spec: PairSpec, pairs: Sequence[Pair], length: int, by_length: 
 class PairSet(DataSet):
     """Pairs in memory.
 
-    The pairs of a training batch are of similar length. An epoch cuts the pairs, sorted by length and those of one
-    length in an order drawn from (seed, epoch), into batches, and takes these in an order drawn likewise; the last
-    batch of the longest is filled up with pairs from the beginning.
+    The pairs of a training batch have similar lengths. An epoch sorts the pairs by length, ties in an order drawn from
+    (seed, epoch), cuts them into batches, and shuffles the batches likewise; the last batch, of the longest pairs, is
+    filled up with the shortest.
     """
 
     spec: PairSpec
@@ -222,31 +225,31 @@ class PairSet(DataSet):
 
     @property
     def train(self) -> EncodedPairs:
-        """The pairs to train on."""
+        """The training pairs."""
         return self.parts.train
 
     @property
     def held_out(self) -> EncodedPairs:
-        """The pairs of the split."""
+        """The held-out pairs of the split."""
         return self.parts.held_out[self.split]
 
     @property
     def batches(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches per epoch."""
         return -(-len(self.train) // self.batch_size)
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold all pairs of the split."""
+        """Number of batches that hold all pairs of the split."""
         return -(-len(self.held_out) // self.batch_size)
 
     @functools.cached_property
     def _sizes(self) -> Int64[np.ndarray, " n"]:
-        """The length of each training pair."""
+        """Length of each training pair: that of its longer side."""
         return np.maximum(np.diff(self.train.source.begin), np.diff(self.train.target.begin))
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Training batch `step`: see `PairSpec`; `row` int32 [b] and `valid` bool [b]."""
+        """Training batch `step`: the arrays in `PairSpec`, `row` int32 [b] and `valid` bool [b]."""
         row = np.arange(self.batch_size, dtype=np.int32)[rows]
         place, batch_order = self._epoch(step // self.batches)
         begin = batch_order[step % self.batches] * self.batch_size
@@ -254,15 +257,15 @@ class PairSet(DataSet):
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - the harness reads one step ahead, into the next epoch
     def _epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " k"]]:
-        """The pairs of an epoch in the order of their length, and its batches in theirs."""
+        """Returns an epoch's pairs sorted by length, and the order of its batches."""
         random = np.random.default_rng((self.seed % 2**32, epoch))
         place = random.permutation(len(self.train))
         return place[np.argsort(self._sizes[place], kind="stable")], random.permutation(self.batches)
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`, in the order of a hash; `row` is the pair's index in the whole split.
+        """Held-out batch `index`, in hash order; `row` is the pair's index in the whole split.
 
-        Rows past the end of the split repeat its last pair and are not valid.
+        Rows past the end of the split repeat its last pair and have `valid` false.
         """
         row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
         place = np.minimum(row, len(self.held_out) - 1).astype(np.int64)
@@ -281,16 +284,16 @@ class PairSet(DataSet):
         }
 
     def references(self) -> dict[str, list[str]]:
-        """The sources of the split, in the order of a hash, each with all its targets."""
+        """Returns the sources of the split, in hash order, each with all its targets."""
         found: dict[str, list[str]] = {}
         for source, target in self.texts.held_out[self.split]:
             found.setdefault(source, []).append(target)
         return found
 
     def coverage(self) -> dict[str, float]:
-        """Shares of the held-out pairs and of their targets' tokens that are left out, and of unknown tokens.
+        """Returns the shares of held-out pairs and target tokens that are left out, and of unknown tokens.
 
-        `unknown_share` is of the targets and `source_unknown_share` of the sources.
+        `unknown_share` is for targets, `source_unknown_share` for sources.
         """
         sources, targets = (
             coverage(lines, tokenizer)
@@ -300,11 +303,11 @@ class PairSet(DataSet):
         return targets | unknown
 
     def fingerprint(self) -> str:
-        """A check sum of the training tokens."""
+        """Returns a CRC-32 checksum of the training tokens."""
         return f"{zlib.crc32(self.train.target.tokens.tobytes(), zlib.crc32(self.train.source.tokens.tobytes())):08x}"
 
     def describe(self) -> str:
-        """Pairs, those left out, sources of the split, and vocabularies in one line."""
+        """Returns the pairs, those left out, the split's sources and the vocabularies in one line."""
         left_out = sum(part.too_long for part in self.parts.each)
         longer = f" ({left_out:,} of {self.length} tokens or more left out)" if left_out else ""
         sides = (f"{tokenizer.vocab_size:,} {tokenizer.kind}" for tokenizer in (self.spec.source, self.spec.target))

@@ -1,4 +1,4 @@
-"""Text: a stream of documents cut into blocks, sentences, and pairs of segments."""
+"""Text: a stream of documents cut into blocks, separate sentences, and pairs of segments."""
 
 from zoo.data.text.blocks import Text
 from zoo.data.text.sentence_pairs import SentencePairs

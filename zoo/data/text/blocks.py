@@ -1,4 +1,4 @@
-"""Text for language models: documents to one stream of tokens, cut in blocks for training and scored whole."""
+"""Text for language models: documents in one token stream, cut into blocks for training and scored in full."""
 
 import functools
 import hashlib
@@ -22,28 +22,28 @@ from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, mak
 
 @dataclass(frozen=True)
 class Text(Documents):
-    """Text in blocks: Shakespeare's plays unless a file or a TFDS set is named."""
+    """Text in blocks: Shakespeare's plays by default, or a file or a TFDS set."""
 
     tokenizer: Literal["characters", "bytes", "bpe", "gpt2"] = "characters"
-    """What a token is: a character of the text, a byte, a byte pair learned from the text, or a token of GPT-2's."""
+    """Token type: a character of the text, a byte, a byte pair learned from the text, or one of GPT-2's tokens."""
 
     vocabulary: int = 4096
-    """How many tokens 'bpe' learns, with the 256 bytes and end-of-text."""
+    """Vocabulary size of 'bpe', including the 256 bytes and end-of-text."""
 
     order: Literal["shuffled", "stream"] = "shuffled"
-    """What a row of a training batch holds: a block from anywhere, or the block that follows the one in the same row of
-    the batch before, for a network that carries its state from batch to batch."""
+    """Rows of a training batch. shuffled: blocks from random places. stream: each row continues the same row of the
+    previous batch, for a network that carries its state from batch to batch."""
 
     def check_tokenizer(self, spec: BlockSpec) -> None:
-        """Refuses a run's spec whose tokenizer is of another kind than this config asks for.
+        """Rejects a run's spec whose tokenizer kind differs from these settings.
 
         Raises:
-            UserError: it is; the message says which flag agrees with the run.
+            UserError: it differs; the message names the flag that agrees with the run.
         """
         check_kind(spec.tokenizer, self.tokenizer)
 
     def fitting(self, spec: BlockSpec) -> "Text":
-        """These settings with the kind of tokenizer of an earlier run."""
+        """Returns these settings with the kind of tokenizer of an earlier run."""
         kind: Any = spec.tokenizer.kind
         return replace(self, tokenizer=kind)
 
@@ -56,7 +56,7 @@ class Text(Documents):
         spec: BlockSpec | None = None,
         split: Split = "dev",
     ) -> "TextBlocks":
-        """Reads the documents, splits them and turns them into tokens; see `Data.open`."""
+        """Reads, splits and tokenizes the documents; see `Data.open`."""
         if length is None:
             raise UserError("text is cut in blocks, and this model family has no context length to cut it by")
         documents = self.documents(split)
@@ -78,16 +78,16 @@ class Text(Documents):
 
 
 class Stream(NamedTuple):
-    """Documents in a row."""
+    """Concatenated documents."""
 
     tokens: Integer[np.ndarray, " t"]
-    """Each document between two end-of-text tokens, in the smallest type that holds the ids."""
+    """Each document between two end-of-text tokens, in the smallest dtype that holds the ids."""
     documents: int
     characters: int
 
 
 def make_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Stream:
-    """The tokens of documents in a row."""
+    """Tokenizes and concatenates documents."""
     end = np.array([tokenizer.end_of_text])
     parts = [part for text in documents for part in (end, tokenizer.encode(text), end)]
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
@@ -96,16 +96,16 @@ def make_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Stream:
 
 @dataclass(frozen=True)
 class TextBlocks(DataSet):
-    """Text as blocks of `length + 1` tokens that overlap in one, so that each of `length` targets has its input.
+    """Blocks of `length + 1` tokens that overlap by one, so that each of `length` targets has an input.
 
-    The training stream is a circle: what follows its end is its begin, a document boundary like any other. An epoch
-    cuts it in the fewest blocks that cover it, from a place drawn from (seed, epoch), and shuffles them; so every token
-    is a target in every epoch, and not always at the same place of a block.
+    The training stream is circular: its end is followed by its beginning, a document boundary like any other. An epoch
+    cuts it into the fewest blocks that cover it, from an offset drawn from (seed, epoch), and shuffles them; so every
+    token is a target in every epoch, at varying positions in a block.
 
-    In the order `stream`, the rows of a batch go round the circle at equal distances, a block in each step, and never
-    begin anew; the seed says where the first of them begins.
+    In the order `stream`, the rows of a batch start at equal distances and advance around the circle by one block per
+    step, without restarting; the seed determines where the first row starts.
 
-    Held-out text, `held_out`, is cut in windows from its begin, and these come in the order of a hash of their tokens.
+    Held-out text, `held_out`, is cut into windows from its beginning, sorted by a hash of their tokens.
     """
 
     spec: BlockSpec
@@ -126,12 +126,12 @@ class TextBlocks(DataSet):
 
     @property
     def train(self) -> Integer[np.ndarray, " t"]:
-        """The tokens to train on."""
+        """The training tokens."""
         return self.parts.train.tokens
 
     @property
     def held_out(self) -> Integer[np.ndarray, " h"]:
-        """The tokens of the split."""
+        """The held-out tokens of the split."""
         return self.parts.held_out[self.split].tokens
 
     @functools.cached_property
@@ -140,17 +140,17 @@ class TextBlocks(DataSet):
 
     @property
     def blocks(self) -> int:
-        """Blocks in an epoch."""
+        """Number of blocks per epoch."""
         return -(-len(self.train) // self.length)
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold all windows of the split."""
+        """Number of batches that hold all windows of the split."""
         return -(-len(self._windows) // self.batch_size)
 
     @functools.cached_property
     def _windows(self) -> Int64[np.ndarray, " w"]:
-        """Where held-out windows begin."""
+        """Start positions of the held-out windows, in hash order."""
         begin = np.arange(0, len(self.held_out) - 1, self.length, dtype=np.int64)
         windows = (self.held_out[i : i + self.length + 1].astype("<i4").tobytes() for i in begin)
         digests = [hashlib.sha256(window).digest() for window in windows]
@@ -159,7 +159,7 @@ class TextBlocks(DataSet):
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
         """Training batch `step`: `tokens` int32 [b, length + 1]; `length`, `row` int32, `valid`, `continues` bool [b].
 
-        Where a row continues, its first target follows the last target of that row in the batch before.
+        If `continues`, the row's first target follows the last target of that row in the previous batch.
         """
         row = np.arange(self.batch_size, dtype=np.int32)[rows]
         seed, streams = self.seed % 2**32, self.order == "stream"
@@ -180,10 +180,10 @@ class TextBlocks(DataSet):
         }
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`: windows, each target once; the text's last window is padded with end-of-text.
+        """Held-out batch `index`: windows with each target once; the text's last window is padded with end-of-text.
 
-        `characters` and `bytes` int32 [b] say how much text the targets of each row stand for. `row` is the window's
-        index in the whole split, so noise in an evaluation would not depend on the batch size.
+        `characters` and `bytes` int32 [b] count the text of each row's targets. `row` is the window's index in the
+        whole split, so that noise in an evaluation does not depend on the batch size.
         """
         row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
         end = len(self.held_out) - 1
@@ -193,7 +193,7 @@ class TextBlocks(DataSet):
         place = np.arange(self.length + 1)[None, :]
         tokens = self.held_out[np.minimum(begin[:, None] + place, len(self.held_out) - 1)]
         tokens = np.where(place < length[:, None], tokens, self.spec.tokenizer.end_of_text).astype(np.int32)
-        targets = tokens[:, 1:]  # padding is end-of-text, which stands for no text
+        targets = tokens[:, 1:]  # padding is end-of-text, whose length is 0
         return {
             "tokens": tokens,
             "length": length.astype(np.int32),
@@ -212,11 +212,11 @@ class TextBlocks(DataSet):
         return self.spec.tokenizer.byte_lengths()
 
     def fingerprint(self) -> str:
-        """A check sum of the training tokens."""
+        """Returns a CRC-32 checksum of the training tokens."""
         return f"{zlib.crc32(self.train.tobytes()):08x}"
 
     def describe(self) -> str:
-        """Documents, characters, tokens and vocabulary in one line."""
+        """Returns the documents, characters, tokens and vocabulary in one line."""
         characters = sum(part.characters for part in self.parts.each)
         tokens = " + ".join(f"{len(part.tokens):,}" for part in self.parts.each)
         return (
@@ -227,5 +227,5 @@ class TextBlocks(DataSet):
 
 @functools.lru_cache(maxsize=64)
 def _offset(seed: int, epoch: int, tokens: int) -> int:
-    """Where in the stream an epoch's first block begins."""
+    """Returns the position in the stream at which an epoch's first block begins."""
     return int(np.random.default_rng((seed, epoch)).integers(tokens))

@@ -1,4 +1,4 @@
-"""Documents of text and their parts: what every data set of running text is made from."""
+"""Documents of text and their splits, shared by all data sets of running text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,29 +16,29 @@ from zoo.data.splits import Part, Parts, Shares, cut_by_hash, digest, make_parts
 
 @dataclass(frozen=True)
 class Documents(Data):
-    """Where text comes from: Shakespeare's plays unless a file or a TFDS set is named."""
+    """Source of text: Shakespeare's plays by default, or a file or a TFDS set."""
 
     path: str = ""
-    """A UTF-8 text file, a .jsonl file, or a quoted glob of them ('books/**/*.txt'); a text file is one document, a
-    JSON line another. Empty: Shakespeare's 38 plays, which come with this package."""
+    """A UTF-8 text file, a .jsonl file, or a quoted glob ('books/**/*.txt'); each text file and each JSON line is a
+    document. Empty: Shakespeare's 38 plays, embedded in this package."""
 
     field: str = "text"
-    """The field that holds the text in JSON lines, or the feature in a TFDS set."""
+    """The field of the text in JSON lines, or the text feature of a TFDS set."""
 
     held_out: float = 0.1
-    """Share of the text that is never trained on: half is dev, half test. One document: its end. Several: that share
-    of them, chosen by a hash of their text; of two, one is halved. Shakespeare's plays: dev is always Othello and As
-    You Like It, test Macbeth and Twelfth Night."""
+    """Share of the text that is held out: half is dev, half test. A single document: its end. Several: this share of
+    them, chosen by a hash of their text; of two, one is halved. Shakespeare's plays have a fixed split: dev is Othello
+    and As You Like It, test Macbeth and Twelfth Night."""
 
     held_out_path: str = ""
     """Text to score instead, a file or glob like `path`; all of `path` is then trained on. Half of it is dev and half
-    test, or all of it dev where `test_path` is given."""
+    test, or all is dev if `test_path` is given."""
 
     test_path: str = ""
-    """Text for test alone, a file or glob like `path`."""
+    """Text for test only, a file or glob like `path`."""
 
     tfds: str = ""
-    """A TensorFlow Datasets set that is prepared on this machine as array_record, such as 'lm1b', instead of `path`."""
+    """A TensorFlow Datasets set prepared on this machine as array_record, such as 'lm1b', instead of `path`."""
 
     tfds_split: str = "train"
     """The split of the TFDS set to train on."""
@@ -47,21 +47,21 @@ class Documents(Data):
     """The split of the TFDS set to score, like `held_out_path`; empty: the share `held_out` of `tfds_split`."""
 
     tfds_test_split: str = ""
-    """The split of the TFDS set for test alone."""
+    """The split of the TFDS set for test only."""
 
     tfds_dir: str = ""
-    """The folder of prepared TFDS sets; empty: where TFDS keeps them."""
+    """The folder of prepared TFDS sets; empty: TFDS's default."""
 
     @property
     def name(self) -> str:
-        """What the text is called."""
+        """Name of the source."""
         return f"{self.tfds} {self.tfds_split}" if self.tfds else self.path or "Shakespeare's plays"
 
     def documents(self, split: Split = "dev") -> Parts[list[str]]:
-        """The documents of each part; with `all`, those of the source that is trained on, none held out.
+        """Returns the documents of each part; for `all`, every document of the source, with nothing held out from it.
 
         Raises:
-            UserError: a setting is wrong, or there is no text to be read.
+            UserError: a setting is wrong, or there is no readable text.
         """
         if not 0 < self.held_out < 1:
             raise UserError(
@@ -81,29 +81,29 @@ class Documents(Data):
         return make_parts(train, dev, test, self.held_out, partial(cut_documents, name=self.name))
 
     def excerpt(self, folder: Path) -> "Documents":
-        """The first 8,000 characters of the first document; see `Data.excerpt`."""
+        """Returns these settings for the first 8,000 characters of the first document; see `Data.excerpt`."""
         path = folder / "excerpt.txt"
         path.write_text(self.documents("all").train[0][:8000], encoding="utf-8")
         return replace(self, path=str(path), tfds="", held_out_path="", test_path="")
 
     def _read(self, path: str, tfds_split: str) -> list[str] | None:
-        """The documents of a file or of a split of the TFDS set; None where neither is named."""
+        """Reads the documents of a file or of a split of the TFDS set; None if neither is named."""
         if self.tfds:
             return read_tfds(self.tfds, tfds_split, self.tfds_dir, self.field) if tfds_split else None
         return read_documents(path, self.field) if path else None
 
 
 def cut_documents(documents: Sequence[str], shares: Shares, rest: Part, name: str) -> dict[Part, list[str]]:
-    """Cuts documents in parts, each in their order, by their text alone.
+    """Cuts documents into parts by their text alone, keeping their order within a part.
 
-    One document is cut at its end. Of several, those with the smallest SHA-256 are held out, by their number; of two
-    that are to be three parts, the one that is held out is halved.
+    A single document is cut at its end. Of several, those with the smallest SHA-256 are held out, as a share of their
+    number; of two documents for three parts, the held-out one is halved.
 
     Args:
-        documents: texts, none of them empty.
-        shares: of the held-out parts, all equal.
+        documents: non-empty texts.
+        shares: shares of the held-out parts, all equal.
         rest: the part of all others.
-        name: of the source, for errors.
+        name: name of the source, for errors.
     """
     digests = [digest(text) for text in documents]
     different = len(set(digests))
@@ -119,7 +119,7 @@ def cut_documents(documents: Sequence[str], shares: Shares, rest: Part, name: st
 
 
 def _cut_text(text: str, shares: Shares, rest: Part, name: str) -> dict[Part, list[str]]:
-    """Cuts one document: the first of the shares is its end, and the rest its begin."""
+    """Cuts one document: its beginning is `rest`, its end the held-out parts, the first of `shares` last."""
     if len(text) <= len(shares):
         raise UserError(too_few(len(text), "character", name, shares, rest))
     begin = min(int(len(text) * (1 - sum(shares.values()))), len(text) - len(shares))

@@ -1,10 +1,11 @@
 """Pairs of segments for next-sentence prediction (Devlin et al. 2019, BERT, task 2).
 
-A row is [CLS] a [SEP] b [SEP]. Its text is a window of a document that begins with a line and fills the row; it is cut
-in a and b where a line begins, in its middle half. In half of the rows b is instead as many tokens from another place
-of the same document, again from a line's beginning on, so that neither length nor topic nor layout gives the answer
-away: what does is whether a's last sentence goes on, who speaks, and what of. White space at the end of a is taken off.
-Lines are as the text has them; with a tokenizer that keeps no line ends (WordPiece) a line begins with every word.
+A row is [CLS] a [SEP] b [SEP]. Its text is a window of a document that starts at a line and fills the row; it is cut
+into a and b at the start of a line in the window's middle half. In half of the rows b is replaced by equally many
+tokens from another place in the same document, also from the start of a line. So neither length nor topic nor layout
+reveals the label; what does is whether a's last sentence continues, who speaks, and about what. White space at the end
+of a is removed. Lines are those of the text; with a tokenizer that keeps no line ends (WordPiece) every word starts a
+line.
 """
 
 import functools
@@ -27,25 +28,25 @@ from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, mak
 from zoo.data.word_pieces import CLASSIFY, MASK, PADDING
 
 FRAME = 3
-"""How many tokens of a row are [CLS] and [SEP]."""
+"""Number of [CLS] and [SEP] tokens per row."""
 
 
 @dataclass(frozen=True)
 class SentencePairs(Documents):
-    """Pairs of segments of text: Shakespeare's plays unless a file or a TFDS set is named."""
+    """Pairs of text segments: from Shakespeare's plays by default, or from a file or a TFDS set."""
 
     tokenizer: Literal["bpe", "wordpiece", "characters", "bytes", "gpt2"] = "bpe"
-    """What a token is: a byte pair learned from the text, a piece of a word as in the BERT that a run began with, a
-    character, a byte, or one of GPT-2's."""
+    """Token type: a byte pair learned from the text, a word piece of the BERT that the run starts from, a character, a
+    byte, or one of GPT-2's tokens."""
 
     vocabulary: int = 4096
-    """How many tokens 'bpe' learns, with the 256 bytes and end-of-text."""
+    """Vocabulary size of 'bpe', including the 256 bytes and end-of-text."""
 
     def check_tokenizer(self, spec: SegmentSpec) -> None:
         check_kind(spec.tokenizer, self.tokenizer)
 
     def fitting(self, spec: SegmentSpec) -> "SentencePairs":
-        """These settings with the kind of tokenizer of an earlier run."""
+        """Returns these settings with the kind of tokenizer of an earlier run."""
         kind: Any = spec.tokenizer.kind
         return replace(self, tokenizer=kind)
 
@@ -58,7 +59,7 @@ class SentencePairs(Documents):
         spec: SegmentSpec | None = None,
         split: Split = "dev",
     ) -> "SegmentPairs":
-        """Reads the documents, splits them and turns them into tokens; see `Data.open`."""
+        """Reads, splits and tokenizes the documents; see `Data.open`."""
         if length is None or length < FRAME + 2:
             raise UserError(f"a pair of segments takes at least {FRAME + 2} tokens, and this model sees {length}")
         documents = self.documents(split)
@@ -83,7 +84,7 @@ class SentencePairs(Documents):
 
 
 def make_spec(tokenizer: Tokenizer) -> SegmentSpec:
-    """The spec of a tokenizer: its own special tokens, or ids after all others."""
+    """Makes the spec for a tokenizer, with its own special tokens, or else with new ids after all others."""
     names, pieces = [token.encode() for token in (PADDING, CLASSIFY, MASK)], tokenizer.pieces
     if all(name in pieces for name in names):
         return SegmentSpec(tokenizer, *(pieces.index(name) for name in names))
@@ -91,24 +92,25 @@ def make_spec(tokenizer: Tokenizer) -> SegmentSpec:
 
 
 class Corpus(NamedTuple):
-    """Documents as one stream of tokens."""
+    """Documents as one token stream."""
 
     tokens: Integer[np.ndarray, " t"]
     ends: Int[np.ndarray, " d"]
-    """Where each document ends; the next begins there."""
+    """Where each document ends and the next begins."""
     lines: Int[np.ndarray, " l"]
-    """Where lines begin that are not blank."""
+    """Where non-blank lines begin."""
     begins: Int[np.ndarray, " w"]
-    """Where windows begin: those lines after which a window fits into its document, and each document's first."""
+    """Where windows may begin: at lines from which a full window fits into the document, and at each document's
+    start."""
 
     def document(self, place: int) -> tuple[int, int]:
-        """Where the document begins and ends that has a token."""
+        """Returns the beginning and the end of the document that contains position `place`."""
         number = int(np.searchsorted(self.ends, place, side="right"))
         return (int(self.ends[number - 1]) if number else 0), int(self.ends[number])
 
 
 def _read(tokenizer: Tokenizer, texts: list[str], room: int, name: str) -> Corpus:
-    """Tokens of the texts; those with fewer than two cannot be cut in two, and are left out."""
+    """Tokenizes the texts; those with fewer than two tokens cannot be cut in two and are left out."""
     documents = [ids for ids in map(tokenizer.encode, texts) if len(ids) >= 2]
     if not documents:
         raise UserError(f"{name} has a split without two tokens of text: give more text")
@@ -124,7 +126,7 @@ def _read(tokenizer: Tokenizer, texts: list[str], room: int, name: str) -> Corpu
 
 
 def _after_line_end(tokenizer: Tokenizer, tokens: Integer[np.ndarray, " t"]) -> Bool[np.ndarray, " t"]:
-    """Which tokens begin a line; where no token ends one, which begin a word."""
+    """Returns which tokens begin a line or, if no token ends a line, which begin a word."""
     ends = np.array([piece.endswith(b"\n") for piece in tokenizer.pieces])
     if not ends.any():
         return np.array([piece.startswith(b" ") for piece in tokenizer.pieces])[tokens]
@@ -132,7 +134,7 @@ def _after_line_end(tokenizer: Tokenizer, tokens: Integer[np.ndarray, " t"]) -> 
 
 
 def _blank(tokenizer: Tokenizer) -> Bool[np.ndarray, " v"]:
-    """Which tokens are white space."""
+    """Returns which ids are white space."""
     return np.array([not piece.strip() for piece in tokenizer.pieces])
 
 
@@ -140,9 +142,9 @@ def _blank(tokenizer: Tokenizer) -> Bool[np.ndarray, " v"]:
 class SegmentPairs(DataSet):
     """Pairs cut from a corpus; see the module.
 
-    A training row begins at a line that is drawn without replacement until all lines had their turn; where it is cut
-    and what its b is, follows from (seed, row). Held-out rows are windows that do not overlap, each from the first line
-    after the window before it, in the order of a hash of their tokens; every second has its own b.
+    A training row begins at a position of `begins`, drawn without replacement within an epoch; (seed, row) determines
+    where it is cut and what b is. Held-out rows are windows that do not overlap, each starting at the first line after
+    the previous window, sorted by a hash of their tokens; in every second one b follows a.
     """
 
     spec: SegmentSpec
@@ -155,12 +157,12 @@ class SegmentPairs(DataSet):
 
     @property
     def train(self) -> Corpus:
-        """The text to train on."""
+        """The training text."""
         return self.parts.train
 
     @property
     def held_out(self) -> Corpus:
-        """The text of the split."""
+        """The held-out text of the split."""
         return self.parts.held_out[self.split]
 
     @functools.cached_property
@@ -169,7 +171,7 @@ class SegmentPairs(DataSet):
 
     @functools.cached_property
     def _windows(self) -> list[int]:
-        """Where held-out windows begin."""
+        """Start positions of the held-out windows, in hash order."""
         found, free = [], 0
         for begin in self.held_out.begins.tolist():
             if begin >= free:
@@ -181,16 +183,16 @@ class SegmentPairs(DataSet):
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold all windows of the split."""
+        """Number of batches that hold all windows of the split."""
         return -(-len(self._windows) // self.batch_size)
 
     @functools.cached_property
     def frequencies(self) -> Int[np.ndarray, " v"]:
-        """How often each token occurs in the training text."""
+        """Number of occurrences of each token in the training text."""
         return np.bincount(self.train.tokens, minlength=self.spec.vocab_size)
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Training batch `step`: what the spec promises, and `row` int32 [b], `valid` bool [b]."""
+        """Training batch `step`: the arrays in `SegmentSpec`, `row` int32 [b] and `valid` bool [b]."""
         row = np.arange(self.batch_size, dtype=np.int32)[rows]
         pairs = []
         drawn = step * self.batch_size + row.astype(np.int64)
@@ -209,9 +211,9 @@ class SegmentPairs(DataSet):
         return self._batch(pairs) | {"row": row, "valid": row < len(self._windows)}
 
     def _pair(self, corpus: Corpus, begin: int, follows: bool, rng: np.random.Generator) -> tuple[Any, Any, bool]:
-        """The two segments of a window, and whether the second follows the first.
+        """Returns the two segments of a window, and whether the second follows the first.
 
-        Where the document has no other place for b, it is the one that follows.
+        If the document has no other place for b, b follows a.
         """
         first, last = corpus.document(begin)
         end = min(begin + self.length - FRAME, last)
@@ -237,7 +239,7 @@ class SegmentPairs(DataSet):
         return _blank(self.spec.tokenizer)
 
     def _batch(self, pairs: list[tuple[Any, Any, bool]]) -> Batch:
-        """Rows of pairs, framed and padded."""
+        """Returns rows of pairs with [CLS], [SEP] and padding."""
         tokens = np.full((len(pairs), self.length), self.spec.padding, np.int32)
         segment, lengths = np.zeros_like(tokens), np.zeros(len(pairs), np.int32)
         for i, (a, b, _) in enumerate(pairs):
@@ -247,16 +249,16 @@ class SegmentPairs(DataSet):
         return {"tokens": tokens, "segment": segment, "length": lengths, "follows": follows}
 
     def coverage(self) -> dict[str, float]:
-        """The share of unknown tokens, where the tokenizer lacks some."""
+        """Returns the share of unknown tokens, if the tokenizer has an unknown token."""
         unknown = self.spec.tokenizer.unknown
         return {} if unknown is None else {"unknown_share": float(np.mean(self.held_out.tokens == unknown))}
 
     def fingerprint(self) -> str:
-        """A check sum of the training tokens."""
+        """Returns a CRC-32 checksum of the training tokens."""
         return f"{zlib.crc32(self.train.tokens.tobytes()):08x}"
 
     def describe(self) -> str:
-        """Documents, tokens, lines, vocabulary and pairs in one line."""
+        """Returns the documents, tokens, lines, vocabulary and pairs in one line."""
         tokens = " + ".join(f"{len(part.tokens):,}" for part in self.parts.each)
         return (
             f"{self.name}: {self.parts.sizes('documents', lambda part: len(part.ends))}; {tokens} tokens of "

@@ -1,4 +1,4 @@
-"""Sentences, each a row of its own: WordNet's definitions or examples, or a file of a sentence a line."""
+"""Sentences, one per row: WordNet's definitions or examples, or a file with one sentence per line."""
 
 import functools
 import zlib
@@ -22,45 +22,45 @@ from zoo.data.tokenizers import Characters, Kind, Tokenizer, Words, alphabet, ch
 
 @dataclass(frozen=True)
 class Sentences(Data):
-    """Sentences: WordNet's definitions unless a file is named."""
+    """Sentences: WordNet's definitions by default, or those of a file."""
 
     path: str = ""
-    """A UTF-8 file of a sentence a line, a .jsonl file, or a quoted glob of them. Empty: sentences of WordNet, which
-    come with this package."""
+    """A UTF-8 file with one sentence per line, a .jsonl file, or a quoted glob. Empty: sentences of WordNet, embedded
+    in this package."""
 
     wordnet: Literal["definitions", "examples"] = "definitions"
-    """Which of WordNet's: what words mean, or how they are used."""
+    """Which of WordNet's sentences: definitions of words, or examples of their use."""
 
     field: str = "text"
-    """The field that holds the sentence in JSON lines."""
+    """The field of the sentence in JSON lines."""
 
     held_out: float = 0.1
-    """Share of the sentences that is never trained on, chosen by a hash of their text: half is dev, half test."""
+    """Share of the sentences that is held out, chosen by a hash of their text: half is dev, half test."""
 
     held_out_path: str = ""
     """Sentences to score instead, a file or glob like `path`; all of `path` is then trained on. Half of them are dev
-    and half test, or all of them dev where `test_path` is given."""
+    and half test, or all are dev if `test_path` is given."""
 
     test_path: str = ""
-    """Sentences for test alone, a file or glob like `path`."""
+    """Sentences for test only, a file or glob like `path`."""
 
     tokenizer: Kind = "words"
-    """What a token is: a word, a character, a byte, a byte pair learned from the text, or a token of GPT-2's."""
+    """Token type: a word, a character, a byte, a byte pair learned from the text, or one of GPT-2's tokens."""
 
     vocabulary: int = 10000
-    """How many tokens 'words' or 'bpe' take from the text: the most frequent; other words are unknown."""
+    """Vocabulary size of 'words' or 'bpe'; words other than the most frequent are unknown."""
 
     @property
     def name(self) -> str:
-        """What the sentences are called."""
+        """Name of the source."""
         return self.path or f"WordNet's {self.wordnet}"
 
     def check_tokenizer(self, spec: LineSpec) -> None:
-        """Refuses a run's spec whose tokenizer is of another kind; see `check_kind`."""
+        """Rejects a run's spec whose tokenizer is of another kind; see `check_kind`."""
         check_kind(spec.tokenizer, self.tokenizer)
 
     def fitting(self, spec: LineSpec) -> "Sentences":
-        """These settings with the kind of tokenizer of an earlier run."""
+        """Returns these settings with the kind of tokenizer of an earlier run."""
         kind: Any = spec.tokenizer.kind
         return replace(self, tokenizer=kind)
 
@@ -73,7 +73,7 @@ class Sentences(Data):
         spec: LineSpec | None = None,
         split: Split = "dev",
     ) -> "SentenceSet":
-        """Reads the sentences, splits them and turns them into tokens; see `Data.open`."""
+        """Reads, splits and tokenizes the sentences; see `Data.open`."""
         if length is None:
             raise UserError("sentences are rows of tokens, and this model family has no context length for them")
         sentences = self.sentences(split)
@@ -93,10 +93,10 @@ class Sentences(Data):
         )
 
     def sentences(self, split: Split = "dev") -> Parts[list[str]]:
-        """The sentences of each part, held-out ones in the order of a hash; with `all`, those of the source, so too.
+        """Returns the sentences of each part, held-out ones in hash order; `all` is the whole source in that order.
 
         Raises:
-            UserError: a setting is wrong, or there are no sentences, or fewer different ones than parts.
+            UserError: a setting is wrong, or there are no sentences, or fewer distinct ones than parts.
         """
         if not 0 < self.held_out < 1:
             raise UserError(
@@ -112,17 +112,20 @@ class Sentences(Data):
         return make_parts(train, dev, test, self.held_out, self._cut)
 
     def excerpt(self, folder: Path) -> "Sentences":
-        """Those of the first 600 sentences that are shorter than 40 characters, in 50 tokens; see `Data.excerpt`."""
+        """Returns these settings for a few short sentences and 50 tokens; see `Data.excerpt`.
+
+        The sentences are those of the first 600 with fewer than 40 characters.
+        """
         path = folder / "excerpt.txt"
         path.write_text("\n".join(text for text in self._read()[:600] if len(text) < 40), encoding="utf-8")
         return replace(self, path=str(path), held_out_path="", test_path="", vocabulary=50)
 
     def _read(self) -> list[str]:
-        """The sentences of the source, in its order."""
+        """Returns the sentences of the source, in its order."""
         return read_lines(self.path, self.field) if self.path else read_wordnet(self.wordnet)
 
     def _cut(self, sentences: Sequence[str], shares: Shares, rest: Part) -> dict[Part, list[str]]:
-        """Cuts sentences in parts by a hash of their text; see `cut_by_hash`."""
+        """Cuts sentences into parts by a hash of their text; see `cut_by_hash`."""
         source = self.held_out_path if rest == "dev" else self.name
         places = cut_by_hash([digest(text) for text in sentences], shares, rest, "sentence", source)
         return {part: [sentences[i] for i in places[part]] for part in places}
@@ -130,22 +133,22 @@ class Sentences(Data):
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Texts as tokens, one after the other, each between two end-of-text tokens."""
+    """Concatenated token sequences of texts, each between two end-of-text tokens."""
 
     tokens: Integer[np.ndarray, " t"]
-    """All tokens, in the smallest type that holds the ids."""
+    """All tokens, in the smallest dtype that holds the ids."""
     begin: Int64[np.ndarray, " n_and_1"]
-    """Where each text begins, and where the last ends."""
+    """Where each text begins, and the end of the last."""
     too_long: int
-    """How many texts were left out, since they have more tokens than fit."""
+    """Number of texts left out because they are too long."""
     too_long_tokens: int
-    """How many tokens these have."""
+    """Number of tokens in these texts."""
 
     def __len__(self) -> int:
         return len(self.begin) - 1
 
     def rows(self, place: Int64[np.ndarray, " b"], width: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
-        """Texts by their number, as int32 [b width] with padding after them, and their lengths, int32 [b]."""
+        """Returns texts by index as int32 [b width], padded at the end, and their lengths, int32 [b]."""
         begin, length = self.begin[place], self.begin[place + 1] - self.begin[place]
         slot = np.arange(width)[None, :]
         tokens = self.tokens[np.minimum(begin[:, None] + slot, len(self.tokens) - 1)]
@@ -154,7 +157,7 @@ class Lines:
 
 
 def coverage(lines: Lines, tokenizer: Tokenizer) -> dict[str, float]:
-    """What is left out of some texts, and what of the rest is unknown; see `DataSet.coverage`."""
+    """Returns the shares of texts and tokens left out, and of unknown tokens; see `DataSet.coverage`."""
     words = lines.tokens[lines.tokens != tokenizer.end_of_text]
     found = {
         "left_out_share": lines.too_long / (len(lines) + lines.too_long),
@@ -166,7 +169,7 @@ def coverage(lines: Lines, tokenizer: Tokenizer) -> dict[str, float]:
 
 
 def encode_lines(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Lines:
-    """Tokens of those texts that have at most `length` targets: their tokens and the end-of-text after them."""
+    """Tokenizes the texts with at most `length` targets: their tokens and the end-of-text after them."""
     encoded = [*map(tokenizer.encode, texts)]
     fitting = [tokens for tokens in encoded if len(tokens) < length]
     return pack(tokenizer, fitting, [tokens for tokens in encoded if len(tokens) >= length])
@@ -175,7 +178,7 @@ def encode_lines(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Lin
 def pack(
     tokenizer: Tokenizer, encoded: Sequence[Int32[np.ndarray, " _"]], longer: Sequence[Int32[np.ndarray, " _"]] = ()
 ) -> Lines:
-    """Puts the tokens of texts one after the other; those of `longer` texts are counted and left out."""
+    """Concatenates the token sequences of texts; those in `longer` are counted and left out."""
     end = np.array([tokenizer.end_of_text])
     parts = [part for tokens in encoded for part in (end, tokens, end)]
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
@@ -188,7 +191,7 @@ def pack(
 
 
 def check_fits(parts: Parts[Any], name: str, row: str, length: int) -> None:
-    """Refuses data of which a part has no row that fits into the model's context.
+    """Rejects data with a part in which no row fits the model's context.
 
     Raises:
         UserError: names the part.
@@ -220,12 +223,12 @@ class SentenceSet(DataSet):
 
     @property
     def train(self) -> Lines:
-        """The sentences to train on."""
+        """The training sentences."""
         return self.parts.train
 
     @property
     def held_out(self) -> Lines:
-        """The sentences of the split."""
+        """The held-out sentences of the split."""
         return self.parts.held_out[self.split]
 
     @functools.cached_property
@@ -234,7 +237,7 @@ class SentenceSet(DataSet):
 
     @property
     def held_out_batches(self) -> int:
-        """Batches that hold all sentences of the split."""
+        """Number of batches that hold all sentences of the split."""
         return -(-len(self.held_out) // self.batch_size)
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
@@ -244,9 +247,9 @@ class SentenceSet(DataSet):
         return self._batch(self.train, place, row, np.ones(row.shape, bool))
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`, in the order of a hash; `row` is the sentence's index in the whole split.
+        """Held-out batch `index`, in hash order; `row` is the sentence's index in the whole split.
 
-        Rows past the end of the split repeat its last sentence and are not valid.
+        Rows past the end of the split repeat its last sentence and have `valid` false.
         """
         row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
         place = np.minimum(row, len(self.held_out) - 1).astype(np.int64)
@@ -257,15 +260,15 @@ class SentenceSet(DataSet):
         return {"tokens": tokens, "length": length, "row": row, "valid": valid}
 
     def coverage(self) -> dict[str, float]:
-        """Shares of the held-out sentences and their words that are left out, and of unknown words."""
+        """Returns the shares of held-out sentences and their tokens that are left out, and of unknown tokens."""
         return coverage(self.held_out, self.spec.tokenizer)
 
     def fingerprint(self) -> str:
-        """A check sum of the training tokens."""
+        """Returns a CRC-32 checksum of the training tokens."""
         return f"{zlib.crc32(self.train.tokens.tobytes()):08x}"
 
     def describe(self) -> str:
-        """Sentences, those left out, tokens, vocabulary and unknown words in one line."""
+        """Returns the sentences, those left out, tokens, vocabulary and unknown words in one line."""
         tokenizer, words = self.spec.tokenizer, self.held_out.tokens
         words = words[words != tokenizer.end_of_text]
         unknown = ""

@@ -1,4 +1,4 @@
-"""A text cut in windows that follow it, with or without overlap, in which every token is a target once."""
+"""Consecutive windows of a text, with or without overlap, in which every target is scored once."""
 
 import numpy as np
 from jaxtyping import Integer
@@ -8,20 +8,20 @@ from zoo.data.tokenizers import Tokenizer
 
 
 def text_windows(tokenizer: Tokenizer, tokens: Integer[np.ndarray, " t"], length: int, stride: int) -> Batch:
-    """All windows of `length` targets along a text, each `stride` targets after the one before.
+    """Returns all windows of `length` targets along a text, each `stride` targets after the previous one.
 
-    A window scores its last `stride` targets only, the first window all of its own; so each target is scored once and
-    reads at least `length - stride` tokens of context besides its input, save for those at the beginning of the text.
+    The first window scores all its targets, the others only their last `stride`; so each target is scored once, with at
+    least `length - stride` tokens of context besides its input, except at the beginning of the text.
 
     Args:
-        tokenizer: of the text.
+        tokenizer: the text's tokenizer.
         tokens: at least two.
-        length: targets in a window.
-        stride: from 1 to `length`; `length` means windows without overlap.
+        length: targets per window.
+        stride: from 1 to `length`; `length` gives windows without overlap.
 
     Returns:
-        What `TextBlocks.held_out_at` returns, for all windows w in the order of the text, and `first` int32 [w], the
-        first target of each that is scored; `characters` and `bytes` are those of the scored targets.
+        The arrays of `TextBlocks.held_out_at`, for all windows w in text order, and `first` int32 [w], the first scored
+        target of each window; `characters` and `bytes` count the scored targets only.
     """
     targets = len(tokens) - 1
     row = np.arange(1 + max(0, -(-(targets - length) // stride)), dtype=np.int32)
@@ -31,7 +31,7 @@ def text_windows(tokenizer: Tokenizer, tokens: Integer[np.ndarray, " t"], length
     place = np.arange(length + 1)[None, :]
     window = tokens[np.minimum(begin[:, None] + place, targets)]
     window = np.where(place <= count[:, None], window, tokenizer.end_of_text).astype(np.int32)
-    scored = np.where(place[:, :-1] >= first[:, None], window[:, 1:], tokenizer.end_of_text)  # which is of no length
+    scored = np.where(place[:, :-1] >= first[:, None], window[:, 1:], tokenizer.end_of_text)  # whose length is 0
     return {
         "tokens": window,
         "length": (count + 1).astype(np.int32),
