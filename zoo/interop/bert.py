@@ -1,7 +1,7 @@
-"""How checkpoints of transformers' BERT name and shape what a `MaskedLM` holds.
+"""The layout of transformers' BERT: how its settings and tensors map to a `MaskedLM`.
 
-`BertForPreTraining` has both heads; `BertForMaskedLM` has no pooler and no next-sentence head. The decoder of tokens is
-the embedding, with a bias of its own, which files hold once or twice.
+`BertForPreTraining` has both heads; `BertForMaskedLM` has no pooler and no next-sentence head. The output layer is the
+token embedding and a bias; files contain each of them once or twice.
 """
 
 import re
@@ -22,7 +22,7 @@ from zoo.masked_lm import SEGMENTS, Encoder, MaskedLM
 BOTH_HEADS, ONE_HEAD = "BertForPreTraining", "BertForMaskedLM"
 DECODER = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
            "cls.predictions.decoder.bias": "cls.predictions.bias"}  # fmt: skip
-"""Tensors that old versions of transformers saved a second time, and which they are."""
+"""Tensors that old versions of transformers saved twice: the copy's name and the original's."""
 POOLER = "bert.pooler.dense.weight", "bert.pooler.dense.bias"
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
@@ -37,7 +37,7 @@ class BertLayout(Layout[MaskedLM]):
     says: ClassVar = {"objective": ("masked",)}
 
     def to_family(self, settings: Settings) -> MaskedLM:
-        """The family of a BERT with two segments and absolute positions."""
+        """Returns the family of a BERT with two segments and absolute positions."""
         settings.must("hidden_act", *sorted(ACTIVATIONS))
         settings.must("position_embedding_type", "absolute")
         settings.must("type_vocab_size", SEGMENTS)
@@ -58,7 +58,7 @@ class BertLayout(Layout[MaskedLM]):
         )
 
     def to_config(self, family: MaskedLM, spec: SegmentSpec) -> dict[str, Any]:
-        """The settings in config.json."""
+        """Returns the settings of config.json."""
         return {
             "architectures": [BOTH_HEADS if family.next_sentence else ONE_HEAD],
             "num_hidden_layers": family.layers,
@@ -77,20 +77,20 @@ class BertLayout(Layout[MaskedLM]):
         }
 
     def network(self, family: MaskedLM, vocab_size: int) -> Encoder:
-        """A network with the parameters that are read; which tokens are special does not matter for those."""
+        """Returns the network; its parameters do not depend on which tokens are special."""
         last = vocab_size - 1
         return Encoder(family, SegmentSpec(Characters(""), last, last, last), nnx.Rngs(0))
 
     def make_spec(self, tokenizer: Tokenizer) -> SegmentSpec:
-        """The spec of data in these tokens."""
+        """Returns the spec of data in these tokens."""
         return make_spec(tokenizer)
 
     def make_data(self, tokenizer: Tokenizer) -> SentencePairs:
-        """What a run of the checkpoint is scored on: the embedded text."""
+        """Returns the default data for evaluate.py: the embedded text."""
         return SentencePairs(tokenizer=cast(Any, tokenizer.kind))
 
     def normalise(self, family: MaskedLM, vocab_size: int, tensors: Tensors) -> Tensors:
-        """The tensors under today's names, each once."""
+        """Returns the tensors under current names, without copies, buffers and an unused pooler."""
         for old, new in OLD_NAMES.items():
             tensors = {name.replace(old, new): value for name, value in tensors.items()}
         tensors = {name: value for name, value in tensors.items() if not self.buffers.fullmatch(name)}
@@ -101,7 +101,7 @@ class BertLayout(Layout[MaskedLM]):
         return {name: value for name, value in tensors.items() if name not in unread}
 
     def entries(self, family: MaskedLM, vocab_size: int) -> list[Entry]:
-        """Every parameter."""
+        """Returns the entries of all parameters."""
         return list(self._entries(family, vocab_size))
 
     def _entries(self, family: MaskedLM, vocab_size: int) -> Iterator[Entry]:

@@ -1,4 +1,4 @@
-"""Files of other programs' checkpoints, and how their tensors become a network's parameters and back."""
+"""Reads checkpoints of other libraries, and maps their tensors to a network's parameters and back."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -18,25 +18,25 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter of the zoo and the tensors of a checkpoint that it holds, side by side along its last axis."""
+    """A parameter of the zoo and the checkpoint's tensors that it consists of, concatenated along its last axis."""
 
     path: ParamPath
-    """Where it is among the network's parameters."""
+    """The parameter's path in the network."""
     tensors: Mapping[str, tuple[int, ...]]
-    """Names in the checkpoint and their shapes there, in order."""
+    """Names and shapes of the tensors in the checkpoint, in order."""
     transposed: bool = False
-    """Whether the checkpoint keeps its matrices as [out, in] and its convolutions as [out, in, height, width]."""
+    """Whether the checkpoint has matrices as [out, in] and convolutions as [out, in, height, width]."""
 
     def join(self, tensors: Tensors) -> np.ndarray:
-        """The parameter, from a checkpoint."""
+        """Returns the parameter, from a checkpoint's tensors."""
         parts = [tensors[name] for name in self.tensors]
         return np.concatenate([_outputs_last(part) if self.transposed else part for part in parts], axis=-1)
 
     def split(self, value: np.ndarray) -> Tensors:
-        """The checkpoint's tensors, from the parameter."""
+        """Returns the checkpoint's tensors, from the parameter."""
         widths = [shape[0 if self.transposed else -1] for shape in self.tensors.values()]
         parts = np.split(value, np.cumsum(widths)[:-1], axis=-1)
-        # safetensors writes an array's buffer as it lies in memory.
+        # safetensors writes an array's buffer in memory order.
         return {
             name: np.ascontiguousarray(_outputs_first(part) if self.transposed else part)
             for name, part in zip(self.tensors, parts, strict=True)
@@ -44,7 +44,7 @@ class Entry:
 
 
 def _outputs_last(weight: np.ndarray) -> np.ndarray:
-    """[out, in] to [in, out], and [out, in, height, width] to [height, width, in, out]."""
+    """[out, in] to [in, out], or [out, in, height, width] to [height, width, in, out]."""
     return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
 
 
@@ -54,13 +54,13 @@ def _outputs_first(weight: np.ndarray) -> np.ndarray:
 
 
 class Settings:
-    """A `config.json`, read with defaults for what it leaves out."""
+    """The settings of a `config.json`, with defaults for missing ones."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
 
     def get(self, name: str, default: Any) -> Any:
-        """A setting of the type of `default`; null counts as left out."""
+        """Returns a setting, which must have the type of `default`; null counts as missing."""
         value = self.values.get(name)
         if value is None:
             return default
@@ -69,7 +69,7 @@ class Settings:
         return value
 
     def must(self, name: str, *right: Any) -> None:
-        """Refuses a setting that is none of `right`, the first of which is its default."""
+        """Raises unless a setting is one of `right`, whose first value is its default."""
         if (value := self.get(name, right[0])) not in right:
             raise UserError(
                 f"config.json has {name} = {value!r}, which has no equal here; "
@@ -78,7 +78,7 @@ class Settings:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """Reads a JSON object from a file."""
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}, so it is not a checkpoint that can be read")
     try:
@@ -91,26 +91,26 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path) -> Tensors:
-    """The tensors of a safetensors file."""
+    """Reads the tensors of a safetensors file."""
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}; weights that are pickled (.bin) are not read")
     try:
         return load_file(path)
-    except Exception as error:  # safetensors raises an exception of its own kind, without a public name
+    except Exception as error:  # safetensors' exception class is not public
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
 
 
 def check_free(folder: Path) -> None:
-    """Refuses a folder that has something in it."""
+    """Raises unless a folder is missing or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already and not an empty folder; give another")
 
 
 def fill(entries: Iterable[Entry], tensors: Tensors) -> dict[str, Any]:
-    """The parameter tree, float32, from a checkpoint's tensors.
+    """Returns the parameter tree, float32, from a checkpoint's tensors.
 
     Raises:
-        UserError: tensors are missing, left over, of another shape or of no floating type.
+        UserError: tensors are missing, unused, of another shape, or not floating-point.
     """
     entries = list(entries)
     shapes = {name: shape for entry in entries for name, shape in entry.tensors.items()}
@@ -137,7 +137,7 @@ def fill(entries: Iterable[Entry], tensors: Tensors) -> dict[str, Any]:
 
 
 def gather(entries: Iterable[Entry], params: dict[str, Any]) -> Tensors:
-    """A checkpoint's tensors from the parameter tree; a bias that the network lacks is zero."""
+    """Returns a checkpoint's tensors from the parameter tree; biases that the network does not have are zero."""
     tensors: Tensors = {}
     for entry in entries:
         value = _at(params, entry.path)
@@ -148,7 +148,7 @@ def gather(entries: Iterable[Entry], params: dict[str, Any]) -> Tensors:
 
 
 def _at(tree: Any, path: tuple[str | int, ...]) -> Any:
-    """The leaf at a path, or None where there is none."""
+    """The leaf at a path, or None if absent."""
     for name in path:
         if name not in tree:
             return None

@@ -1,12 +1,13 @@
-"""Weights of the DCGAN generator of PyTorch's own example and tutorial, in and out, without PyTorch.
+"""Reads and writes the weights of the DCGAN generator of PyTorch's example and tutorial, without PyTorch.
 
-    python -m zoo.interop.dcgan FILE RUNDIR            makes a run directory of a generator's weights
+    python -m zoo.interop.dcgan FILE RUNDIR            makes a run directory from a generator's weights
     python -m zoo.interop.dcgan --export RUNDIR FILE   writes a run's generator as .safetensors
 
-There the generator is `main`, a sequence of ConvTranspose2d, BatchNorm2d and ReLU: `main.0.weight` [latent, 8 width, 4,
-4], `main.1.weight`, `main.1.bias`, `main.1.running_mean`, `main.1.running_var`, `main.3.weight`, and so on. FILE is a
-`.safetensors` or what `torch.save` wrote, alone or inside a training checkpoint. The run directory can be given to
-sample.py, and to `train.py --init.from`; its discriminator has not learned anything.
+In PyTorch the generator is `main`, a sequence of ConvTranspose2d, BatchNorm2d and ReLU: `main.0.weight` [latent,
+8 width, 4, 4] (4 width for images of 32 pixels), `main.1.weight`, `main.1.bias`, `main.1.running_mean`,
+`main.1.running_var`, `main.3.weight`, and so on. FILE is a `.safetensors` file or one of `torch.save`, with the weights
+alone or inside a training checkpoint. sample.py and `train.py --init.from` accept the run directory; its discriminator
+is untrained.
 """
 
 import argparse
@@ -37,11 +38,11 @@ from zoo.interop.torch_file import read_tensors
 Tensors = dict[str, np.ndarray]
 KERNEL = "main.{}.weight"
 STAGES = {3: 32, 4: 64}
-"""Images' size by the number of batch normalisations."""
+"""Image size by number of batch normalisations."""
 
 
 def entries(stages: int) -> Iterator[tuple[str, tuple[str | int, ...], bool]]:
-    """Each tensor of a generator: its name there, where it is here, and whether it is memory."""
+    """Yields each tensor of a generator: its name in PyTorch, its path in the zoo, and whether it is memory."""
     for stage in range(stages + 1):
         path: tuple[str | int, ...] = ("project",) if stage == 0 else ("ups", stage - 1)
         yield KERNEL.format(3 * stage), (*path, "kernel"), False
@@ -55,10 +56,10 @@ def read_generator(path: str | Path) -> tuple[DCGAN, ImageSpec, dict[str, Any], 
     """Reads a generator's weights.
 
     Returns:
-        The family and the images that they are of, and the parameters and memory of its `Generator`.
+        The family, the spec of its images, and the parameters and memory of its `Generator`.
 
     Raises:
-        UserError: the file is not a generator's, or tensors are missing, left over or of another shape.
+        UserError: the file is not a generator's, or tensors are missing or unused.
     """
     tensors = {
         name[name.index("main.") :]: value
@@ -84,7 +85,7 @@ def read_generator(path: str | Path) -> tuple[DCGAN, ImageSpec, dict[str, Any], 
 
 
 def write_generator(path: str | Path, learner: Learner) -> None:
-    """Writes a generator's evaluation weights so that PyTorch's `load_state_dict` takes them, as .safetensors."""
+    """Writes a generator's evaluation weights as .safetensors, for PyTorch's `load_state_dict`."""
     net = learner.eval_net()
     tensors: Tensors = {}
     for name, where, _ in entries(len(net.norms)):
@@ -100,11 +101,11 @@ def write_generator(path: str | Path, learner: Learner) -> None:
 
 
 def import_run(path: str | Path, rundir: str | Path) -> None:
-    """Makes a run directory whose only checkpoint, of step 0, holds a generator's weights."""
+    """Makes a run directory whose only checkpoint, at step 0, has a generator's weights."""
     prepare()
     RunDir(rundir).check_free(fresh=False)
     family, spec, params, memory = read_generator(path)
-    # The data is only what evaluate.py scores by default: an embedded set of the same shape.
+    # The data is only the default for evaluate.py: embedded images of the same shape.
     data = Images(size=spec.height, fit="pad") if spec.channels == 1 else Images(embedded="emoji", size=spec.height)
     run = Run(family=family, data=data, rundir=str(rundir))
     gen = abstract_state(run, spec).gen
@@ -134,7 +135,7 @@ def _same_shapes(path: str | Path, given: Any, wanted: Any) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(
         "python -m zoo.interop.dcgan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -7,8 +7,8 @@ FOLDER contains config.json and diffusion_pytorch_model.safetensors, or is the f
 the noise schedule is in scheduler/scheduler_config.json. Reading uses every tensor and fills every parameter, or fails;
 a setting without an equivalent here is an error that names it.
 
-A network with classes has one class vector more here: the last means no class. Reading adds it as zeros, or with
---no-class-last takes the checkpoint's last vector for it; writing keeps it.
+A network with classes has one more class vector in the zoo than there are classes: the last one means no class.
+Reading appends zeros for it, or with --no-class-last uses the checkpoint's last vector; writing keeps it.
 """
 
 import argparse
@@ -59,11 +59,11 @@ def read_diffusers(folder: str | Path, no_class_last: bool = False) -> tuple[DDP
     """Reads a checkpoint in the layout of diffusers.
 
     Args:
-        folder: of a `UNet2DModel`, or of a pipeline with one.
+        folder: the folder of a `UNet2DModel`, or of a pipeline with one.
         no_class_last: whether the last class of the checkpoint means no class.
 
     Returns:
-        The family that its settings describe, the spec of its images, and the parameters of its `UNet`, float32.
+        The family, the spec of its images, and the parameters of its `UNet`, float32.
 
     Raises:
         UserError: a file is missing or broken, a setting has no equivalent here, or tensors are missing, unused or of
@@ -95,11 +95,11 @@ def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: d
     Args:
         folder: new, or empty.
         family: the family.
-        spec: of its images.
+        spec: spec of its images.
         params: the parameters of its `UNet`.
 
     Raises:
-        UserError: the folder is not empty, or layers differ in their number of groups.
+        UserError: the folder is not empty, or the number of groups differs between layers.
     """
     folder = Path(folder)
     check_free(folder)
@@ -141,11 +141,11 @@ def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: d
 
 
 def import_run(folder: str | Path, rundir: str | Path, no_class_last: bool = False) -> None:
-    """Makes a run directory with the weights of a checkpoint of diffusers as its only checkpoint, of step 0."""
+    """Makes a run directory whose only checkpoint, at step 0, has the weights of a diffusers checkpoint."""
     prepare()
     check_free(Path(rundir))
     family, spec, params = read_diffusers(folder, no_class_last)
-    # The data only serves evaluate.py: embedded images of the same size.
+    # The data is only the default for evaluate.py: embedded images of the same size.
     colours = {1: Images(size=spec.height), 3: Images(embedded="emoji", size=spec.height)}
     run = Run(family=family, data=colours[spec.channels], rundir=str(rundir))
     write_run(run, spec, under("unet.params", params))
@@ -186,7 +186,7 @@ def _to_family(settings: Settings, no_class_last: bool) -> tuple[DDPM, ImageSpec
             "AttnDownBlock2D, and their counterparts in the other order"
         )
     rows = settings.get("num_class_embeds", 0)
-    # There, None means one head, and a missing value means 8 features.
+    # In diffusers, None means one head, and a missing value means 8 features per head.
     head_width = settings.get("attention_head_dim", 8) if settings.values.get("attention_head_dim", 8) else 0
     family = DDPM(
         **{ours: settings.get(theirs, default) for ours, (theirs, default) in OPTIONS.items()},
@@ -250,11 +250,11 @@ NAMES = (
     (r"(attentions\.\d+)\.out\.", r"\1.to_out.0."),
     (r"\.(kernel|scale)$", ".weight"),
 )
-"""From a parameter's path to its tensor's name; applied in order."""
+"""Regular expressions, applied in order, that turn a parameter's path into its tensor's name."""
 
 
 def _entries(s: UNetSettings) -> Iterator[Entry]:
-    """Every parameter of a network, with the tensors of a checkpoint that make it up."""
+    """Yields the entries of all parameters of a network."""
     net = nnx.eval_shape(lambda: UNet(s, nnx.Rngs(0)))
     for path, leaf in flatten(nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1])).items():
         name = path
@@ -264,7 +264,7 @@ def _entries(s: UNetSettings) -> Iterator[Entry]:
         transposed = path.endswith("kernel")
         *others, out = leaf.shape
         out //= len(names)
-        # A convolution is [height, width, in, out] here and [out, in, height, width] there.
+        # Convolutions are [height, width, in, out] in the zoo and [out, in, height, width] in diffusers.
         shape = (out, others[-1], *others[:-1]) if transposed else (*others, out)
         keys = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
         yield Entry(keys, dict.fromkeys(names, shape), transposed)

@@ -1,4 +1,4 @@
-"""Run directories made of other programs' weights."""
+"""Makes run directories from the weights of other libraries."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ from zoo.harness.trained import inference_state, make_setup
 
 
 def abstract_state(run: Run, spec: Spec) -> State:
-    """Shapes and dtypes of the state that samples and scores, without optimizer state; nothing is computed."""
+    """Returns the shapes and dtypes of the inference state, without optimizer state; computes nothing."""
     setup = make_setup(run)
     return inference_state(jax.eval_shape(lambda key: run.family.init(spec, setup, key), jax.random.key(0)))
 
 
 def write_run(run: Run, spec: Spec, weights: dict[str, Any]) -> None:
-    """Makes the run directory `run.rundir` with one checkpoint, of step 0, that holds the given weights.
+    """Makes the run directory `run.rundir` with one checkpoint, at step 0, of the given weights.
 
-    The checkpoint has no optimizer state: training starts from it with --init.from.
+    The checkpoint has no optimizer state; --init.from starts training from it.
 
     Args:
-        run: the settings, without averages of the weights.
-        spec: of the data.
-        weights: arrays by their path in the state, such as `lm.params.embedding.table`, of the shapes in
-            `abstract_state`. What they leave out (a discriminator beside an imported generator) is initialised.
+        run: the run's settings, without weight averaging.
+        spec: spec of the data.
+        weights: arrays by their path in the state, such as `lm.params.embedding.table`, with the shapes of
+            `abstract_state`. Missing ones (such as the discriminator of an imported generator) are initialised.
 
     Raises:
         UserError: the directory is not empty.
@@ -49,5 +49,5 @@ def write_run(run: Run, spec: Spec, weights: dict[str, Any]) -> None:
 
 
 def under(path: str, tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths in a state that holds it at `path`."""
+    """Returns the leaves of a tree by their paths in a state that has the tree at `path`."""
     return {f"{path}.{name}": leaf for name, leaf in flatten(tree).items()}

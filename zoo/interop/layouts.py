@@ -1,8 +1,8 @@
-"""How checkpoints of Hugging Face's `transformers` name and shape what a `TransformerLM` holds: GPT-2 and Llama.
+"""Layouts of checkpoints of Hugging Face's `transformers`: how GPT-2 and Llama map to a `TransformerLM`.
 
-A layout maps a `config.json` to a family and back, and lists which tensors of a checkpoint make up each parameter.
-GPT-2's Conv1D keeps matrices as [in, out], as this zoo does; the torch.nn.Linear of Llama keeps them as [out, in], and
-its queries, keys and values (and gate and up) are matrices of their own where the zoo has one.
+A layout maps a `config.json` to a family and back, and lists which tensors of a checkpoint make up each parameter. The
+matrices of GPT-2's Conv1D are [in, out], as in the zoo. Those of Llama's torch.nn.Linear are [out, in]; it has separate
+matrices for queries, keys and values, and for gate and up, which the zoo concatenates.
 """
 
 import abc
@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Family)
 
 
 def norm(path: ParamPath, name: str, width: int, *, bias: bool) -> Iterator[Entry]:
-    """A normalisation's scale and, perhaps, bias."""
+    """Entries of a normalisation: its scale and, if present, its bias."""
     yield Entry((*path, "scale"), {f"{name}.weight": (width,)})
     if bias:
         yield Entry((*path, "bias"), {f"{name}.bias": (width,)})
@@ -39,7 +39,7 @@ def norm(path: ParamPath, name: str, width: int, *, bias: bool) -> Iterator[Entr
 def dense(
     path: ParamPath, outs: dict[str, int], width: int, *, bias: bool = True, transposed: bool = True
 ) -> Iterator[Entry]:
-    """A dense layer from `width` features whose outputs are those of the layers in `outs`, side by side."""
+    """Entries of a dense layer with `width` inputs; its outputs are those of the layers in `outs`, concatenated."""
     kernels = {f"{name}.weight": (out, width) if transposed else (width, out) for name, out in outs.items()}
     yield Entry((*path, "kernel"), kernels, transposed)
     if bias:
@@ -47,76 +47,76 @@ def dense(
 
 
 class Layout(abc.ABC, Generic[F]):
-    """How one architecture of transformers is laid out, and which family it is here."""
+    """An architecture of transformers, and the family that corresponds to it."""
 
     model_type: ClassVar[str]
-    """Its name in config.json."""
+    """The architecture's name in config.json."""
     kind: ClassVar[type[Family]]
     """The family's class; its state holds one network."""
     vocab_size: ClassVar[int]
-    """How many tokens there are where config.json does not say it."""
+    """Default vocabulary size of config.json."""
     says: ClassVar[dict[str, tuple[Any, ...]]]
-    """The values of a family's settings that it can say, of those that it cannot say all of."""
+    """Values that the architecture supports, for each setting of the family of which it does not support all values."""
 
     @abc.abstractmethod
     def to_family(self, settings: Settings) -> F:
-        """The family that a config.json describes.
+        """Returns the family that a config.json describes.
 
         Raises:
-            UserError: a setting has no equal here.
+            UserError: a setting has no equivalent in the zoo.
         """
 
     def misfits(self, family: F) -> list[str]:
-        """The settings of a family that this layout cannot say."""
+        """Returns the settings of a family that the architecture does not support, as "name value"."""
         values = {name: getattr(family, name) for name in self.says}
         return [f"{name} {value!r}" for name, value in values.items() if value not in self.says[name]]
 
     @abc.abstractmethod
     def to_config(self, family: F, spec: Any) -> dict[str, Any]:
-        """The settings in config.json that describe a family and its data's tokens."""
+        """Returns the settings of config.json for a family and the tokens of its data."""
 
     @abc.abstractmethod
     def network(self, family: F, vocab_size: int) -> nnx.Module:
-        """A network with the parameters that are read; traced."""
+        """Returns the network that has the parameters of `entries`; called under `nnx.eval_shape`."""
 
     @abc.abstractmethod
     def make_spec(self, tokenizer: Tokenizer) -> Spec:
-        """The spec of data in these tokens."""
+        """Returns the spec of data in these tokens."""
 
     @abc.abstractmethod
     def make_data(self, tokenizer: Tokenizer) -> Data:
-        """What a checkpoint's run is scored on where nobody says: the embedded text in these tokens."""
+        """Returns the default data for evaluate.py: the embedded text in these tokens."""
 
     @abc.abstractmethod
     def normalise(self, family: F, vocab_size: int, tensors: Tensors) -> Tensors:
-        """A checkpoint's tensors under the names of `entries`, each once and nothing that is no parameter.
+        """Returns a checkpoint's tensors under the names of `entries`, without copies and buffers.
 
         Raises:
-            UserError: what must be equal is not.
+            UserError: tensors that must be equal are not.
         """
 
     @abc.abstractmethod
     def entries(self, family: F, vocab_size: int) -> list[Entry]:
-        """Every parameter, with the names that it has in a checkpoint of the whole model."""
+        """Returns the entries of all parameters, with their names in a checkpoint of the whole model."""
 
 
 class CausalLayout(Layout[TransformerLM]):
-    """A model that predicts the next token, as a body and a head."""
+    """A causal language model: a body and a head."""
 
     kind = TransformerLM
     architecture: ClassVar[str]
-    """The class in transformers."""
+    """The model's class in transformers."""
     prefix: ClassVar[str]
-    """Before the names of all tensors but the head's; a checkpoint of the bare model leaves it out."""
+    """Prefix of all tensor names except the head's; a checkpoint of the model without its head has no prefix."""
     buffers: ClassVar[re.Pattern[str]]
-    """Names of tensors that are no parameters: constants that old versions of transformers saved."""
+    """Names of tensors that are not parameters: constants that old versions of transformers saved."""
 
     @abc.abstractmethod
     def body(self, family: TransformerLM, vocab_size: int) -> Iterable[Entry]:
-        """Every parameter but the head; names without the prefix."""
+        """Yields the entries of all parameters except the head; names without the prefix."""
 
     def to_config(self, family: TransformerLM, spec: BlockSpec) -> dict[str, Any]:
-        """The settings in config.json."""
+        """Returns the settings of config.json."""
         end = spec.tokenizer.end_of_text
         return {
             "architectures": [self.architecture],
@@ -128,24 +128,24 @@ class CausalLayout(Layout[TransformerLM]):
 
     @abc.abstractmethod
     def shape(self, family: TransformerLM) -> dict[str, Any]:
-        """The settings in config.json that describe the network."""
+        """Returns the settings of config.json that describe the network."""
 
     def network(self, family: TransformerLM, vocab_size: int) -> Transformer:
-        """A network with the parameters that are read."""
+        """Returns the network."""
         return Transformer(family, vocab_size, 0, nnx.Rngs(0))
 
     def make_spec(self, tokenizer: Tokenizer) -> BlockSpec:
-        """The spec of data in these tokens."""
+        """Returns the spec of data in these tokens."""
         return BlockSpec(tokenizer)
 
     def make_data(self, tokenizer: Tokenizer) -> Text:
-        """The embedded text."""
+        """Returns the embedded text."""
         return Text(tokenizer=cast(Any, tokenizer.kind))
 
     def normalise(self, family: TransformerLM, vocab_size: int, tensors: Tensors) -> Tensors:
-        """The tensors without buffers, with the prefix, and without a head that is the embedding."""
+        """Returns the tensors without buffers, with the prefix, and without a head that is tied to the embedding."""
         tensors = {n: value for n, value in tensors.items() if not self.buffers.fullmatch(n.removeprefix(self.prefix))}
-        if not any(name.startswith(self.prefix) for name in tensors):  # a checkpoint of the model without its head
+        if not any(name.startswith(self.prefix) for name in tensors):  # the model without its head
             tensors = {name if name == HEAD else self.prefix + name: value for name, value in tensors.items()}
         if family.tied and HEAD in tensors:
             head, embedding = tensors.pop(HEAD), next(iter(self.entries(family, vocab_size)[0].tensors))
@@ -154,7 +154,7 @@ class CausalLayout(Layout[TransformerLM]):
         return tensors
 
     def entries(self, family: TransformerLM, vocab_size: int) -> list[Entry]:
-        """Every parameter."""
+        """Returns the entries of all parameters."""
         body = [
             Entry(entry.path, {self.prefix + name: shape for name, shape in entry.tensors.items()}, entry.transposed)
             for entry in self.body(family, vocab_size)
@@ -166,7 +166,7 @@ class CausalLayout(Layout[TransformerLM]):
 ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
 }  # fmt: skip
-"""GPT-2's `activation_function` and the zoo's name for it; the first three are the same tanh approximation."""
+"""The zoo's names for transformers' `activation_function`; the first three are the same tanh approximation."""
 
 
 class GPT2Layout(CausalLayout):
@@ -182,7 +182,7 @@ class GPT2Layout(CausalLayout):
     }  # fmt: skip
 
     def to_family(self, settings: Settings) -> TransformerLM:
-        """The family of a GPT-2; its one dropout rate needs the three of config.json to be equal."""
+        """Returns the family of a GPT-2; the three dropout rates of config.json must be equal."""
         settings.must("activation_function", *ACTIVATIONS)
         settings.must("scale_attn_weights", True)
         settings.must("scale_attn_by_inverse_layer_idx", False)
@@ -210,12 +210,12 @@ class GPT2Layout(CausalLayout):
         )
 
     def misfits(self, family: TransformerLM) -> list[str]:
-        """What GPT-2 cannot say. Missing biases are none of it: `write_transformers` writes zeros."""
+        """Returns the settings that GPT-2 does not support; a family without biases is exported with zeros."""
         grouped = family.kv_heads not in (0, family.heads)
         return super().misfits(family) + ([f"kv_heads {family.kv_heads}"] if grouped else [])
 
     def shape(self, family: TransformerLM) -> dict[str, Any]:
-        """The settings in config.json."""
+        """Returns the settings of config.json."""
         return {
             "n_layer": family.layers,
             "n_head": family.heads,
@@ -230,7 +230,7 @@ class GPT2Layout(CausalLayout):
         }
 
     def body(self, family: TransformerLM, vocab_size: int) -> Iterable[Entry]:
-        """Every parameter but the head."""
+        """Yields the entries of all parameters except the head."""
         width, hidden = family.width, family.hidden
         yield Entry(("embedding", "table"), {"wte.weight": (vocab_size, width)})
         yield Entry(("position", "table"), {"wpe.weight": (family.context, width)})
@@ -259,7 +259,7 @@ class LlamaLayout(CausalLayout):
     }  # fmt: skip
 
     def to_family(self, settings: Settings) -> TransformerLM:
-        """The family of a Llama whose rotary positions are not scaled."""
+        """Returns the family of a Llama; its rotary positions must not be scaled."""
         width, heads = settings.get("hidden_size", 4096), settings.get("num_attention_heads", 32)
         settings.must("hidden_act", "silu", "swish")
         settings.must("head_dim", width // max(heads, 1))
@@ -267,7 +267,7 @@ class LlamaLayout(CausalLayout):
         bias = settings.get("attention_bias", False)
         if settings.get("mlp_bias", False) != bias:
             raise UserError(f"config.json has attention_bias = {bias} and mlp_bias = {not bias}; they must be equal")
-        # A table of its own since transformers 5; before that, beside the others and in a table of what is scaled.
+        # rope_parameters since transformers 5; before, a top-level rope_theta and the scaling in rope_scaling.
         tables = settings.get("rope_scaling", {}) | settings.get("rope_parameters", {})
         rope = Settings({n: settings.values.get(n) for n in ("rope_theta", "partial_rotary_factor")} | tables)
         for name, plain in (("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1.0)):
@@ -289,7 +289,7 @@ class LlamaLayout(CausalLayout):
         )
 
     def shape(self, family: TransformerLM) -> dict[str, Any]:
-        """The settings in config.json; it has no rate for the zoo's dropout, which matters in training alone."""
+        """Returns the network's settings; the zoo's dropout has no equivalent in Llama and affects only training."""
         return {
             "num_hidden_layers": family.layers,
             "num_attention_heads": family.heads,
@@ -307,7 +307,7 @@ class LlamaLayout(CausalLayout):
         }
 
     def body(self, family: TransformerLM, vocab_size: int) -> Iterable[Entry]:
-        """Every parameter but the head."""
+        """Yields the entries of all parameters except the head."""
         width, hidden = family.width, family.hidden
         shared = (family.kv_heads or family.heads) * (width // family.heads)
         yield Entry(("embedding", "table"), {"embed_tokens.weight": (vocab_size, width)})

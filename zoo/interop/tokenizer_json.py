@@ -1,4 +1,4 @@
-"""Tokenizers in and out of `tokenizer.json`, Hugging Face's file for them, which lies beside a checkpoint."""
+"""Reads and writes `tokenizer.json`, Hugging Face's tokenizer file in the folder of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -19,12 +19,12 @@ def read_tokenizer(folder: Path, end_of_text: Any) -> Tokenizer:
     """Reads a byte-level BPE (GPT-2's own as `GPT2`), a WordPiece, or a vocabulary of single characters.
 
     Args:
-        folder: with tokenizer.json.
-        end_of_text: the id that ends a text, `eos_token_id` in config.json; of a list, the first counts. A WordPiece's
-            is always [SEP].
+        folder: the folder with tokenizer.json.
+        end_of_text: the id that ends a text, `eos_token_id` in config.json; the first id of a list is used. Ignored
+            for a WordPiece, which ends with [SEP].
 
     Raises:
-        UserError: the file is missing, broken or of another kind, or the id is none of its tokens.
+        UserError: the file is missing, broken or of another kind, or has no token with that id.
     """
     path = folder / FILE
     if not path.is_file():
@@ -47,12 +47,12 @@ def read_tokenizer(folder: Path, end_of_text: Any) -> Tokenizer:
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, segments: SegmentSpec | None = None) -> None:
-    """Writes a tokenizer so that transformers' `AutoTokenizer.from_pretrained(folder)` makes the same ids of a text.
+    """Writes a tokenizer so that transformers' `AutoTokenizer.from_pretrained(folder)` encodes texts to the same ids.
 
     Args:
-        folder: where to.
-        tokenizer: which.
-        segments: where rows are [CLS] a [SEP] b [SEP], the spec that says what those tokens are.
+        folder: an existing folder.
+        tokenizer: the tokenizer.
+        segments: the spec with the special tokens' ids, if rows are [CLS] a [SEP] b [SEP]; otherwise None.
     """
     library = _library(tokenizer)
     end = library.id_to_token(tokenizer.end_of_text)
@@ -60,7 +60,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, segments: SegmentSpec | 
     if segments is None:
         settings |= {"bos_token": end, "eos_token": end}
     else:
-        library = tokenizers.Tokenizer.from_str(library.to_str())  # the other one is used again
+        library = tokenizers.Tokenizer.from_str(library.to_str())  # a copy: `_library` may be cached
         library.add_special_tokens([PADDING, CLASSIFY, MASK])
         ids = [library.token_to_id(token) for token in (PADDING, CLASSIFY, end, MASK)]
         assert tuple(ids) == segments.special
@@ -72,7 +72,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, segments: SegmentSpec | 
 
 
 def _library(tokenizer: Tokenizer) -> Any:
-    """The same tokenizer, made by the `tokenizers` library."""
+    """The equivalent tokenizer of the `tokenizers` library."""
     if isinstance(tokenizer, BPE):
         return byte_pairs.from_json(tokenizer.json, tokenizer.end_of_text_token)
     if isinstance(tokenizer, GPT2):
@@ -94,7 +94,7 @@ def _library(tokenizer: Tokenizer) -> Any:
 
 
 def _characters(library: Any, end: str, path: Path) -> Characters:
-    """The alphabet of a vocabulary of words that are single characters, numbered in order, end-of-text last."""
+    """The alphabet of a word-level vocabulary of single characters, with consecutive ids and end-of-text last."""
     ids = library.get_vocab(with_added_tokens=True)
     words = sorted(ids, key=ids.__getitem__)
     if words[-1] != end or [ids[word] for word in words] != list(range(len(words))) or max(map(len, words[:-1])) > 1:
@@ -103,7 +103,7 @@ def _characters(library: Any, end: str, path: Path) -> Characters:
 
 
 def _is_gpt2(tokenizer: BPE) -> bool:
-    """Whether ids, merges and the way of cutting a text in words are GPT-2's."""
+    """Whether ids, merges and pre-tokenizer are GPT-2's."""
     if tokenizer.pieces != GPT2().pieces or tokenizer.end_of_text != GPT2().end_of_text:
         return False
     ours, theirs = (json.loads(_library(each).to_str()) for each in (GPT2(), tokenizer))

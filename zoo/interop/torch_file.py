@@ -1,8 +1,8 @@
-"""Files that PyTorch's `torch.save` writes, read without PyTorch: tensors in dicts and lists, and nothing that runs.
+"""Reads the tensors in files of PyTorch's `torch.save`, without PyTorch and without executing code from the file.
 
-Such a file is a zip archive: a pickle that says how things are nested, and a raw little-endian buffer for every
-storage. The pickle may name only what rebuilds tensors and dicts; any other name is refused before it is looked up, so
-a file from a stranger cannot do more than be wrong.
+Such a file is a zip archive of a pickle with the nested structure, and a raw little-endian buffer for every storage.
+The pickle may refer only to the classes and functions that rebuild tensors and dicts. Any other name is refused before
+it is looked up, so an untrusted file cannot run code.
 """
 
 import pickle
@@ -26,10 +26,12 @@ DTYPES: dict[str, Any] = {
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads named tensors from a `.safetensors` file or one of `torch.save`; names of nested dicts are joined by dots.
+    """Reads named tensors from a file of `safetensors` or `torch.save`; keys of nested dicts are joined by dots.
+
+    Values other than dicts and tensors are ignored.
 
     Raises:
-        UserError: there is no such file, it is neither, or it holds something that is not a tensor or a number.
+        UserError: there is no such file, it is neither, it is damaged, or it contains objects of other classes.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,16 +47,16 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _tensors(name: str, value: Any) -> Any:
-    """The tensors in nested dicts, with their names."""
+    """Yields the names and tensors in nested dicts."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _tensors(f"{name}.{key}" if name else str(key), item)
     elif isinstance(value, np.ndarray):
-        yield name, np.array(value)  # a copy of its own: the storage may be shared, and cannot be written to
+        yield name, np.array(value)  # a copy: the storage is read-only and may be shared
 
 
 def _read_archive(path: Path) -> Any:
-    """What was given to `torch.save`, tensors as arrays."""
+    """Returns the object that was saved, with tensors as arrays."""
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -67,7 +69,7 @@ def _read_archive(path: Path) -> Any:
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Knows tensors and dicts, and refuses every other name; a subclass knows where storages lie."""
+    """Unpickles tensors and dicts and refuses every other name; subclasses load the storages."""
 
     def __init__(self, file: Any, path: str | Path) -> None:
         super().__init__(file)
@@ -86,7 +88,7 @@ class TensorUnpickler(pickle.Unpickler):
 
 
 class _Unpickler(TensorUnpickler):
-    """Reads storages from the archive."""
+    """Loads storages from the archive."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str, path: Path) -> None:
         super().__init__(file, path)
@@ -99,7 +101,7 @@ class _Unpickler(TensorUnpickler):
 
 
 def _view(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    """A tensor in a storage; strides count elements."""
+    """Returns a tensor as a view of its storage; strides are in elements."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
         raise ValueError("a tensor reaches beyond its storage")

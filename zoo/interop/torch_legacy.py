@@ -1,8 +1,8 @@
-"""Files that PyTorch before 1.6 wrote by `torch.save`, read without PyTorch: named tensors, and nothing that runs.
+"""Reads a state dict saved by `torch.save` before PyTorch 1.6, without PyTorch and without executing its code.
 
-Such a file, as FID's Inception weights are, is five pickles in a row (a magic number, a version, facts about the
-machine, the tensors and the list of their storages), and after them, for every storage, its length and its elements. As
-in `torch_file.py`, a pickle may name only what rebuilds tensors and dicts.
+Such a file, for example FID's Inception weights, is five pickles in a row (a magic number, a version, properties of the
+machine, the tensors and the list of their storages), followed by the length and the elements of every storage. As in
+`torch_file.py`, a pickle may refer only to what rebuilds tensors and dicts.
 """
 
 import pickle
@@ -27,7 +27,7 @@ def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a state dict.
 
     Raises:
-        UserError: the file is damaged, or holds anything but named tensors.
+        UserError: the file is damaged, or contains anything but named tensors.
     """
     with Path(path).open("rb") as file:
         try:
@@ -49,7 +49,7 @@ def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(TensorUnpickler):
-    """Storages are zero until they are read."""
+    """Creates storages of zeros, which are filled when their elements are read."""
 
     def __init__(self, file: BinaryIO, path: str | Path) -> None:
         super().__init__(file, path)

@@ -1,11 +1,11 @@
-"""Weights of Hugging Face's `transformers` in and out, without PyTorch or transformers: GPT-2, Llama and BERT.
+"""Reads and writes GPT-2, Llama and BERT of Hugging Face's `transformers`, without PyTorch or transformers.
 
-    python -m zoo.interop.transformers FOLDER RUNDIR            makes a run directory of a checkpoint
+    python -m zoo.interop.transformers FOLDER RUNDIR            makes a run directory from a checkpoint
     python -m zoo.interop.transformers --export RUNDIR FOLDER   writes a run's weights for `from_pretrained`
 
-FOLDER holds config.json, model.safetensors (or its shards and their index) and tokenizer.json. The run directory can be
-given to sample.py, evaluate.py and `train.py --init.from`. Every tensor of a checkpoint is used and every parameter
-filled, or the reading is refused; a setting without an equal here is refused by its name.
+FOLDER contains config.json, model.safetensors (or its shards and their index) and tokenizer.json. sample.py,
+evaluate.py and `train.py --init.from` accept the run directory. Reading uses every tensor and fills every parameter, or
+fails; a setting without an equivalent in the zoo is an error that names it.
 """
 
 import argparse
@@ -41,15 +41,14 @@ def read_transformers(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     """Reads a checkpoint in the layout of transformers.
 
     Args:
-        folder: with config.json and model.safetensors, or shards and model.safetensors.index.json.
+        folder: contains config.json and model.safetensors, or shards and model.safetensors.index.json.
 
     Returns:
-        The family that its config.json describes, a `TransformerLM` or a `MaskedLM`, and the parameters of its network,
-        float32.
+        The family, a `TransformerLM` or a `MaskedLM`, and the parameters of its network, float32.
 
     Raises:
-        UserError: a file is missing or broken, a setting has no equal here, or tensors are missing, left over or of
-            another shape; each is named.
+        UserError: a file is missing or broken, a setting has no equivalent in the zoo, or tensors are missing, unused
+            or of another shape; the message names it.
     """
     folder = Path(folder)
     values = read_object(folder / CONFIG)
@@ -63,18 +62,18 @@ def read_transformers(folder: str | Path) -> tuple[Any, dict[str, Any]]:
 
 
 def write_transformers(folder: str | Path, family: Family, spec: Any, params: dict[str, Any]) -> None:
-    """Writes a checkpoint that `from_pretrained(folder)` of its class in transformers reads, with its tokenizer.
+    """Writes a checkpoint and its tokenizer for `from_pretrained(folder)` of the model's class in transformers.
 
-    A GPT-2 without biases is written with biases of zero, which is the same function.
+    A GPT-2 without biases is written with zero biases, which computes the same function.
 
     Args:
         folder: new, or empty.
         family: the family.
-        spec: its data's, whose tokenizer is written too.
-        params: of its network.
+        spec: spec of its data, with the tokenizer.
+        params: the parameters of its network.
 
     Raises:
-        UserError: no architecture of transformers is like this family, or the folder has files in it.
+        UserError: no known architecture of transformers corresponds to this family, or the folder is not empty.
     """
     folder = Path(folder)
     layout = _layout_for(family)
@@ -84,12 +83,12 @@ def write_transformers(folder: str | Path, family: Family, spec: Any, params: di
     config = {"model_type": layout.model_type, "vocab_size": vocab_size, **layout.to_config(family, spec)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})  # transformers refuses a file that does not say it
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})  # transformers requires this metadata
     write_tokenizer(folder, spec.tokenizer, spec if isinstance(spec, SegmentSpec) else None)
 
 
 def import_run(folder: str | Path, rundir: str | Path) -> None:
-    """Makes a run directory whose only checkpoint, of step 0, holds the weights of a transformers checkpoint."""
+    """Makes a run directory whose only checkpoint, at step 0, has the weights of a transformers checkpoint."""
     prepare()
     check_free(Path(rundir))
     family, params = read_transformers(folder)
@@ -101,7 +100,7 @@ def import_run(folder: str | Path, rundir: str | Path) -> None:
     begin = config.get("bos_token_id")
     if begin not in (None, tokenizer.end_of_text):
         log.warning("texts begin with token %s there; here they begin with the one that ends them", begin)
-    # The data is only what evaluate.py scores by default.
+    # The data is only the default for evaluate.py.
     run = Run(family=family, data=layout.make_data(tokenizer), batch_size=4, rundir=str(rundir))
     spec = layout.make_spec(tokenizer)
     (network,) = abstract_state(run, spec)._fields
@@ -140,7 +139,7 @@ def _layout_for(family: Family) -> Layout[Any]:
 
 
 def _read_tensors(folder: Path) -> Tensors:
-    """All tensors of a checkpoint, in one file or several."""
+    """Reads all tensors of a checkpoint, from one file or from its shards."""
     if (folder / WEIGHTS).is_file():
         return load_tensors(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
@@ -157,7 +156,7 @@ def _read_tensors(folder: Path) -> Tensors:
 
 
 def _check_complete(layout: Layout[Any], family: Family, vocab_size: int, params: dict[str, Any]) -> None:
-    """Checks the parameters against the network that they are for."""
+    """Checks that the names and shapes of the parameters are those of the network."""
     net = nnx.eval_shape(lambda: layout.network(family, vocab_size))
     needed = flatten(nnx.to_pure_dict(nnx.split(net, nnx.Param, ...)[1]))
     given = flatten(params)

@@ -12,11 +12,10 @@ from zoo.core.errors import UserError
 
 Decoder = Callable[[Float[Array, "n d"]], Shaped[Array | np.ndarray, "n h w c"]]
 Path = Callable[[Float[Array, "n d"], Float[Array, "n d"], Float[Array, "#n k"]], Float[Array, "n k d"]]
-"""Maps two codes each and places t in 0 .. 1 to codes between them: the first at t = 0, the second at t = 1. The places
-are those of each pair, or [1 k], the same for all."""
+"""(a, b, t) -> codes between each pair: a at t = 0, b at t = 1. t is in [0, 1]; if [1 k], all pairs share it."""
 
 PARALLEL = 1e-3
-"""Below this sine of the angle between two codes, a great circle is a straight line as far as floats can tell."""
+"""Below this sine of the angle between two codes, `slerp` falls back to a line, which it equals up to rounding."""
 
 
 def lerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, "#n k"]) -> Float[Array, "n k d"]:
@@ -28,10 +27,10 @@ def lerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, "#n k"]
 def slerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, "#n k"]) -> Float[Array, "n k d"]:
     """The arc sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b, with w the angle between a and b.
 
-    Shoemake 1985, "Animating rotation with quaternion curves"; White 2016, "Sampling generative networks". Codes drawn
-    from a normal prior have nearly one length, and so have those on the arc, while a straight line passes where the
-    prior hardly ever draws. Codes that are parallel, or opposite and so without a great circle of their own, are joined
-    by a line.
+    Shoemake 1985, "Animating rotation with quaternion curves"; White 2016, "Sampling generative networks". Codes from a
+    normal prior all have nearly the same norm, and the arc keeps it, whereas a straight line passes through norms that
+    are very unlikely under the prior. Parallel and opposite codes are joined by a line; opposite ones have no unique
+    arc.
     """
     lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     cosine = jnp.clip((a * b).sum(-1) / jnp.maximum(lengths, 1e-12), -1.0, 1.0)[:, None, None]
@@ -46,14 +45,14 @@ def slerp(a: Float[Array, "n d"], b: Float[Array, "n d"], t: Float[Array, "#n k"
 def interpolate(
     decode: Decoder, a: Float[Array, "n d"], b: Float[Array, "n d"], steps: int, path: Path = slerp
 ) -> Shaped[Array | np.ndarray, "n k h w c"]:
-    """Images on the way from each code in `a` to its partner in `b`, ends included.
+    """Decodes the path from each code in `a` to the code of the same row in `b`, ends included.
 
     Args:
         decode: maps codes to images.
         a: first codes.
         b: last codes.
-        steps: images in each row, at least 2.
-        path: how codes are joined.
+        steps: number of images per pair, at least 2.
+        path: interpolates between codes.
     """
     codes = path(a, b, jnp.linspace(0.0, 1.0, steps)[None])
     return rearrange(decode(rearrange(codes, "n k d -> (n k) d")), "(n k) h w c -> n k h w c", k=steps)
@@ -62,13 +61,13 @@ def interpolate(
 def traverse(
     decode: Decoder, z: Float[Array, "n d"], units: Int[Array, " u"], values: Float[Array, " v"]
 ) -> Shaped[Array | np.ndarray, "n u v h w c"]:
-    """Images of codes in which one unit at a time takes each of the values and the others stay.
+    """Decodes codes in which one unit at a time is set to each of the values and the others are unchanged.
 
     Args:
         decode: maps codes to images.
-        z: codes to start from.
-        units: which entries of a code to change, one after another.
-        values: what to set them to.
+        z: the original codes.
+        units: indices of the units to change, one at a time.
+        values: values to set them to.
     """
     codes = repeat(z, "n d -> n u v d", u=len(units), v=len(values))
     changed = jnp.arange(z.shape[1])[None, None, None, :] == units[None, :, None, None]
@@ -78,10 +77,10 @@ def traverse(
 
 
 def most_active(means: Float[Array, "n d"], count: int) -> Int[Array, " u"]:
-    """The units of a code that say most: those whose mean of q(z|x) varies most over n different x.
+    """Returns the most informative units of a code: those whose mean of q(z|x) varies most over n different x.
 
     Raises:
-        UserError: a code has fewer units.
+        UserError: a code has fewer than `count` units.
     """
     units = means.shape[1]
     if count > units:
@@ -90,6 +89,6 @@ def most_active(means: Float[Array, "n d"], count: int) -> Int[Array, " u"]:
 
 
 def truncated(z: Float[Array, "b d"], limit: Float[Array, ""]) -> Float[Array, "b d"]:
-    """Standard normal noise mapped, quantile by quantile, to that of a normal distribution cut off at +-limit."""
+    """Maps standard normal noise, quantile by quantile, to a normal distribution truncated at +-limit."""
     inner = 2**0.5 * jax.lax.erf_inv(jax.lax.erf(limit / 2**0.5) * jax.lax.erf(z / 2**0.5))
     return jnp.where(jnp.isinf(limit), z, jnp.clip(inner, -limit, limit))

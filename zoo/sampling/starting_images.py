@@ -1,4 +1,4 @@
-"""Pictures that samplers start from: the user's files, or held-out ones."""
+"""Images that samplers start from: files or held-out images."""
 
 from collections.abc import Iterable
 
@@ -11,14 +11,14 @@ from zoo.data.images.files import read_image
 
 
 def given_pictures(names: Iterable[str], model: Model) -> UInt8[np.ndarray, "n h w c"]:
-    """Pictures in the model's size.
+    """Returns images of the model's size.
 
     Args:
-        names: files, or numbers of held-out pictures, from 0.
-        model: says the size, and opens the data.
+        names: paths of files, or indices of held-out images, from 0.
+        model: its spec gives the size; its data gives the held-out images.
 
     Raises:
-        UserError: a file cannot be read, fewer pictures are held out, or the data is not at hand.
+        UserError: a file cannot be read, an index is too large, or the data is not available.
     """
     return np.stack([_held_out(int(name), model) if name.isdecimal() else read_image(name, model.spec)
                      for name in names])  # fmt: skip

@@ -1,13 +1,13 @@
-"""Beam search over any network that can read on from a cache; see `zoo.sampling.tokens.decode`.
+"""Beam search with any network that decodes incrementally from a cache; see `zoo.sampling.tokens.decode`.
 
-Of every prompt the k likeliest unfinished continuations are kept; each step looks at the 2k likeliest ways to go on.
-One of those that ends (with end-of-text, or at the greatest length) is a hypothesis if it is among the first k, and the
-k best hypotheses by
+For every prompt, the k likeliest unfinished continuations are kept. Each step considers the 2k likeliest extensions.
+An extension that ends (with end-of-text, or at the maximum length) becomes a hypothesis if it is among the first k. The
+k best hypotheses are kept by
 
     score = log P(continuation | prompt) / length^length_penalty
 
-are kept, end-of-text counted in the length. The rules are those of `generate` in version 5 of Hugging Face's
-transformers, so that results are equal.
+where the length includes end-of-text. The rules are those of `generate` in version 5 of Hugging Face's transformers,
+and the results are equal.
 
 Letters in shapes: b prompts, k beams, c = 2k candidates, t tokens, v vocabulary.
 """
@@ -26,49 +26,49 @@ from jaxtyping import Array, Float, Int
 from zoo.sampling.tokens.decode import bucket, read_prompts
 
 RULED_OUT = -1e9
-"""Added to the score of what must not be chosen; finite, as in transformers, so that it can still fill a place."""
+"""Added to the scores of excluded candidates; finite, as in transformers, so that they can still fill empty slots."""
 
 EARLY_STOPPING = {False: 0, True: 1, "never": 2}
-"""When a prompt is done, as a number."""
+"""Numbers of the values of `TokenRequest.early_stopping`."""
 
 
 class Rules(NamedTuple):
-    """What a search goes by, as traced values: others compile nothing."""
+    """Settings of a search. They are traced, so new values do not recompile."""
 
     max_new_tokens: Any
     end_of_text: Any
     length_penalty: Any
     early_stopping: Any
-    """Its number in `EARLY_STOPPING`."""
+    """A number of `EARLY_STOPPING`."""
 
 
 class Beams(NamedTuple):
-    """A search between two steps."""
+    """The state of a search between two steps."""
 
     length: jax.Array
-    """How many tokens each running beam has."""
+    """Number of tokens in each running beam, int32 []."""
     tokens: jax.Array
     """Running beams, int32 [b k t]."""
     log_probs: jax.Array
-    """Of the running beams, [b k]."""
+    """Log-probabilities of the running beams, [b k]."""
     parents: jax.Array
-    """Which running beam of the step before each one continues, int32 [b k]."""
+    """For each running beam, the beam of the previous step that it extends, int32 [b k]."""
     found: jax.Array
     """Hypotheses, int32 [b k t]."""
     lengths: jax.Array
-    """Of the hypotheses, int32 [b k]."""
+    """Lengths of the hypotheses, int32 [b k]."""
     scores: jax.Array
-    """Of the hypotheses, [b k], best first."""
+    """Scores of the hypotheses, [b k], best first."""
     filled: jax.Array
-    """Which places for hypotheses hold one, bool [b k]."""
+    """Which slots of `found` contain a hypothesis, bool [b k]."""
     improvable: jax.Array
-    """Prompts for which a running beam may still lead to a better hypothesis, bool [b]."""
+    """Prompts for which a running beam could still become a better hypothesis, bool [b]."""
     going: jax.Array
-    """Whether the search goes on, bool []."""
+    """Whether the search continues, bool []."""
 
 
 def start_beams(batch: int, num_beams: int, size: int) -> Beams:
-    """Before the first step; all beams are the same, so all but one are ruled out."""
+    """The state before the first step. All beams are equal, so all but the first are excluded."""
     tokens = jnp.zeros((batch, num_beams, size), jnp.int32)
     places = jnp.zeros((batch, num_beams), jnp.int32)
     return Beams(
@@ -86,7 +86,7 @@ def start_beams(batch: int, num_beams: int, size: int) -> Beams:
 
 
 def advance(beams: Beams, logits: Float[Array, "b k v"], rules: Rules) -> Beams:
-    """One step of the search, given the logits of the token after each running beam."""
+    """Makes one step of the search, given the logits of the token after each running beam."""
     num_beams, size = beams.tokens.shape[1:]
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1) + beams.log_probs[:, :, None]
     candidates, parents, token = _likeliest(log_probs, 2 * num_beams)
@@ -97,7 +97,7 @@ def advance(beams: Beams, logits: Float[Array, "b k v"], rules: Rules) -> Beams:
 
     running, order = jax.lax.top_k(candidates + ends * RULED_OUT, num_beams)
 
-    # A full set of hypotheses is closed under early stopping; so is one that no running beam can improve.
+    # No hypothesis is added to a set that is full, with early stopping, or that no running beam can improve.
     closed = (beams.filled.all(axis=1) & (rules.early_stopping == 1)) | ~beams.improvable
     hypothesis = ends & (jnp.arange(2 * num_beams) < num_beams)[None, :]
     score = candidates / length.astype(jnp.float32) ** rules.length_penalty
@@ -129,8 +129,8 @@ def advance(beams: Beams, logits: Float[Array, "b k v"], rules: Rules) -> Beams:
 def _likeliest(
     log_probs: Float[Array, "b k v"], count: int
 ) -> tuple[Float[Array, "b c"], Int[Array, "b c"], Int[Array, "b c"]]:
-    """The `count` likeliest ways to go on: their log-probability, beam and token."""
-    # First within each beam: a beam can provide no more than `count` of them, and short lists sort faster.
+    """Returns the log-probability, beam and token of the `count` likeliest extensions."""
+    # Top-k within each beam first: a beam has at most `count` of them, and short lists sort faster.
     each, token = jax.lax.top_k(log_probs, min(count, log_probs.shape[-1]))
     best, place = jax.lax.top_k(rearrange(each, "b k c -> b (k c)"), count)
     token = jnp.take_along_axis(rearrange(token, "b k c -> b (k c)"), place, axis=1)
@@ -138,17 +138,17 @@ def _likeliest(
 
 
 def _take(x: Any, index: Int[Array, "b n"]) -> Any:
-    """Chooses along the second axis, for every prompt by itself."""
+    """Indexes the second axis, separately for each prompt."""
     return jax.vmap(lambda row, chosen: row[chosen])(x, index)
 
 
 def settle_rows(parents: Int[Array, "b k"]) -> tuple[Int[Array, "b k"], Int[Array, "b k"]]:
-    """Which beam goes into which row of the cache, so that few rows need to move.
+    """Assigns beams to rows of the cache so that few rows need to be copied.
 
-    The first beam that continues row j stays there; further ones go into rows that no beam continues.
+    The first beam that extends row j stays there; the others take rows that no beam extends.
 
     Returns:
-        For each row the beam that it now holds, and the row to copy its past from (itself, mostly).
+        For each row, the beam assigned to it, and the row to copy its cache from (usually itself).
     """
     num_beams = parents.shape[1]
     continues = parents[:, :, None] == jnp.arange(num_beams)[None, None, :]
@@ -160,7 +160,7 @@ def settle_rows(parents: Int[Array, "b k"]) -> tuple[Int[Array, "b k"], Int[Arra
 
 
 def move_rows(cache: Any, source: Int[Array, " n"]) -> Any:
-    """cache[source] in place, where rows that are copied from stay as they are."""
+    """Returns cache[source], computed in place; rows that others are copied from must have source[row] == row."""
     rows = jnp.arange(source.shape[0])
     moves = jnp.argsort(source == rows, stable=True)
 
@@ -184,16 +184,16 @@ def search(
     num_beams: int,
     size: int,
 ) -> Beams:
-    """Searches from prompts that were read. Traced.
+    """Searches from prompts that the network has read; for use inside jit.
 
     Args:
         extend: `extend(tokens [b*k 1], cache, length) -> (logits [b*k v], cache)` reads token number `length` of
             every running beam.
-        cache: of the prompts, every array leading with b.
+        cache: of the prompts; the first axis of every array is b.
         logits: of the token after each prompt.
-        rules: see there.
+        rules: settings of the search.
         num_beams: k.
-        size: room for tokens, at least `rules.max_new_tokens`.
+        size: number of token slots per beam, at least `rules.max_new_tokens`.
     """
     batch = logits.shape[0]
     cache = jax.tree.map(lambda x: repeat(x, "b ... -> (b k) ...", k=num_beams), cache)
@@ -246,20 +246,20 @@ def beam_search(
     early_stopping: bool | Literal["never"] = False,
     context: int | None = None,
 ) -> list[list[tuple[np.ndarray, float]]]:
-    """Finds the `num_beams` best continuations of every prompt.
+    """Returns the `num_beams` best continuations of every prompt.
 
     Args:
         net: see `zoo.sampling.tokens.decode`.
-        prompts: token ids, at least one each; with `max_new_tokens` - 1 more they must fit into the context.
+        prompts: token ids, at least one each; each prompt and `max_new_tokens` - 1 more must fit into the context.
         num_beams: k.
-        max_new_tokens: greatest length of a continuation.
+        max_new_tokens: maximum length of a continuation.
         end_of_text: the token that ends one.
-        length_penalty: see the module.
-        early_stopping: when a prompt is done; see `TokenRequest`.
-        context: the most tokens that the network sees at once; None: any number.
+        length_penalty: see the module's docstring.
+        early_stopping: when a prompt's search ends; see `TokenRequest`.
+        context: maximum number of tokens that the network sees; None: no limit.
 
     Returns:
-        For each prompt, best first: the tokens of a continuation, end-of-text included where it has one, and its score.
+        For each prompt, best first, the tokens of each continuation, with end-of-text if it was reached, and its score.
     """
     graphdef, state = nnx.split(net)
     reading = read_prompts(graphdef, state, prompts, max_new_tokens - 1, context, tight=True)

@@ -1,4 +1,4 @@
-"""From a request to texts: prompts in, stop strings and streaming out."""
+"""Text generation from a request: prompts, sampling or beam search, stop strings and streaming."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -20,13 +20,13 @@ from zoo.sampling.tokens.logits import Knobs
 from zoo.sampling.tokens.request import TokenRequest
 
 ROWS = 32
-"""How many texts are written side by side, at most."""
+"""Maximum number of texts in a batch."""
 STREAM_CHUNK = 8
-"""How many tokens are written between two looks where somebody is watching."""
+"""Number of tokens generated between two updates of a stream."""
 
 
 class Continuation:
-    """The text of one row as its tokens come in, cut before the first stop string."""
+    """Incremental text of one row, cut before the first stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
         self.text = ""
@@ -35,7 +35,7 @@ class Continuation:
         self._given = 0
 
     def add(self, ids: Iterable[SupportsInt]) -> str:
-        """Takes new tokens; returns the text now certain: no broken character, no beginning of a stop string."""
+        """Adds tokens; returns new text that is final: no incomplete character or possible start of a stop string."""
         for token in ids:
             if self.ended:
                 break
@@ -45,7 +45,7 @@ class Continuation:
         return self._give(len(self.text) if self.ended else len(self.text) - self._undecided())
 
     def finish(self) -> str:
-        """Ends the text and returns what was held back of it."""
+        """Ends the text and returns the part that was held back."""
         if not self.ended:
             self._extend(self._decode([], True))
             self.ended = True
@@ -59,7 +59,7 @@ class Continuation:
             self.text, self.ended = self.text[: min(found)], True
 
     def _undecided(self) -> int:
-        """How long the end of the text is that may turn out to begin a stop string."""
+        """Length of the end of the text that could be the start of a stop string."""
         lengths = (n for stop in self._stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
         return max(lengths, default=0)
 
@@ -69,13 +69,12 @@ class Continuation:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int | None) -> Int[np.ndarray, " t"]:
-    """The tokens that a text goes on from.
+    """Returns the tokens of a prompt.
 
-    An empty prompt is the beginning of a document, end-of-text; another one is running text and has no end-of-text
-    before it.
+    An empty prompt is the beginning of a document, end-of-text; any other prompt has no end-of-text before it.
 
     Raises:
-        UserError: the prompt does not fit into the context, or has characters that the tokenizer lacks.
+        UserError: the prompt does not fit into the context, or has characters that are not in the vocabulary.
     """
     ids = tokenizer.encode(prompt) if prompt else np.array([tokenizer.end_of_text], np.int32)
     if context is not None and len(ids) > context:
@@ -94,10 +93,10 @@ def sample_tokens(
     context: int | None,
     stream: Callable[[str], None] | None = None,
 ) -> Artifacts:
-    """Draws sequences of tokens and decodes them by their spec; texts as `sample_texts` does.
+    """Samples sequences of tokens and decodes them with their spec; texts are made by `sample_texts`.
 
     Raises:
-        UserError: the request gives a prompt, a stop string or beams for tokens that are not of text; or see there.
+        UserError: the request has prompts, stop strings or beams and the tokens are not text; or see `sample_texts`.
     """
     if isinstance(spec, TextSpec):
         return sample_texts(net, spec.tokenizer, request, key, context=context, stream=stream)
@@ -112,7 +111,7 @@ def sample_tokens(
 def _drawn_tokens(
     net: nnx.Module, spec: TokenSpec, request: TokenRequest, key: Key[Array, ""], context: int | None, rows: np.ndarray
 ) -> list[Int[np.ndarray, " t"]]:
-    """The tokens of some samples, without their ends."""
+    """Samples the given rows; returns their tokens without the end token."""
     longest = request.max_new_tokens if spec.longest is None else spec.longest
     written: list[list[int]] = [[] for _ in rows]
     done = np.zeros(len(rows), bool)
@@ -143,17 +142,17 @@ def sample_texts(
     context: int | None,
     stream: Callable[[str], None] | None = None,
 ) -> list[Text]:
-    """Writes what the request asks for: each text is the prompt and its continuation.
+    """Returns the texts of a request, each the prompt and its continuation.
 
     Args:
-        net: a network as `zoo.sampling.tokens.decode` describes it.
-        tokenizer: of its data.
-        request: see there.
-        key: noise; text i draws from fold_in(key, i), whatever is written beside it.
-        context: the most tokens that the network sees at once; None: any number. Longer texts go on from the last
+        net: a network as in `zoo.sampling.tokens.decode`.
+        tokenizer: tokenizer of its data.
+        request: the request.
+        key: source of randomness; text i uses fold_in(key, i), independently of the other texts.
+        context: maximum number of tokens that the network sees; None: no limit. Longer texts continue from the last
             half of the context.
-        stream: if one text is asked for, called with the prompt and then with each new piece; together they are the
-            text.
+        stream: called with the prompt and then with each new piece of the text. Used only for a single text (n = 1)
+            and not with `request.prompts`.
 
     Raises:
         UserError: the prompt does not fit.
@@ -184,11 +183,11 @@ def sample_texts(
 
 
 Written = list[tuple[str, dict[str, float] | None]]
-"""The continuations of one prompt, and the scores of each where it was searched for."""
+"""Continuations of one prompt, each with its scores if beam search found it."""
 
 
 def _drawn(net, tokenizer, request, key, context, prompts, stream) -> list[Written]:
-    """Continuations of numbered prompts drawn token by token, some rows at a time; prompt p's are rows p n + i."""
+    """Samples n continuations of each prompt, in batches; continuation i of prompt p is row p n + i."""
     rows = [(ids, number * request.n + i) for number, ids in prompts.items() for i in range(request.n)]
     texts: Written = [
         (text, None)
@@ -219,12 +218,12 @@ def continue_texts(
     context: int | None,
     stream: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Continues prompts of any lengths side by side, each as it would be alone; the prompts are not in the result.
+    """Returns continuations, without their prompts, sampled in one batch; a row's result does not depend on the others.
 
-    Args are those of `sample_texts`, and:
-        prompts: token ids, see `encode_prompt`.
-        request: how to draw; its prompt and number of samples are not used.
-        rows: the number of each text for its noise; None: in order.
+    Arguments as for `sample_texts`, except:
+        prompts: token ids of any lengths; see `encode_prompt`.
+        request: sampling settings; its prompts and number of samples are not used.
+        rows: the i of each text, for its key; None: in order.
     """
     continuations = [Continuation(tokenizer, request.stop) for _ in prompts]
 
@@ -257,7 +256,7 @@ def continue_texts(
 
 
 def make_knobs(request: TokenRequest, rows: int) -> Knobs:
-    """The request's knobs, the same for every row."""
+    """The request's sampling settings, the same for every row."""
     return Knobs(
         temperature=jnp.full(rows, request.temperature, jnp.float32),
         top_k=jnp.full(rows, request.top_k, jnp.int32),
@@ -268,7 +267,7 @@ def make_knobs(request: TokenRequest, rows: int) -> Knobs:
 
 
 def _encode_fitting(tokenizer, request, context, prompt: str) -> Int[np.ndarray, " t"]:
-    """The tokens of a prompt, which leave beam search the room that it is asked to fill."""
+    """The tokens of a prompt; raises if beam search could not fit `max_new_tokens` after it into the context."""
     ids = encode_prompt(tokenizer, prompt, context)
     room = None if context is None or request.num_beams == 1 else context - len(ids) + 1
     if room is not None and request.max_new_tokens > room:
@@ -280,7 +279,7 @@ def _encode_fitting(tokenizer, request, context, prompt: str) -> Int[np.ndarray,
 
 
 def _searched(net, tokenizer, request, key, context, prompts, stream) -> list[Written]:
-    """The best continuations of each prompt that beam search finds, best first; a stop string cuts them afterwards."""
+    """The best continuations of each prompt by beam search, best first; stop strings are applied afterwards."""
     at_once = max(1, ROWS // request.num_beams)
     search = partial(
         beam_search,

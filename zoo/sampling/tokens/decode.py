@@ -1,17 +1,18 @@
-"""Writes token by token with any network that can read on from a cache.
+"""Autoregressive decoding with any network that reads tokens incrementally into a cache.
 
-A network here is an `nnx.Module` with two methods:
+The network is an `nnx.Module` with two methods:
 
-    init_cache(batch, length) -> cache                                     a pytree that leads with the row
+    init_cache(batch, length) -> cache                                     a pytree whose first axis is the row
     extend(tokens [b t], cache, position, start [b]) -> logits [b v], cache
 
-A cache is whatever the network remembers of the tokens it has read: keys and values in `length` slots, or the states of
-recurrent layers, which need no slots. Slots before `start` are padding, and must leave no trace in it.
+`extend` reads tokens into the slots from `position` on and returns the logits of the token after them. A cache contains
+keys and values in `length` slots, or the states of recurrent layers, which need no slots. Slots before `start` are
+padding and must not affect the result.
 
-Prompts are padded on the left to a multiple of `PIECE` and read piece by piece; then tokens are chosen and read in
-turn, `CHUNK` at most between two looks from the host. What is compiled depends on the network, the number of rows and
-the cache's length (256, 512, ... slots, up to the context, if there is one) and on nothing else: other prompts,
-lengths, knobs and keys compile nothing.
+Prompts are padded on the left to a multiple of `PIECE` and read piece by piece. Then tokens are chosen and read in
+turn, at most `CHUNK` per call from the host. Compilation depends only on the network, the number of rows and the
+cache's length (256, 512, ... slots, up to the context if it is limited): other prompts, text lengths, sampling settings
+and keys do not recompile.
 
 Letters in shapes: b rows, t tokens, v vocabulary.
 """
@@ -30,46 +31,46 @@ from zoo.core.random import row_keys
 from zoo.sampling.tokens.logits import Knobs, choose
 
 PIECE = 32
-"""How many tokens of a prompt are read at once."""
+"""Number of prompt tokens read at once."""
 CHUNK = 32
-"""How many tokens are written between two looks from the host, at most."""
+"""Maximum number of tokens generated per call from the host."""
 SHORTEST_CACHE = 256
-"""Slots of the shortest cache; longer ones double, so that few lengths are ever compiled."""
+"""Slots of the shortest cache; longer caches double in length, so that few lengths are compiled."""
 
 
 class Decoding(NamedTuple):
-    """Rows in the middle of being written."""
+    """The state of decoding between two steps."""
 
     cache: Any
     token: jax.Array
-    """The last token of each row, chosen but not read yet, int32 [b]."""
+    """The last token of each row, not yet read by the network, int32 [b]."""
     seen: jax.Array
-    """Which tokens the row holds, bool [b v]."""
+    """Which tokens occur in each row, bool [b v]."""
     done: jax.Array
-    """Which rows have ended, bool [b]; they go on as end-of-text."""
+    """Which rows have ended, bool [b]; they continue with end-of-text."""
 
 
 class Reading(NamedTuple):
-    """Prompts that a network has read."""
+    """The state of a network after reading prompts."""
 
     cache: Any
     logits: jax.Array
-    """Of the token after each prompt, [b v]."""
+    """Logits of the token after each prompt, [b v]."""
     position: int
-    """The slot that comes next."""
+    """The next free slot."""
     start: jax.Array
     """The slot of each row's first token, int32 [b]."""
 
 
 class Draw(NamedTuple):
-    """How tokens are drawn."""
+    """How tokens are sampled."""
 
     knobs: Knobs
     keys: jax.Array
-    """One key a row; token number t draws from fold_in(key, t)."""
+    """One key per row; token number t uses fold_in(key, t)."""
     end_of_text: int
     never: int | None
-    """A token that is never drawn."""
+    """A token that is never sampled; None: no such token."""
 
 
 @partial(jax.jit, static_argnames=("graphdef", "batch", "length"))
@@ -83,7 +84,7 @@ def _read(graphdef: Any, state: Any, cache: Any, tokens: Any, position: Any, sta
 
 
 def _pick(logits: jax.Array, seen: jax.Array, done: jax.Array, number: Any, draw: Draw) -> tuple[jax.Array, ...]:
-    """Chooses token `number` of every row and notes what follows from it."""
+    """Chooses token `number` of every row; returns it with the updated `seen` and `done`."""
     if draw.never is not None:
         logits = logits.at[:, draw.never].set(-jnp.inf)
     token = choose(logits, seen, draw.knobs, jax.vmap(jax.random.fold_in, (0, None))(draw.keys, number))
@@ -110,7 +111,7 @@ def _write(
     """Reads the last token and chooses the next, `count` times or until all rows have ended or are `done`.
 
     Returns:
-        The rows after that, and the tokens, end-of-text where none were written.
+        The new state, and the new tokens, padded with end-of-text.
     """
     net = nnx.merge(graphdef, state)
     decoding = decoding._replace(done=decoding.done | done)
@@ -133,10 +134,10 @@ def _write(
 def read_prompts(
     graphdef: Any, state: Any, prompts: Sequence[np.ndarray], room: int, context: int | None, tight: bool = False
 ) -> Reading:
-    """Reads prompts of any lengths, at least one token each, into a fresh cache with `room` slots to spare.
+    """Reads prompts of any lengths, at least one token each, into a new cache with `room` free slots.
 
-    A row fills `context` slots at most, prompt and room together; None: as many as they are. A `tight` cache has few
-    more slots than that, for work that moves the cache about; each 64 slots more are then compiled anew.
+    A row has at most `context` tokens, prompt and room together; None: no limit. The length of a `tight` cache is a
+    multiple of 64, for searches that copy its rows; every such length is compiled separately.
     """
     slots = round_up(max(len(prompt) for prompt in prompts), PIECE)
     start = np.array([slots - len(prompt) for prompt in prompts], np.int32)
@@ -169,25 +170,25 @@ def write_tokens(
     context: int | None = None,
     chunk: int = CHUNK,
 ) -> None:
-    """Continues every prompt until it ends, `accept` says so, or `max_new_tokens` are written.
+    """Continues every prompt until end-of-text, until `accept` ends it, or up to `max_new_tokens`.
 
-    A row whose text has filled the context goes on from the last half of the context, which is read anew; that point
-    depends on the row's own length alone, as everything else about a row does.
+    When a row's text fills the context, the last half of the context is read into a new cache and the row continues
+    from there. A row's result does not depend on the other rows.
 
     Args:
-        net: see the module.
+        net: see the module's docstring.
         prompts: token ids, at least one and at most `context` each.
-        accept: called with each chunk of new tokens, int32 [b chunk]; a row that has ended is filled up with
-            end-of-text. Returns which rows need no more.
-        knobs: how to draw, a value for each row.
-        key: noise; row r draws from fold_in(key, r).
-        rows: the number of each row for its noise; None: in order.
-        max_new_tokens: for each row.
+        accept: called with each chunk of new tokens, int32 [b chunk]; rows that have ended are padded with
+            end-of-text. Returns which rows are finished.
+        knobs: sampling settings of each row.
+        key: source of randomness; row r uses fold_in(key, r).
+        rows: the r of each row; None: in order.
+        max_new_tokens: maximum for each row.
         end_of_text: the token that ends a row.
-        vocab_size: how many tokens there are.
-        never: a token that is never drawn, if there is one.
-        context: the most tokens that the network sees at once; None: any number.
-        chunk: how many tokens to write between two calls of `accept`, at most `CHUNK`.
+        vocab_size: number of tokens.
+        never: a token that is never sampled; None: no such token.
+        context: maximum number of tokens that the network sees; None: no limit.
+        chunk: maximum number of tokens between two calls of `accept`, at most `CHUNK`.
     """
     graphdef, state = nnx.split(net)
     batch = len(prompts)
@@ -217,7 +218,7 @@ def write_tokens(
             position, room = position + count, room - count
         seen, number = decoding.seen, number + new.shape[1]
         done = np.asarray(decoding.done) | accept(new)
-        # A row that has ended no longer needs a window, and must not fill the context before the others.
+        # A row that has ended needs no window; its padding must not fill the context before the other rows do.
         windows = [
             np.array([end_of_text]) if ended else np.append(window, ids)
             for window, ids, ended in zip(windows, new, done, strict=True)
@@ -225,17 +226,17 @@ def write_tokens(
 
 
 def _last(window: np.ndarray, context: int) -> np.ndarray:
-    """The window, or the last half of the context where it has outgrown the context."""
+    """The window; if it is longer than the context, its last `context // 2` tokens."""
     return window if len(window) <= context else window[-max(1, context // 2) :]
 
 
 def round_up(n: int, multiple: int) -> int:
-    """The least multiple that is no less than n."""
+    """The smallest multiple of `multiple` that is at least n."""
     return -(-n // multiple) * multiple
 
 
 def bucket(n: int) -> int:
-    """The least of 256, 512, 1024, ... that is no less than n."""
+    """The smallest of 256, 512, 1024, ... that is at least n."""
     size = SHORTEST_CACHE
     while size < n:
         size *= 2

@@ -1,10 +1,10 @@
-"""What a masked language model can be asked for: the likeliest fills of a gap, and whole lines by mask-predict.
+"""Requests to masked language models: the likeliest tokens for masks in a text, and whole lines by mask-predict.
 
-A network here is an `nnx.Module` with the method
+The network is an `nnx.Module` with the method
 
     predict(tokens [b t], segment [b t], length [b], unknown [b t], positions [b k]) -> logits [b k v]
 
-of the tokens at `positions`, from all tokens but the unknown ones and the padding after `length`.
+for the tokens at `positions`. It must ignore the unknown tokens and the padding after `length`.
 """
 
 import math
@@ -33,33 +33,33 @@ from zoo.sampling.tokens.logits import Knobs
 from zoo.sampling.tokens.mask_predict import mask_predict
 
 MASK = "[MASK]"
-"""How a text says that a token is to be found."""
+"""Marks a missing token in a text."""
 LINE = 12
-"""How many tokens a line has where nobody says."""
+"""Default number of tokens in a line."""
 LINES_AT_ONCE = 32
-"""How many lines are written side by side, at most."""
+"""Maximum number of lines in a batch."""
 
 
 @dataclass(frozen=True)
 class FillRequest(Request):
-    """Gaps to fill, or lines to write."""
+    """A request to fill masks in a text, or to write lines."""
 
     n: Annotated[int, Ge(1)] = 5
-    """How many fills of each [MASK] to name, or how many lines to write."""
+    """Number of fills for each [MASK], or of lines to write."""
     fill: str | None = None
-    """A text with [MASK] where a token is missing, such as "The [MASK] of Denmark": the n likeliest tokens are put
-    there, with their probabilities. Of several masks each is filled by itself, while the others are unknown. None:
-    lines are written instead, by mask-predict."""
+    """A text with [MASK] where a token is missing, such as "The [MASK] of Denmark". Returns the text with each of the n
+    likeliest tokens and its probability. Several masks are filled one at a time, while the others stay unknown. None:
+    write lines by mask-predict."""
     prompt: str = ""
-    """What stands before the lines to be written."""
+    """Text before each line."""
     tokens: Annotated[int, Ge(0)] = 0
-    """How many tokens a line that is written has; 0: 12, or as many as there is room for."""
+    """Number of tokens in each line; 0: 12, or as many as fit."""
     iterations: Annotated[int, Ge(1)] = 10
-    """How often mask-predict goes over the line: the doubtful tokens are found anew, fewer each time."""
+    """Number of iterations of mask-predict; each predicts the least certain tokens again, fewer each time."""
     temperature: Annotated[float, Ge(0), Lt(math.inf), Why("0: the likeliest token")] = 1.0
-    """Of the tokens that mask-predict draws: below 1 the likely ones become likelier; 0 takes the likeliest."""
+    """For mask-predict: divisor of the logits; below 1, likely tokens become likelier; 0: the likeliest token."""
     top_k: Annotated[int, Ge(0), Why("0: all tokens")] = 0
-    """Draw from the k likeliest tokens only; 0: from all."""
+    """For mask-predict: sample from the k likeliest tokens; 0: from all."""
 
     def __post_init__(self) -> None:
         require(
@@ -72,10 +72,10 @@ class FillRequest(Request):
 
 
 def fill_texts(learner: Learner, spec: SegmentSpec, request: FillRequest, context: int) -> list[Text]:
-    """The n likeliest fills of each mask, likeliest first; `probability` is that of the fill.
+    """Returns the text with each of the n likeliest fills of each mask, likeliest first, and the fill's probability.
 
     Raises:
-        UserError: the text does not fit into the context, or there are fewer tokens than fills.
+        UserError: the text does not fit into the context, or the vocabulary has fewer than n tokens.
     """
     allowed = spec.vocab_size - len(spec.special)
     if request.n > allowed:
@@ -100,10 +100,10 @@ def fill_texts(learner: Learner, spec: SegmentSpec, request: FillRequest, contex
 def write_lines(
     learner: Learner, spec: SegmentSpec, request: FillRequest, key: Key[Array, ""], context: int
 ) -> list[Text]:
-    """Lines of `tokens` tokens by mask-predict, each after the prompt; line i draws from fold_in(key, i).
+    """Returns lines of `request.tokens` tokens by mask-predict, each after the prompt; line i uses fold_in(key, i).
 
     Raises:
-        UserError: prompt and line do not fit into the context.
+        UserError: the prompt and the line do not fit into the context.
     """
     before = [[spec.classify, *spec.tokenizer.encode(request.prompt).tolist()]] if request.prompt else []
     begin = [] if before else [spec.classify]
@@ -121,7 +121,7 @@ def write_lines(
 def _parts(spec: SegmentSpec, text: str) -> list[list[int]]:
     """Token ids of the text before, between and after the masks.
 
-    Where tokens begin with the space before their word, a mask takes the space before it, as in RoBERTa.
+    If tokens include the space before their word, a mask also replaces the space before it, as in RoBERTa.
     """
     *before, last = text.split(MASK)
     if _has_spaced_words(spec):
@@ -130,7 +130,7 @@ def _parts(spec: SegmentSpec, text: str) -> list[list[int]]:
 
 
 def _has_spaced_words(spec: SegmentSpec) -> bool:
-    """Whether there are tokens of a word and the space before it."""
+    """Whether some tokens include the space before their word."""
     return any(piece.startswith(b" ") and len(piece) > 1 for piece in spec.tokenizer.pieces)
 
 
@@ -145,7 +145,7 @@ def _with_fill(spec: SegmentSpec, parts: list[list[int]], gap: int, token: int) 
 def _frame(
     spec: SegmentSpec, segments: Sequence[Sequence[int]], context: int
 ) -> tuple[Int[np.ndarray, "1 t"], Int[np.ndarray, "1 t"], Int[np.ndarray, " 1"]]:
-    """One row of one or two segments, each with [SEP] after it, padded to the context: tokens, segments and length.
+    """One row of one or two segments, each followed by [SEP], padded to the context: tokens, segments and length.
 
     Raises:
         UserError: they do not fit.
@@ -164,7 +164,7 @@ def _frame(
 
 
 def _banned(spec: SegmentSpec, *marks: bytes) -> Float[Array, " v"]:
-    """What is added to logits so that no special token is drawn, and none that has one of the marks in it."""
+    """Additive mask for logits that excludes special tokens and tokens that contain any of `marks`."""
     banned = np.zeros(spec.vocab_size, bool)
     banned[list(spec.special)] = True
     for i, piece in enumerate(spec.tokenizer.pieces):
@@ -185,7 +185,7 @@ def _predict(
 def _write(
     learner: Learner, tokens: Any, segment: Any, length: Any, banned: Any, settings: Any, keys: Any, count: int
 ) -> Int[Array, "b l"]:
-    """Lines of `count` tokens, the last of the row before its [SEP]."""
+    """Lines of `count` tokens, written at the end of the row, before its last [SEP]."""
     b, net = len(keys), learner.eval_net()
     tokens, segment, length = (repeat(x, "1 ... -> b ...", b=b) for x in (tokens, segment, length))
     positions = (length - 1 - count)[:, None] + jnp.arange(count)[None, :]

@@ -1,4 +1,4 @@
-"""Files with a prompt or a source on each line: a line that cannot be read has an empty result, and no other has."""
+"""Files with one prompt or source per line; only a line that cannot be encoded has an empty result."""
 
 import logging
 from collections.abc import Callable
@@ -15,11 +15,11 @@ log = logging.getLogger("zoo")
 def encode_lines(
     path: str, encode: Callable[[str], Int[np.ndarray, " t"]]
 ) -> list[tuple[str, Int[np.ndarray, " t"] | None]]:
-    """Each line of a file with its tokens, or None, and a warning with the line's number, where it has none.
+    """Returns each line of a file with its tokens; None, and a logged warning, for a line that cannot be encoded.
 
     Args:
         path: a UTF-8 text file.
-        encode: gives the tokens of a line, or raises a UserError that says why it cannot.
+        encode: returns the tokens of a line, or raises a UserError, whose message is logged with the line's number.
 
     Raises:
         UserError: the file cannot be read.

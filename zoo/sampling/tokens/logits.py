@@ -1,8 +1,8 @@
-"""From logits to the next token: what each knob does, in the order in which they act.
+"""Chooses the next token from logits. The settings (`Knobs`) apply in this order:
 
     repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw
 
-Each knob is an array with a value for each row, so that another value compiles nothing. Letters: b rows, v tokens.
+Each setting is an array with one value per row, so that a new value does not recompile. Letters: b rows, v tokens.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 
 class Knobs(NamedTuple):
-    """How to draw, a value for each row; see `TokenRequest` for their meaning."""
+    """Sampling settings, each with one value per row, [b]; see `TokenRequest`."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -23,9 +23,9 @@ class Knobs(NamedTuple):
 
 
 def penalize(logits: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: Float[Array, " b"]) -> Float[Array, "b v"]:
-    """Makes tokens that were seen less likely: positive logits are divided by the penalty, negative ones multiplied.
+    """Repetition penalty: for seen tokens, positive logits are divided by the penalty and negative ones multiplied.
 
-    Keskar et al. 2019, "CTRL", section 4.1, in the form that is right for negative logits.
+    Keskar et al. 2019, "CTRL", section 4.1, corrected for negative logits.
     """
     lowered = jnp.where(logits < 0, logits * penalty[:, None], logits / penalty[:, None])
     return jnp.where(seen, lowered, logits)
@@ -34,7 +34,7 @@ def penalize(logits: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: Flo
 def truncate(
     logits: Float[Array, "b v"], top_k: Int[Array, " b"], top_p: Float[Array, " b"], min_p: Float[Array, " b"]
 ) -> Float[Array, "b v"]:
-    """Sets to minus infinity what top-k, top-p and min-p leave out; tokens exactly as likely as the last stay."""
+    """Sets logits excluded by top-k, top-p and min-p to minus infinity; ties with the last kept token are kept."""
 
     def by_rank(logits: jax.Array) -> jax.Array:
         ranked = jnp.sort(logits, axis=-1, descending=True)
@@ -55,9 +55,9 @@ def truncate(
 def choose(
     logits: Float[Array, "b v"], seen: Bool[Array, "b v"], knobs: Knobs, keys: Key[Array, " b"]
 ) -> Int[Array, " b"]:
-    """The next token of each row: the likeliest where the temperature is 0, else drawn with the row's key.
+    """Returns the next token of each row: the likeliest if its temperature is 0, else a sample drawn with its key.
 
-    Drawing is argmax(logits + Gumbel noise). Work that no row asks for is not done.
+    Samples are argmax(logits + Gumbel noise). Steps that no row needs are skipped.
     """
     logits = logits.astype(jnp.float32)
     logits = jax.lax.cond(
@@ -78,6 +78,6 @@ def choose(
 
 
 def _argmax(x: Float[Array, "b v"]) -> Int[Array, " b"]:
-    # Two plain reductions, which XLA's CPU compiler turns into vector code; it does not for one over pairs.
+    # XLA's CPU compiler vectorises these two reductions, but not argmax's one reduction over (value, index) pairs.
     highest = x.max(axis=-1, keepdims=True)
     return jnp.where(x == highest, jnp.arange(x.shape[1])[None, :], x.shape[1] - 1).min(axis=-1)

@@ -1,8 +1,8 @@
-"""Writes all tokens of a text at once and goes over the doubtful ones again (Ghazvininejad et al. 2019, Mask-Predict).
+"""Mask-Predict (Ghazvininejad et al. 2019): predicts all tokens in parallel, then repredicts the least certain ones.
 
-A network here is a function `predict(tokens [b t], unknown [b t]) -> logits [b t v]` of tokens some of which it must
-not look at. At first none of them is known. Each of T iterations chooses the unknown ones from the network's logits;
-all but the n least probable, n = t (T - i) / T after iteration i, are known in the next (section 3.2, eq. 1 to 4).
+The network is a function `predict(tokens [b t], unknown [b t]) -> logits [b t v]`, which must ignore the tokens where
+`unknown` is true. At first all are unknown. Each of T iterations chooses the unknown tokens from the logits; after
+iteration i, the n = t (T - i) / T least probable tokens become unknown again (section 3.2, eq. 1 to 4).
 
 Letters in shapes: b rows, t tokens, v vocabulary.
 """
@@ -22,14 +22,14 @@ Predict = Callable[[Int[Array, "b t"], Bool[Array, "b t"]], Float[Array, "b t v"
 def mask_predict(
     predict: Predict, length: int, *, iterations: Int[Array, ""] | int, knobs: Knobs, keys: Key[Array, " b"]
 ) -> tuple[Int[Array, "b t"], Float[Array, "b t"]]:
-    """Writes `length` tokens in every row.
+    """Generates `length` tokens in every row.
 
     Args:
-        predict: see the module.
+        predict: see the module's docstring.
         length: t.
-        iterations: T; 1 chooses every token without knowing the others.
-        knobs: how tokens are drawn, the same at each position of a row.
-        keys: noise, one key a row.
+        iterations: T; with 1, tokens are chosen independently of each other.
+        knobs: sampling settings of each row, the same at all its positions.
+        keys: one key per row.
 
     Returns:
         The tokens, and the log-probability of each when it was chosen.

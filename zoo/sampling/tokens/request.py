@@ -1,4 +1,4 @@
-"""What a language model can be asked to write; the flags that all of them share."""
+"""Requests to language models: the sampling flags that all of them share."""
 
 import math
 from dataclasses import dataclass, fields
@@ -15,36 +15,35 @@ SAMPLING_ONLY = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True)
 class TokenRequest(Request):
-    """Texts to write: `n` continuations of one prompt, drawn token by token or found by beam search."""
+    """A request for texts: `n` continuations of each prompt, sampled token by token or found by beam search."""
 
     prompt: str = ""
-    """What the texts begin with. Empty: a document from its beginning; otherwise running text, which may be the middle
-    of one."""
+    """Text to continue, which may be the middle of a document. Empty: texts start at the beginning of a document."""
     prompts: str = ""
-    """A file with a prompt on each line, instead of `prompt`: each has `n` texts, in the order of the lines."""
+    """A file with one prompt per line, instead of `prompt`; each has `n` texts, in the order of the lines."""
     score: str | None = None
-    """Write nothing, but give the log-probability of this text, a whole document, token by token."""
+    """Instead of sampling, return the log-probability of each token of this text, a whole document."""
     max_new_tokens: Annotated[int, Ge(1)] = 300
-    """How many tokens to write at most; a text ends earlier where the model ends the document."""
+    """Maximum number of new tokens; a text ends earlier at end-of-text."""
     temperature: Annotated[float, Ge(0), Lt(math.inf), Why("0: the likeliest token")] = 1.0
-    """Divides the logits: below 1 the likely tokens become likelier; 0 always takes the likeliest."""
+    """Divisor of the logits; below 1, likely tokens become likelier; 0: always the likeliest token."""
     top_k: Annotated[int, Ge(0), Why("0: all tokens")] = 0
-    """Draw from the k likeliest tokens only; 0: from all."""
+    """Sample from the k likeliest tokens; 0: from all."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Draw from the likeliest tokens that together have this probability (nucleus sampling, Holtzman et al. 2020)."""
+    """Sample from the likeliest tokens with this total probability (nucleus sampling, Holtzman et al. 2020)."""
     min_p: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Draw only tokens at least this fraction as likely as the likeliest (Nguyen et al. 2024)."""
+    """Sample only tokens at least this fraction as likely as the likeliest one (Nguyen et al. 2024)."""
     repetition_penalty: Annotated[float, Gt(0), Lt(math.inf)] = 1.0
-    """Above 1, tokens that the prompt or the text already holds become less likely (Keskar et al. 2019, CTRL)."""
+    """Above 1, tokens that are already in the prompt or the text become less likely (Keskar et al. 2019, CTRL)."""
     stop: tuple[str, ...] = ()
-    """End a text before the first of these strings that it would come to."""
+    """A text ends before the first occurrence of any of these strings."""
     num_beams: Annotated[int, Ge(1)] = 1
-    """Above 1: search for the likeliest texts with this many beams, and draw nothing."""
+    """Above 1: beam search with this many beams instead of sampling."""
     length_penalty: float = 1.0
     """Beam search ranks by log-probability / length^penalty; above 0 favours long texts."""
     early_stopping: bool | Literal["never"] = False
-    """When beam search ends. True: once num-beams texts are finished; False: once no text of the present length could
-    be better than those; never: once no text of any length could be."""
+    """When beam search ends. True: once num-beams texts are finished; False: once no unfinished text could beat them at
+    its present length; never: once no unfinished text could beat them at any length."""
 
     def __post_init__(self) -> None:
         scoring = self.score is not None

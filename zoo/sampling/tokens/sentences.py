@@ -1,4 +1,4 @@
-"""From codes to sentences and back: what a text VAE can be asked to write."""
+"""Requests to text VAEs: sentences from the prior, interpolation, posterior samples and reconstructions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,23 +31,23 @@ Encode = Callable[[Int[np.ndarray, "b t"], Int[np.ndarray, " b"]], tuple[jax.Arr
 
 @dataclass(frozen=True)
 class SentenceRequest(Request):
-    """Sentences to write: `n` from the prior, or others whose codes come from given sentences."""
+    """A request for sentences: `n` from the prior, or sentences decoded from the codes of given ones."""
 
     between: tuple[str, ...] = ()
-    """Not from the prior: sentences on the straight line between the codes of these two, ends included."""
+    """Two sentences: decode points on the straight line between their codes, ends included, instead of the prior."""
     steps: Annotated[int, Ge(2), Why("since both ends count")] = 7
-    """How many sentences stand on that line."""
+    """Number of sentences on the line of `between`."""
     around: str | None = None
-    """Not from the prior: n sentences whose codes are drawn from the posterior of this one."""
+    """A sentence: sample n codes from its posterior instead of the prior."""
     reconstruct: str | None = None
-    """Not from the prior: each sentence of this file (a sentence a line), and below it the one that its code gives."""
+    """A file with one sentence per line: print each sentence, and below it its reconstruction."""
     temperature: Annotated[float | None, Ge(0), Lt(math.inf)] = None
-    """Divides the logits: below 1 the likely words become likelier; 0 always takes the likeliest. None: 0 between
-    sentences and in reconstruction, and 1 otherwise."""
+    """Divisor of the logits; below 1, likely words become likelier; 0: always the likeliest word. None: 0 with
+    `between` and `reconstruct`, otherwise 1."""
     top_k: Annotated[int, Ge(0)] = 0
-    """Draw from the k likeliest words only; 0: from all."""
+    """Sample from the k likeliest words; 0: from all."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Draw from the likeliest words that together have this probability (nucleus sampling, Holtzman et al. 2020)."""
+    """Sample from the likeliest words with this total probability (nucleus sampling, Holtzman et al. 2020)."""
 
     def __post_init__(self) -> None:
         ends, walks = len(self.between), bool(self.between) or self.reconstruct is not None
@@ -62,10 +62,10 @@ class SentenceRequest(Request):
         modes = [name for name in ("between", "around", "reconstruct") if getattr(self, name)]
         if len(modes) > 1:
             raise UserError(f"{modes[0]} and {modes[1]} ask for different codes: give one of them")
-        self.drawing(1)  # whose settings are checked there
+        self.drawing(1)  # checks the sampling settings
 
     def drawing(self, most: int) -> TokenRequest:
-        """How words are drawn, `most` of them in a sentence."""
+        """The sampling settings, for at most `most` words per sentence."""
         greedy = self.between or self.reconstruct
         temperature = (0.0 if greedy else 1.0) if self.temperature is None else self.temperature
         return TokenRequest(max_new_tokens=most, temperature=temperature, top_k=self.top_k, top_p=self.top_p)
@@ -81,19 +81,20 @@ def write_sentences(
     latent: int,
     context: int,
 ) -> list[Text]:
-    """Writes what the request asks for.
+    """Returns the sentences of a request.
 
     Args:
-        decoder: with its evaluation weights.
-        encode: the encoder, compiled.
-        tokenizer: of the data.
-        request: see there.
-        key: noise; code and words of sentence i draw from the i-th keys of two.
-        latent: units of a code.
-        context: positions of a text: its words and the end-of-text after them.
+        decoder: the decoder, with its evaluation weights.
+        encode: the compiled encoder.
+        tokenizer: tokenizer of the data.
+        request: the request.
+        key: source of randomness; it is split into one key for codes and one for words, and sentence i folds i into
+            each.
+        latent: number of units of a code.
+        context: maximum number of tokens in a text, including the end-of-text after it.
 
     Raises:
-        UserError: a given sentence is empty or too long, or has characters that the tokenizer lacks.
+        UserError: a given sentence is empty or too long, or has characters that are not in the vocabulary.
     """
     code_key, word_key = jax.random.split(key)
 
@@ -123,7 +124,7 @@ def write_sentences(
 def _encode_all(
     encode: Encode, tokenizer: Tokenizer, sentences: Sequence[str], context: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and log sigma^2 of each sentence's posterior, some sentences at a time."""
+    """Mean and log sigma^2 of each sentence's posterior, computed in batches."""
     encoded = [_tokens(tokenizer, sentence, context) for sentence in sentences]
     lines, size = pack(tokenizer, encoded), min(ROWS, 1 << (len(encoded) - 1).bit_length())
     parts = []
@@ -154,7 +155,7 @@ def _decode_all(
     key: Key[Array, ""],
     context: int,
 ) -> list[str]:
-    """The sentence of each code, some at a time, in batches of one size."""
+    """The sentence of each code, decoded in batches of one size."""
     size, texts = min(ROWS, 1 << (len(z) - 1).bit_length()), list[str]()
     for begin in range(0, len(z), size):
         rows = begin + np.arange(size)

@@ -1,13 +1,13 @@
-"""From sources to their likeliest targets: beam search over any encoder and decoder, and pictures of its attention.
+"""Translation with any encoder and decoder: beam search for the likeliest targets, and images of the attention.
 
-A network here is an `nnx.Module` with the methods
+The network is an `nnx.Module` with the methods
 
-    encode(source [b s], real [b s]) -> memory                                         a pytree that leads with the row
-    init_cache(memory, length) -> cache                                                likewise
+    encode(source [b s], real [b s]) -> memory                                    a pytree whose first axis is the row
+    init_cache(memory, length) -> cache                                           likewise
     extend(target [b t], cache, position, memory) -> logits [b v], cache
     alignment(target [b t], memory) -> weights [b t s]
 
-Letters in shapes: b sources, s and t their and their targets' positions, v target symbols.
+Letters in shapes: b sources, s source positions, t target positions, v target symbols.
 """
 
 from collections.abc import Sequence
@@ -32,30 +32,30 @@ from zoo.sampling.tokens.beam import EARLY_STOPPING, Beams, Rules, search
 from zoo.sampling.tokens.lines import encode_lines
 
 AT_ONCE = 128
-"""Sources that are searched side by side, at most."""
+"""Maximum number of sources in one search."""
 CELL = 24
-"""Pixels of a weight's square in a picture."""
+"""Side of a weight's square in an image, in pixels."""
 
 
 @dataclass(frozen=True)
 class TranslationRequest(Request):
-    """Targets of one source: the likeliest that beam search finds, best first."""
+    """A request for the likeliest targets of a source, found by beam search, best first."""
 
     n: int = 5
-    """How many of the best targets to show."""
+    """Number of targets to show."""
     source: str | None = None
-    """What to find targets for; not given: a held-out source of the data, drawn by the seed."""
+    """Source to translate. Not given: a held-out source of the data, chosen by the seed."""
     sources: str = ""
-    """A file with a source on each line, instead of `source`: the best target of each is printed, a line each, and with
-    `--json` the n best."""
+    """A file with one source per line, instead of `source`. Prints the best target of each line, or with `--json` the n
+    best."""
     score: str | None = None
-    """Search for nothing, but give the log-probability of this target of `source`, symbol by symbol."""
+    """Instead of searching, return the log-probability of each symbol of this target of `source`."""
     num_beams: Annotated[int, Ge(1)] = 5
-    """How many unfinished targets the search keeps; 1: it always takes the likeliest symbol."""
+    """Number of beams; 1: greedy search, which always takes the likeliest symbol."""
     length_penalty: float = 0.0
-    """Targets are ranked by log-probability / length^penalty; above 0 favours long ones."""
+    """Targets are ranked by log-probability / length^length_penalty; above 0 favours long ones."""
     attention: str = ""
-    """A PNG file to draw into what each symbol of the best target looked at in the source."""
+    """A PNG file to write: the attention from each symbol of the best target to each symbol of the source."""
 
     def __post_init__(self) -> None:
         require(
@@ -75,20 +75,20 @@ class TranslationRequest(Request):
 
 
 class Found(NamedTuple):
-    """A target that a search found."""
+    """A target found by beam search."""
 
     tokens: Int32[np.ndarray, " t"]
-    """Its symbols, and end-of-text where it has one."""
+    """Its symbols, with end-of-text if it was reached."""
     text: str
     score: float
-    """log P(target | source) / length^length_penalty, end-of-text counted in the length."""
+    """log P(target | source) / length^length_penalty; the length includes end-of-text."""
 
 
 def encode_source(spec: PairSpec, source: str, length: int) -> Int32[np.ndarray, " s"]:
-    """The symbols of a source and end-of-text.
+    """Returns the symbols of a source and end-of-text.
 
     Raises:
-        UserError: they are more than `length`, or the tokenizer lacks some.
+        UserError: they are more than `length`, or some characters are not in the vocabulary.
     """
     tokens = spec.source.encode(source)
     if len(tokens) >= length:
@@ -99,7 +99,7 @@ def encode_source(spec: PairSpec, source: str, length: int) -> Int32[np.ndarray,
 
 
 def translate_lines(net: nnx.Module, spec: PairSpec, request: TranslationRequest, length: int) -> list[Text]:
-    """The best target of each line of the request's file, and as a record the n best; see `translate`."""
+    """Returns the best target of each line of the request's file, with the n best in its JSON record."""
 
     def encode(source: str) -> Int32[np.ndarray, " s"]:
         if not source.strip():
@@ -127,22 +127,22 @@ def translate(
     num_beams: int,
     length_penalty: float = 0.0,
 ) -> list[list[Found]]:
-    """Finds the `num_beams` best targets of every source, best first.
+    """Returns the `num_beams` best targets of every source, best first.
 
-    What is compiled depends on the network, `length`, `num_beams` and whether there is one source or more.
+    Compilation depends only on the network, `length`, `num_beams` and whether there is one source or more.
 
     Args:
-        net: see the module.
-        spec: of its data.
+        net: see the module's docstring.
+        spec: spec of its data.
         sources: from `encode_source`.
-        length: the most symbols of a source or a target, end-of-text among them.
-        num_beams: how many unfinished targets are kept.
+        length: maximum number of symbols of a source or a target, including end-of-text.
+        num_beams: number of beams.
         length_penalty: see `TranslationRequest`.
     """
     graphdef, state = nnx.split(net)
     rules = Rules(length, spec.target.end_of_text, length_penalty, EARLY_STOPPING[False])
     found: list[list[Found]] = [[] for _ in sources]
-    # Sources of one length end their search at about one time.
+    # Searches for sources of similar length end at about the same step.
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     at_once = min(AT_ONCE, len(sources)) if len(sources) <= 1 else AT_ONCE
     for begin in range(0, len(order), max(at_once, 1)):
@@ -161,7 +161,7 @@ def translate(
 def pad(
     tokenizer: Tokenizer, sources: Sequence[Int32[np.ndarray, " _"]], rows: int, length: int
 ) -> tuple[Int32[np.ndarray, "b s"], Int32[np.ndarray, " b"]]:
-    """Sources in `rows` rows of `length` symbols, and how many of each are real; the last source fills up the rows."""
+    """Pads sources to [rows, length], repeating the last source; returns them with the length of each."""
     padded = np.full((rows, length), tokenizer.end_of_text, np.int32)
     filled = [*sources, *[sources[-1]] * (rows - len(sources))]
     for row, tokens in enumerate(filled):
@@ -179,7 +179,7 @@ def _search(graphdef: Any, state: Any, source: Any, length: Any, rules: Rules, n
     memory = _encode(net, source, length)
     begin = jnp.full((source.shape[0], 1), rules.end_of_text, jnp.int32)
     logits, cache = net.extend(begin, net.init_cache(memory, size), 0, memory)
-    # All beams of a source read the same memory, so it is no part of what moves with them.
+    # All beams of a source share its memory, so it is not in the cache, whose rows move with the beams.
     wide = jax.tree.map(lambda x: repeat(x, "b ... -> (b k) ...", k=num_beams), memory)
     return search(
         lambda target, cache, read: net.extend(target, cache, 1 + read, wide), cache, logits, rules, num_beams, size
@@ -195,11 +195,11 @@ def _align(graphdef: Any, state: Any, source: Any, length: Any, target: Any) -> 
 def draw_alignment(
     net: nnx.Module, spec: PairSpec, source: Int32[np.ndarray, " s"], target: Int32[np.ndarray, " t"], length: int
 ) -> Image:
-    """A picture of how much each symbol of a target (a row) looked at each symbol of the source (a column).
+    """Returns an image of the attention from each symbol of a target (rows) to each symbol of the source (columns).
 
     Args:
-        net: see the module.
-        spec: of its data.
+        net: see the module's docstring.
+        spec: spec of its data.
         source: from `encode_source`.
         target: `Found.tokens`.
         length: as for `translate`.
@@ -212,14 +212,14 @@ def draw_alignment(
 
 
 def symbols(tokenizer: Tokenizer, tokens: Int32[np.ndarray, " t"]) -> list[str]:
-    """How a person names each token."""
+    """Readable names of tokens."""
     return ["end" if token == tokenizer.end_of_text else tokenizer.decode([token]) for token in tokens]
 
 
 def draw_weights(
     weights: Float[np.ndarray, "t s"], rows: Sequence[str], columns: Sequence[str]
 ) -> UInt8[np.ndarray, "h w 1"]:
-    """Weights from 0 (white) to 1 (black) as squares with the names of rows and columns beside them."""
+    """Draws weights from 0 (white) to 1 (black) as squares, labelled with the names of rows and columns."""
     import PIL.Image
     import PIL.ImageDraw
     import PIL.ImageFont
@@ -233,7 +233,7 @@ def draw_weights(
     drawn = PIL.ImageDraw.Draw(canvas)
     for number, name in enumerate(rows):
         drawn.text((left - CELL // 4, top + CELL * (number + 0.5)), name, 0, font, anchor="rm")
-    # The names of columns are written from the bottom up.
+    # Names of columns read from bottom to top.
     turned = PIL.Image.new("L", (top, left + squares.shape[1]), 255)
     sideways = PIL.ImageDraw.Draw(turned)
     for number, name in enumerate(columns):
