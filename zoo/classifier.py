@@ -76,7 +76,7 @@ class ConvNet(nnx.Module):
 
 
 class State(NamedTuple):
-    """The state of a classifier: one network in training."""
+    """The training state of a classifier: one network."""
 
     net: Learner
 

@@ -56,7 +56,7 @@ from zoo.sampling.diffusion.rules import Denoiser
 
 
 class State(NamedTuple):
-    """The state of a diffusion model: one network in training."""
+    """The training state of a diffusion model: one network."""
 
     unet: Learner
 
@@ -70,7 +70,7 @@ class DDPM(UNetOptions, Family):
     schedule: Schedule = "linear"
     """Noise schedule: beta linear in t (Ho et al. 2020), or alpha_bar a squared cosine (Nichol and Dhariwal 2021)."""
     prediction: Prediction = "eps"
-    """What the network predicts: the noise eps, the image x0, or v (Salimans and Ho 2022)."""
+    """Target of the network: the noise eps, the image x0, or v (Salimans and Ho 2022)."""
     min_snr: Annotated[float, Ge(0), Lt(math.inf), Why("0: off")] = 0.0
     """Gamma of min-SNR weighting (Hang et al. 2023, who use 5), which balances the noise levels; 0: L_simple."""
     conditional: DisallowNone[bool | None] = None
@@ -99,7 +99,7 @@ class DDPM(UNetOptions, Family):
         """Returns the settings of the network for the images of a data set.
 
         Raises:
-            UserError: their size cannot be halved at every level, or a conditional run has no classes.
+            UserError: the size cannot be halved between all levels, or a conditional run has no classes.
         """
         halvings = len(self.channels) - 1
         if spec.height % 2**halvings or spec.width % 2**halvings:

@@ -127,8 +127,8 @@ class RecurrentLM(nnx.Module):
         """Reads t more tokens of every row and predicts the next; see `zoo.sampling.tokens.decode`.
 
         Args:
-            tokens: for the slots from `position` on.
-            cache: the states after the slots before.
+            tokens: tokens of the slots from `position` on.
+            cache: the states after the earlier slots.
             position: the slot of the first of these tokens, the same for all rows.
             start: the slot of each row's first real token; slots before it do not change the states.
         """

@@ -143,7 +143,7 @@ class Transformer(nnx.Module):
         """Reads t more tokens of every row and predicts the next.
 
         Args:
-            tokens: for the slots from `position` on.
+            tokens: tokens of the slots from `position` on.
             cache: the cache of earlier slots, from `init_cache` or a previous call.
             position: the slot of the first of these tokens, the same for all rows.
             start: the slot of each row's first real token; slots before it are padding and are masked.

@@ -22,7 +22,7 @@ from zoo.nn.conv import Conv
 from zoo.nn.dense import Dense
 
 OUTPUT_GAIN = 0.1
-"""Initial scale of a decoder's outputs: near zero, so that initial pixel distributions are nearly uniform."""
+"""Initial scale of a decoder's outputs: near zero, so that no pixel's initial distribution is confident."""
 BLOCK_GAIN = 0.3
 """Initial scale of a residual block's branch."""
 PATCH = 4
@@ -36,7 +36,7 @@ class MLP(nnx.Module):
 
     Args:
         sizes: features of the input, of each hidden layer (all equal) and of the output.
-        gain: factor of the last layer's initial weights.
+        gain: factor of the last layer's initial scale.
         rngs: source of the initial values.
     """
 

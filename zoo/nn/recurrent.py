@@ -69,7 +69,7 @@ class Recurrent(nnx.Module):
     """Stacked recurrent layers.
 
     Args:
-        cell: which.
+        cell: the recurrent cell.
         features_in: input features of the first layer.
         width: features of a state.
         layers: number of layers.

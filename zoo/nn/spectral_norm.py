@@ -1,4 +1,4 @@
-"""Spectral normalisation: a layer's kernel divided by its largest singular value, so that the layer is 1-Lipschitz.
+"""Spectral normalisation: a layer's kernel divided by its largest singular value, which bounds its Lipschitz constant.
 
 Miyato et al. 2018, "Spectral normalization for generative adversarial networks". With the kernel as a matrix W of
 [inputs, outputs], power iteration keeps a vector u between training steps:
