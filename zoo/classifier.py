@@ -1,13 +1,13 @@
-"""An image classifier: a small convolutional network whose penultimate layer scores other models' images.
+"""Image classifier: a small convolutional network whose penultimate features are used to score other models' images.
 
-LeCun et al. 1998, "Gradient-based learning applied to document recognition", with strides for pooling and ReLU (no
-normalisation: the network is shallow enough). Trained by cross-entropy:
+LeCun et al. 1998, "Gradient-based learning applied to document recognition", with strided convolutions instead of
+pooling, with ReLU, and without normalisation, which so shallow a network does not need. Trained by cross-entropy:
 
     h = relu(conv_2(relu(conv_1(x))))              5x5, stride 2        [b h/4 w/4 2 width]
     features(x) = relu(W h + bias)                 the penultimate layer          [b d]
     P(class | x) = softmax(head(features(x)))                                     [b classes]
 
-`python -m zoo.harness.extractors RUN FILE` writes a trained classifier as an extractor's weights.
+`python -m zoo.harness.extractors RUN FILE` exports a trained classifier as the weights of a feature extractor.
 """
 
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ from zoo.sampling.batches import in_batches
 
 
 class ConvNet(nnx.Module):
-    """The network.
+    """The classifier's network.
 
     Args:
-        settings: the family, whose fields describe it.
-        spec: of the images.
+        settings: the family's settings.
+        spec: the image spec.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(self, settings: "Classifier", spec: ImageSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -60,11 +60,11 @@ class ConvNet(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], *, key: Key[Array, ""] | None = None, rows: Int[Array, " b"] | None = None
     ) -> tuple[Float[Array, "b d"], Float[Array, "b classes"]]:
-        """Features and logits.
+        """Returns features and logits.
 
         Args:
-            x: images from -1 to 1.
-            key: of the dropout noise; None means evaluation.
+            x: images in [-1, 1].
+            key: dropout key; None means evaluation.
             rows: each image's index in the global batch.
         """
         early, late = split(key, 2)
@@ -76,21 +76,21 @@ class ConvNet(nnx.Module):
 
 
 class State(NamedTuple):
-    """The state of a classifier: one network in training."""
+    """The training state of a classifier: one network."""
 
     net: Learner
 
 
 @dataclass(frozen=True)
 class Classifier(Family):
-    """An image classifier; its features score what other families make."""
+    """An image classifier whose features are used to score other families' samples."""
 
     width: Annotated[int, Ge(1)] = 32
     """Channels of the first convolution; the second has twice as many."""
     features: Annotated[int, Ge(1)] = 128
-    """Size of the penultimate layer, whose output is compared between images."""
+    """Size of the penultimate layer, whose output is the feature vector of an image."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability of dropping an element of what the last two layers get."""
+    """Dropout probability at the input of the last two layers."""
 
     accepts: ClassVar[type] = ImageSpec
     unit: ClassVar[str] = "images"
@@ -109,7 +109,7 @@ class Classifier(Family):
         return State(net), metrics
 
     def loss(self, net: ConvNet, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
-        """-log P(class | x) over a batch in nats, and how many of its images have a label."""
+        """Returns the sum of -log P(class | x) over a batch in nats, and the number of labelled images."""
         nats, right, labelled = _judge(net, batch, key)
         return nats.sum(), labelled.sum(), {"accuracy": (right.sum(), labelled.sum())}
 
@@ -120,14 +120,14 @@ class Classifier(Family):
     def extract(
         self, state: State, image: UInt8[Array, "b h w c"]
     ) -> tuple[Float[Array, "b d"], Float[Array, "b classes"]]:
-        """The features of images that other models' images are compared by, and their logits."""
+        """Returns the features and logits of images, by which other models' samples are scored."""
         return state.net.eval_net()(from_pixels(image))
 
     def sample(self, model: Model, request: Request, key: jax.Array) -> Artifacts:
-        """What the network looks for: sample i is noise, changed until it is taken for class i, in turn.
+        """Returns images that maximise a class probability: starting from noise, for each class in turn.
 
-        Erhan et al. 2009, "Visualizing higher-layer features of a deep network". The pictures are no samples of the
-        data, which shows what a classifier need not know.
+        Erhan et al. 2009, "Visualizing higher-layer features of a deep network". They do not look like the data: a
+        classifier does not model p(x).
         """
         spec, state = model.spec, model.state
         pixels = in_batches(lambda rows: _imagine(spec, state, key, rows), request.n, batch_size=16)
@@ -135,7 +135,7 @@ class Classifier(Family):
 
 
 def _judge(net: ConvNet, batch: Batch, key: Any) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
-    """-log P(class | x) of each labelled image in nats, whether the likeliest class is right, and which have labels."""
+    """Returns per image -log P(class | x) in nats and top-1 correctness, both 0 without a label, and a label mask."""
     _, logits = net(from_pixels(batch["image"]), key=key, rows=batch["row"])
     label = batch["label"]
     labelled = (label >= 0).astype(jnp.float32)
@@ -145,7 +145,7 @@ def _judge(net: ConvNet, batch: Batch, key: Any) -> tuple[Float[Array, " b"], Fl
 
 @partial(jax.jit, static_argnums=0)
 def _imagine(spec: ImageSpec, state: State, key: Key[Array, ""], rows: Int[Array, " b"]) -> UInt8[Array, "b h w c"]:
-    """64 steps up the gradient of log P(class | x), each moving an image by a tenth of its own largest change."""
+    """64 gradient ascent steps on log P(class | x), each scaled so that the largest change of a pixel is 0.1."""
     net = state.net.eval_net()
 
     def log_p(x: Float[Array, "b h w c"]) -> Float[Array, ""]:

@@ -1,25 +1,25 @@
-"""DCGAN: two convolutional networks that play the generative adversarial game.
+"""DCGAN: a generative adversarial network whose generator and discriminator are convolutional.
 
 Goodfellow et al. 2014, "Generative adversarial nets"; Radford et al. 2016, "Unsupervised representation learning with
-deep convolutional generative adversarial networks". A generator G turns noise z into an image, a discriminator D gives
-the probability that an image is real, and they play for the value
+deep convolutional generative adversarial networks". The generator G maps noise z to an image, the discriminator D
+returns the probability that an image is real, and they play the minimax game
 
     min_G max_D V(D, G),    V(D, G) = E_x log D(x) + E_z log(1 - D(G(z)))
 
-With D = sigmoid(logit), log D = log_sigmoid(logit) and log(1 - D) = log_sigmoid(-logit), both exact at any logit. What
-each player descends, by `objective`:
+With D = sigmoid(logit), log D = log_sigmoid(logit) and log(1 - D) = log_sigmoid(-logit), both exact at any logit. The
+loss of each player by `objective`:
 
                       discriminator                                 generator
     minimax          -V(D, G)                                       log(1 - D(G(z)))
     nonsaturating    -V(D, G)                                      -log D(G(z))
     hinge            max(0, 1 - logit(x)) + max(0, 1 + logit(G(z)))  -logit(G(z))
 
-A step moves the discriminator `disc_steps` times, k of Goodfellow's algorithm 1, then the generator once, judged by the
-discriminator that has just moved. Each of the k steps has fakes of fresh noise but the same batch of real images, where
-algorithm 1 draws new ones. Images are [b h w c] from -1 to 1, noise is [b latent], logits are [b].
+A training step updates the discriminator `disc_steps` times (k of Goodfellow's algorithm 1), then the generator once
+against the updated discriminator. Each of the k updates draws new noise but reuses the batch of real images, where
+algorithm 1 draws new ones. Images are [b h w c] in [-1, 1], noise is [b latent], logits are [b].
 
-The networks are those of `zoo.nets.gan`. Each player's batch normalisation has its own memory: the other's step
-computes with the moments of its batch, as training does, but leaves no trace in it.
+The networks are in `zoo.nets.gan`. The running averages of a player's batch normalisation are updated in its own step
+only; the other player's step normalises by batch moments and leaves them unchanged.
 """
 
 import math
@@ -55,7 +55,7 @@ from zoo.sampling.latent_paths import slerp, truncated
 SIZES = (32, 64)
 SAMPLES_AT_ONCE = 256
 KEYS = 4
-"""Keys that the losses split a step's key in; `fold_in` of a smaller number would give one of them again."""
+"""Number of keys the losses split a step's key into; `fold_in` with a smaller number would repeat one of them."""
 
 Objective = Literal["minimax", "nonsaturating", "hinge"]
 
@@ -69,21 +69,21 @@ def value(real: Float[Array, " b"], fake: Float[Array, " b"]) -> Float[Array, " 
 
 
 def verdict(real: Float[Array, " b"], fake: Float[Array, " b"]) -> dict[str, Float[Array, " b"]]:
-    """What is told of the game, from the logits of real images and of fakes: V, D(x) and D(G(z)) of each."""
+    """Per-row statistics of the game from the logits of real images and of fakes: V, D(x) and D(G(z))."""
     return {"value": value(real, fake), "d_real": sigmoid(real), "d_fake": sigmoid(fake)}
 
 
 def discriminator_loss(
     objective: Objective, real: Float[Array, " b"], fake: Float[Array, " b"], smoothing: float = 0.0
 ) -> Float[Array, " b"]:
-    """What the discriminator descends.
+    """Returns the discriminator's loss.
 
     Args:
         objective: the form of the game.
         real: logits of real images.
-        fake: logits of generated ones.
-        smoothing: one-sided label smoothing (Salimans et al. 2016): real images are real with probability
-            1 - smoothing, fakes always fake; for minimax and nonsaturating.
+        fake: logits of generated images.
+        smoothing: one-sided label smoothing (Salimans et al. 2016): the target is 1 - smoothing for real images and 0
+            for fakes; for minimax and nonsaturating.
     """
     if objective == "hinge":
         return relu(1.0 - real) + relu(1.0 + fake)
@@ -91,10 +91,10 @@ def discriminator_loss(
 
 
 def generator_loss(objective: Objective, fake: Float[Array, " b"]) -> Float[Array, " b"]:
-    """What the generator descends, from the discriminator's logits of its images.
+    """Returns the generator's loss from the discriminator's logits of its images.
 
-    The gradient of the minimax form fades where D(G(z)) is near 0, as it is early on; that of the non-saturating form
-    has the same sign and is (1 - D) / D times as large.
+    The minimax gradient vanishes where D(G(z)) is near 0, as it is early in training; the non-saturating gradient has
+    the same sign and is (1 - D) / D times as large.
     """
     if objective == "minimax":
         return log_sigmoid(-fake)
@@ -105,7 +105,7 @@ def gradient_penalty(logits: Callable[[jax.Array], jax.Array], x: Float[Array, "
     """R1: |d logit(x_i) / d x_i|^2 of each image (Mescheder et al. 2018, "Which training methods for GANs converge?").
 
     Args:
-        logits: maps images to logits, each of which must depend on its own image alone.
+        logits: maps images to logits; each logit must depend on its own image only.
         x: real images.
     """
     slope = jax.grad(lambda x: logits(x).sum())(x)
@@ -116,7 +116,7 @@ def gradient_penalty(logits: Callable[[jax.Array], jax.Array], x: Float[Array, "
 
 
 class State(NamedTuple):
-    """Both players in training."""
+    """The training state of both players."""
 
     gen: Learner
     disc: Learner
@@ -124,17 +124,17 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class GANRequest(Request):
-    """What a GAN can be asked for."""
+    """A request for samples of a GAN."""
 
     n: Annotated[int, Ge(1)] = 64
-    """How many samples to make."""
+    """Number of samples."""
     label: str = ""
-    """Class of the samples, by name or number, in a conditional run; empty: each class in turn."""
+    """Class of the samples in a conditional run, by name or number; empty: each class in turn."""
     truncation: Annotated[float, Ge(0), Lt(math.inf), Why("0: none")] = 0.0
-    """Draw z from a normal distribution cut off at this many standard deviations: less variety, more typical images;
-    0: the whole distribution."""
+    """Draw z from a normal distribution truncated at this many standard deviations: less variety, more typical images;
+    0: no truncation."""
     interpolate: int = 0
-    """Make of each sample a strip of this many images, on a walk from its z to another; 0: single images."""
+    """Make each sample a strip of this many images, interpolated from its z to another; 0: single images."""
 
     def __post_init__(self) -> None:
         require(
@@ -146,29 +146,29 @@ class GANRequest(Request):
 
 @dataclass(frozen=True)
 class DCGAN(Family):
-    """Deep convolutional GAN; the optimizer is the generator's."""
+    """Deep convolutional GAN; the run's optimizer settings are the generator's."""
 
     width: Annotated[int, Ge(1)] = 64
-    """Channels of both players where images are largest; each halving of the size doubles them."""
+    """Channels of both players at the highest resolution; each halving of the resolution doubles them."""
     latent: Annotated[int, Ge(2)] = 100
     """Size of z."""
     objective: Objective = "nonsaturating"
-    """The form of the game: minimax (the value as it stands), nonsaturating, or hinge."""
+    """Losses of both players: minimax (the value V itself), nonsaturating, or hinge."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Real images count as real with 1 minus this probability, for the discriminator (not with hinge)."""
+    """One-sided label smoothing: the discriminator's target for real images is 1 minus this (not with hinge)."""
     r1: Annotated[float, Ge(0)] = 0.0
     """Weight gamma of the gradient penalty gamma / 2 E |d logit(x) / d x|^2 on real images (not with disc_norm batch,
     where an image's logit depends on the others)."""
     disc_norm: Normalisation = "batch"
     """Normalisation in the discriminator: batch (DCGAN), spectral (of each kernel), or none."""
     disc_steps: Annotated[int, Ge(1)] = 1
-    """Steps of the discriminator for each of the generator, on one batch of real images."""
+    """Discriminator updates for each generator update, on one batch of real images."""
     disc_learning_rate_ratio: Annotated[float, Gt(0)] = 1.0
     """The discriminator's learning rate as a multiple of the generator's."""
     conditional: bool = False
-    """Whether both players know the class of an image."""
+    """Whether both players are conditioned on the class of an image."""
     diff_augment: bool = False
-    """Whether both players see images only through random changes that gradients pass through: for small data."""
+    """Whether real and generated images get differentiable random augmentation, for small data sets."""
 
     accepts: ClassVar[type] = ImageSpec
     unit: ClassVar[str] = "images"
@@ -203,10 +203,10 @@ class DCGAN(Family):
         return State(Learner.create(gen, setup), Learner.create(disc, disc_setup))
 
     def check(self, spec: ImageSpec) -> None:
-        """Refuses images that the networks are not made for.
+        """Checks that the networks support these images.
 
         Raises:
-            UserError: another size, or no classes where the run is conditional.
+            UserError: the size is not supported, or a conditional run has no classes.
         """
         if spec.height != spec.width or spec.height not in SIZES:
             raise UserError(
@@ -223,7 +223,7 @@ class DCGAN(Family):
             return disc.descend(disc_loss, batch, step, jax.random.fold_in(key, KEYS + i))[0]
 
         disc = jax.lax.fori_loop(0, self.disc_steps - 1, ahead, state.disc) if self.disc_steps > 1 else state.disc
-        # One key for both: they draw the same z, so that the compiler finds G(z) computed already.
+        # Both losses get the same key and draw the same z, so the compiler computes G(z) once.
         disc, of_disc = disc.descend(disc_loss, batch, step, key)
         gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, step, key)
         metrics = {"loss": of_disc.pop("loss"), "gen_loss": of_gen.pop("loss")}
@@ -234,14 +234,14 @@ class DCGAN(Family):
     def disc_loss(
         self, net: Discriminator, batch: Batch, key: Key[Array, ""], gen: Learner
     ) -> tuple[jax.Array, jax.Array, Metrics]:
-        """The discriminator's loss over a batch of real images and as many fakes from `gen` as it is."""
+        """The discriminator's loss, summed over a batch of real images and as many fakes from `gen`, and the count."""
         rows, label = batch["row"], batch["label"]
         z_key, real_key, fake_key, _ = jax.random.split(key, KEYS)
         x = self.seen(from_pixels(batch["image"]), real_key, rows)
         fakes = gen.net()(normal(z_key, rows, (self.latent,)), label, train=True)
         count, metrics, penalty = jnp.float32(len(rows)), {}, jnp.zeros(len(rows))
         if self.r1:
-            # Before the first call in training, with whose spectral norms it computes, and which alone moves them.
+            # Before the first training call, which updates the spectral norm; the penalty thus uses the same estimate.
             penalty = gradient_penalty(lambda x: net(x, label, train=False), x)
             metrics["r1_penalty"] = (penalty.sum(), count)
         real = net(x, label, train=True)
@@ -253,7 +253,7 @@ class DCGAN(Family):
     def gen_loss(
         self, net: Generator, batch: Batch, key: Key[Array, ""], disc: Learner
     ) -> tuple[jax.Array, jax.Array, Metrics]:
-        """The generator's loss, judged by `disc`, whose weights and memory stay as they are."""
+        """The generator's loss against `disc`, whose weights and running averages do not change."""
         rows, label = batch["row"], batch["label"]
         z_key, _, _, judged_key = jax.random.split(key, KEYS)
         fakes = net(normal(z_key, rows, (self.latent,)), label, train=True)
@@ -261,12 +261,12 @@ class DCGAN(Family):
         return generator_loss(self.objective, fake).sum(), jnp.float32(len(rows)), {}
 
     def seen(self, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:
-        """Images as the discriminator sees them in training."""
+        """Returns the discriminator's training input: augmented images if `diff_augment`, otherwise x."""
         return diff_augment(x, key, rows) if self.diff_augment else x
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        # With batch normalisation the discriminator's averaged moments are those of real and generated images mixed, so
-        # its figures here differ from those in training, where each has its own.
+        # With batch normalisation the discriminator's running averages mix real and generated images, so its figures
+        # differ from those in training, which normalises each batch by its own moments.
         rows, label = batch["row"], batch["label"]
         gen, disc = state.gen.eval_net(), state.disc.eval_net()
         fakes = gen(normal(key, rows, (self.latent,)), label, train=False)
@@ -297,9 +297,9 @@ class DCGAN(Family):
     def pixels(
         self, model: Model, request: GANRequest, key: jax.Array, classes: Int[np.ndarray, " n"] | None = None
     ) -> UInt8[np.ndarray, "n k h w c"]:
-        """Samples 0 .. n - 1, each a walk of k images; k = 1 without `interpolate`.
+        """Returns samples 0 .. n - 1, each an interpolation of k images; k = 1 without `interpolate`.
 
-        Where the request names no class, they are of given classes; without these, of each class in turn.
+        Their class is the request's `label`; if empty, `classes`; if None, each class in turn.
         """
         length, label = max(request.interpolate, 1), self.label_number(model.spec, request.label)
         truncation = jnp.float32(request.truncation or jnp.inf)
@@ -312,7 +312,7 @@ class DCGAN(Family):
         return in_batches(make, request.n, max(SAMPLES_AT_ONCE // length, 1))
 
     def label_number(self, spec: ImageSpec, label: str) -> int:
-        """The number of a class that is given by name or number; -1 where none is given.
+        """Returns the number of a class given by name or number; -1 for an empty label.
 
         Raises:
             UserError: there is no such class, or the run is not conditional.
@@ -335,7 +335,7 @@ def generate(
     latent: int,
     length: int,
 ) -> UInt8[Array, "b k h w c"]:
-    """G along the walk of each row through z, from its own noise to another."""
+    """Returns G(z) along each row's path through z, from its own noise to another draw."""
     start, end = (truncated(normal(k, rows, (latent,)), truncation) for k in jax.random.split(key))
     z = start[:, None] if length == 1 else slerp(start, end, jnp.linspace(0.0, 1.0, length)[None])
     x = gen.eval_net()(rearrange(z, "b k d -> (b k) d"), jnp.repeat(label, length), train=False)

@@ -1,4 +1,4 @@
-"""Denoising diffusion: a network learns to remove noise, and images are made from pure noise step by step.
+"""Denoising diffusion: a network learns to remove noise, and sampling turns pure noise into an image step by step.
 
 Ho et al. 2020, "Denoising diffusion probabilistic models" (DDPM). Noise is added to an image x_0 in T steps, so that
 
@@ -9,17 +9,17 @@ and a U-Net learns to predict the noise eps (or x_0, or v, see `zoo.sampling.dif
 
     L_simple = E_{t, x_0, eps} || eps - eps_theta(signal_t x_0 + noise_t eps, t) ||^2                               (14)
 
-Its variational bound, -log p(x_0) <= L_T + sum_{t > 1} L_{t-1} + L_0 (5), in which x_0' is the network's estimate of
-the image, is reported in bits per dimension:
+The variational bound -log p(x_0) <= L_T + sum_{t > 1} L_{t-1} + L_0 (5) is reported in bits per dimension; x_0' is the
+network's estimate of the image:
 
     L_T     = KL(q(x_T | x_0) || N(0, I))
     L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) = (SNR_{t-1} - SNR_t) / 2 || x_0 - x_0' ||^2
     L_0     = -log p(x_0 | x_1), a normal distribution integrated over each of the 256 grey values                  (13)
 
-where SNR_t = (signal_t / noise_t)^2. With classes, the label is withheld from some rows in training, for guidance
-(`zoo.sampling.diffusion.guidance`).
+where SNR_t = (signal_t / noise_t)^2. In a conditional run some labels are dropped in training, for classifier-free
+guidance (`zoo.sampling.diffusion.guidance`).
 
-Images are [b h w c] from -1 to 1. Times are indices: t = 0 is the paper's t = 1.
+Images are [b h w c] in [-1, 1]. Times are indices: t = 0 is the paper's t = 1.
 """
 
 import math
@@ -56,7 +56,7 @@ from zoo.sampling.diffusion.rules import Denoiser
 
 
 class State(NamedTuple):
-    """The state of a diffusion model: one network in training."""
+    """The training state of a diffusion model: one network."""
 
     unet: Learner
 
@@ -70,13 +70,13 @@ class DDPM(UNetOptions, Family):
     schedule: Schedule = "linear"
     """Noise schedule: beta linear in t (Ho et al. 2020), or alpha_bar a squared cosine (Nichol and Dhariwal 2021)."""
     prediction: Prediction = "eps"
-    """What the network predicts: the noise eps, the image x0, or v (Salimans and Ho 2022)."""
+    """Target of the network: the noise eps, the image x0, or v (Salimans and Ho 2022)."""
     min_snr: Annotated[float, Ge(0), Lt(math.inf), Why("0: off")] = 0.0
-    """Gamma of min-SNR weighting (Hang et al. 2023), which balances the noise levels; theirs is 5; 0: L_simple."""
+    """Gamma of min-SNR weighting (Hang et al. 2023, who use 5), which balances the noise levels; 0: L_simple."""
     conditional: DisallowNone[bool | None] = None
-    """Whether the network receives the class of an image; None: if the data has classes."""
+    """Whether the network is conditioned on the class of an image; None: if the data has classes."""
     label_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Probability of withholding a label in training, which guidance requires."""
+    """Probability of dropping a label in training, which guidance requires."""
     clip: bool = True
     """Whether estimates of x_0 are clipped to [-1, 1] in sampling and in the bound."""
 
@@ -96,10 +96,10 @@ class DDPM(UNetOptions, Family):
         return _path(self.schedule, self.timesteps)
 
     def unet_settings(self, spec: ImageSpec) -> UNetSettings:
-        """The network for the images of a data set.
+        """Returns the settings of the network for the images of a data set.
 
         Raises:
-            UserError: their size cannot be halved as often as there are levels, or they have no classes.
+            UserError: the size cannot be halved between all levels, or a conditional run has no classes.
         """
         halvings = len(self.channels) - 1
         if spec.height % 2**halvings or spec.width % 2**halvings:
@@ -156,7 +156,7 @@ class DDPM(UNetOptions, Family):
     def terms(
         self, state: State, batch: Batch, t: Float[Array, " b"], key: Key[Array, ""]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
-        """The evaluation network's error in L_simple at times t, and `bound` there; eps is drawn from `key`."""
+        """Returns the evaluation network's L_simple error and `bound` at times t; eps is drawn from `key`."""
         net, x_0 = state.unet.eval_net(), from_pixels(batch["image"])
         eps = normal(key, batch["row"], x_0.shape[1:])
         signal, noise = level = self.path.at(t[:, None, None, None])
@@ -170,15 +170,15 @@ class DDPM(UNetOptions, Family):
     def bound(
         self, x_0: Float[Array, "b h w c"], estimate: Float[Array, "b h w c"], t: Float[Array, " b"]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """L_T, and the term of the bound that depends on the network's estimate of x_0 at time t (L_0 at t = 0).
+        """Returns L_T and the bound's term at time t (L_0 at t = 0), given the network's estimate of x_0.
 
-        Both in bits per dimension; -log p(x_0) is at most L_T plus the terms of all t.
+        Both are in bits per dimension; -log p(x_0) is at most L_T plus the sum of the terms over t.
         """
         signal, noise = self.path.at(np.arange(self.timesteps, dtype=np.float64))
         snr = (signal / noise) ** 2
         half_step = np.append(0.0, (snr[:-1] - snr[1:]) / 2)
         kl = jnp.asarray(half_step, jnp.float32)[t.astype(jnp.int32)] * jnp.square(x_0 - estimate).sum((1, 2, 3))
-        # The posterior's deviation at t = 0 is 0; that of t = 1 is used in its place, as in Improved DDPM.
+        # The posterior's standard deviation at t = 0 is 0; that at t = 1 replaces it, as in Improved DDPM.
         deviation = math.sqrt(1 - snr[1] / snr[0]) * float(noise[0])
         grey = discretised_gaussian(x_0, estimate, jnp.float32(math.log(deviation)))
         term = jnp.where(t == 0, -grey.sum((1, 2, 3)), kl)
@@ -200,7 +200,7 @@ class DDPM(UNetOptions, Family):
     # -------------------------------------------------------------------------------------------- sample
 
     def denoiser(self, state: State, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
-        """(x_t, t) -> (x_0, eps) for the samplers, under classifier-free guidance."""
+        """Returns the samplers' denoiser (x_t, t) -> (x_0, eps), with classifier-free guidance."""
         net = state.unet.eval_net()
         predict = guided(net, symbol, guidance, net.settings.symbols)
 

@@ -1,26 +1,27 @@
-"""Image VAE: an encoder and a decoder that learn a latent space by the evidence lower bound.
+"""Image VAE: an encoder and a decoder trained on the evidence lower bound (ELBO).
 
-Kingma & Welling 2014, "Auto-encoding variational Bayes". An image x is made by a code z, of `latent` numbers that are
-standard normal a priori, and a decoder p(x|z); an encoder q(z|x) = N(mean, diag(sigma^2)) stands in for the posterior:
+Kingma & Welling 2014, "Auto-encoding variational Bayes". The prior of a code z of `latent` units is standard normal, a
+decoder models p(x|z), and an encoder q(z|x) = N(mean, diag(sigma^2)) approximates the posterior:
 
     log p(x)  >=  ELBO(x) = E_q log p(x|z) - KL(q(z|x) || N(0, 1))                   (eq. 3)
     KL = 1/2 sum_j (mean_j^2 + sigma_j^2 - 1 - log sigma_j^2)                        (appendix B)
     z = mean + sigma eps,  eps ~ N(0, 1)                                             (section 2.4)
 
-What training descends is  -E_q log p(x|z) + beta w KL,  with beta from Higgins et al. 2017, "beta-VAE", and w rising
-from 0 to 1 over `kl_warmup_steps` (Bowman et al. 2016); or with the KL term's free bits (Kingma et al. 2016, eq. 15):
-sum_j max(free_bits, mean over the batch of KL_j). Figures of the held-out split are of the bound itself, beta = 1.
+The training loss is -E_q log p(x|z) + beta w KL, with beta from Higgins et al. 2017, "beta-VAE", and w rising from 0 to
+1 over `kl_warmup_steps` (Bowman et al. 2016). With free bits (Kingma et al. 2016, eq. 15) the KL term is
+sum_j max(free_bits, mean over the batch of KL_j). Held-out figures are of the bound itself, beta = 1. With `iw_samples`
+k > 1 training maximises a tighter bound (Burda et al. 2016, "Importance weighted autoencoders", eq. 8):
 
-With `iw_samples` k > 1 it climbs a tighter bound (Burda et al. 2016, "Importance weighted autoencoders", eq. 8),
-    log p(x)  >=  E log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x),   z_i ~ q(z|x).
+    log p(x)  >=  E log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x),   z_i ~ q(z|x)
 
-What p(x|z) is of, by `likelihood` (auto: bernoulli for grey images, logistic for colour); images are [b h w c] from -1
-(black) to 1 (white), codes [b latent]:
+The data that p(x|z) models, by `likelihood` (auto: bernoulli for grey images, logistic for colour):
 
-    bernoulli   pixels that are 0 or 1, drawn as x ~ Bernoulli(k / 255) where `binarise` is on
-    gaussian    levels 0 .. 255 with uniform noise on them, so that the density bounds the levels' probability
-                (Theis et al. 2016, "A note on the evaluation of generative models")
-    logistic    levels 0 .. 255, each with the mass that a logistic distribution has around it
+    bernoulli   pixels 0 or 1, drawn as x ~ Bernoulli(k / 255) if `binarise`
+    gaussian    levels 0 .. 255 plus uniform noise, so that the density bounds the levels' probability (Theis et al.
+                2016, "A note on the evaluation of generative models")
+    logistic    levels 0 .. 255; the probability of a level is a logistic distribution's mass in the bin around it
+
+Images are [b h w c] from -1 (black) to 1 (white), codes are [b latent].
 """
 
 import logging
@@ -62,36 +63,36 @@ log = logging.getLogger("zoo")
 Likelihood = Literal["bernoulli", "gaussian", "logistic"]
 
 HELD_OUT_NOISE = 2014
-"""Seed of the noise that makes the held-out pixels, the same in every evaluation of every run."""
+"""Seed of the noise of held-out pixels, the same in every evaluation of every run."""
 AT_ONCE = 1024
-"""Images that are decoded side by side, at most."""
+"""Images decoded in one batch, at most."""
 COLUMNS = 16
-"""Pairs of image and reconstruction in a picture."""
+"""Pairs of image and reconstruction in one sheet."""
 TRAVERSED = 13
-"""Values that a unit takes in a traversal, from -3 to 3."""
+"""Values of a unit in a traversal, from -3 to 3."""
 
 
 class State(NamedTuple):
-    """The state of a VAE: encoder and decoder in training."""
+    """The training state of a VAE: encoder and decoder."""
 
     vae: Learner
 
 
 @dataclass(frozen=True)
 class Pictures(Request):
-    """Images to make: draws from the prior, or another picture of the latent space. An image is the mean of p(x|z)."""
+    """Images to make: samples of the prior, interpolations, traversals or reconstructions; all are means of p(x|z)."""
 
     interpolate: int = 0
-    """Not draws, but n rows of this many images on the way from one code to another, ends included."""
+    """Instead of samples, n rows of this many images interpolated between two codes, ends included."""
     path: Literal["slerp", "lerp"] = "slerp"
-    """How interpolation joins two codes: on a great circle or on a straight line."""
+    """Path of interpolation between two codes: a great circle or a straight line."""
     traverse: Annotated[int, Ge(0)] = 0
-    """Not draws, but n pictures, in each of which this many latent units, the most active, go from -3 to 3."""
+    """Instead of samples, n sheets, in each of which this many latent units, the most active, vary from -3 to 3."""
     reconstruct: Annotated[int, Ge(0)] = 0
-    """Not draws, but this many held-out images, each above its reconstruction."""
+    """Instead of samples, this many held-out images, each above its reconstruction."""
     images: tuple[str, ...] = ()
-    """Images to reconstruct, to traverse from, or to interpolate between, each and the next: files, or numbers of
-    held-out ones."""
+    """Images to reconstruct, to traverse from, or to interpolate between in sequence: files, or numbers of held-out
+    images."""
 
     def __post_init__(self) -> None:
         require(
@@ -109,10 +110,10 @@ class Pictures(Request):
 
 @dataclass(frozen=True)
 class Scores(ImageScoring):
-    """What is computed beside the bound and the active units."""
+    """Figures to compute in addition to the bound and the active units."""
 
     iw_samples: Annotated[int, Ge(0)] = 0
-    """Codes an image for the importance-weighted bound (k of Burda et al. 2016, eq. 8); 0: without it."""
+    """Codes per image for the importance-weighted bound (k of Burda et al. 2016, eq. 8); 0: skip it."""
 
 
 @dataclass(frozen=True)
@@ -124,27 +125,27 @@ class ImageVAE(Family):
     width: Annotated[int, Ge(1)] = 400
     """mlp: features of a hidden layer; conv: channels of a patch."""
     layers: Annotated[int, Ge(1)] = 1
-    """mlp: hidden layers of each network; conv: residual blocks of a level; images above 32 pixels have several."""
+    """mlp: hidden layers of each network; conv: residual blocks per level (several levels above 32 pixels)."""
     hidden: Annotated[int, Ge(1)] = 256
     """conv: features of the dense layer between the last level and the code."""
     latent: Annotated[int, Ge(1)] = 20
     """Units of a code."""
     likelihood: Literal["auto", Likelihood] = "auto"
-    """What p(x|z) is; see the module's docstring. auto: bernoulli for grey images, logistic for colour."""
+    """Distribution p(x|z); see the module's docstring. auto: bernoulli for grey images, logistic for colour."""
     binarise: DisallowNone[bool | None] = None
-    """Draw pixels as 1 with probability k / 255 and else 0: anew in every training step, once for held-out images.
-    None: where the likelihood is bernoulli."""
+    """Draw each pixel from Bernoulli(k / 255): anew in every training step, once for held-out images. None: if the
+    likelihood is bernoulli."""
     scale: Annotated[float, Ge(0)] = 0.0
-    """Standard deviation of the gaussian likelihood, where black is -1 and white 1; 0: learned, one for each pixel."""
+    """Standard deviation of the gaussian likelihood, with pixels in [-1, 1]; 0: learned for each pixel."""
     beta: Annotated[float, Ge(0)] = 1.0
     """Weight of the KL term in training (Higgins et al. 2017)."""
     kl_warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which the KL term's weight rises from 0 to beta."""
     free_bits: Annotated[float, Ge(0)] = 0.0
-    """Nats of each latent unit's KL, averaged over the batch, that training leaves free."""
+    """Nats of each latent unit's KL, averaged over the batch, that are not penalised."""
 
     iw_samples: Annotated[int, Ge(1)] = 1
-    """Codes an image in training, k of the importance-weighted bound; 1: the ELBO with its closed KL."""
+    """Codes per image in training, k of the importance-weighted bound; 1: the ELBO with its closed-form KL."""
 
     accepts: ClassVar[type] = ImageSpec
     Request: ClassVar[type] = Pictures
@@ -170,13 +171,13 @@ class ImageVAE(Family):
             )
 
     def likelihood_of(self, channels: int) -> Likelihood:
-        """The likelihood of images of so many channels."""
+        """Returns the likelihood for images with `channels` channels."""
         if self.likelihood != "auto":
             return self.likelihood
         return "bernoulli" if channels == 1 else "logistic"
 
     def binarises(self, channels: int) -> bool:
-        """Whether images of so many channels are drawn in black and white."""
+        """Whether images with `channels` channels are binarised."""
         return self.likelihood_of(channels) == "bernoulli" if self.binarise is None else self.binarise
 
     def outputs(self, channels: int) -> int:
@@ -219,7 +220,7 @@ class ImageVAE(Family):
         weight: Float[Array, ""] | float = 1.0,
         means: Float[Array, " latent"] | None = None,
     ) -> tuple[jax.Array, jax.Array, Metrics]:
-        """-E_q log p(x|z) + weight KL over a batch in nats, with free bits, and how many images it is of."""
+        """Returns -E_q log p(x|z) + weight KL summed over a batch in nats, with free bits, and the number of images."""
         pixel_key, code_key = jax.random.split(key)
         x = self.observe(batch["image"], pixel_key, batch["row"])
         if self.iw_samples > 1:
@@ -230,15 +231,15 @@ class ImageVAE(Family):
         return (weight * free_bits(kl, self.free_bits, means).sum(1) - log_likelihood).sum(), count, pairs
 
     def kl_sums(self, net: Autoencoder, batch: Batch, key: Any) -> tuple[Float[Array, " latent"], jax.Array]:
-        """The KL of each unit summed over a batch, and how many images it is of: free bits need its mean."""
-        x = self.observe(batch["image"], jax.random.split(key)[0], batch["row"])  # as `loss` draws it
+        """Returns the KL of each unit summed over a batch, and the number of images; free bits need the mean."""
+        x = self.observe(batch["image"], jax.random.split(key)[0], batch["row"])  # the same x as in `loss`
         kl = kl_divergence(*net.encode(x))
         return kl.sum(0), jnp.asarray(float(len(kl)))
 
     def iw_loss(
         self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
     ) -> tuple[jax.Array, jax.Array, Metrics]:
-        """-log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) over a batch in nats; the KL is a metric, and no term of it."""
+        """-log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) summed over a batch in nats; the KL is only a metric."""
         mean, log_variance = net.encode(x)
         z, log_ratio = draw_codes(mean, log_variance, key, rows, jnp.arange(self.iw_samples))
         bound = iw_bound(self.code_log_likelihood(net, x, z) + log_ratio)
@@ -248,7 +249,7 @@ class ImageVAE(Family):
     def code_log_likelihood(
         self, net: Any, x: Float[Array, "b h w c"], z: Float[Array, "s b latent"]
     ) -> Float[Array, "s b"]:
-        """log p(x|z) in nats of each image at s codes of its own."""
+        """Returns log p(x|z) in nats of each image at its own s codes."""
         parameters = net.decode(rearrange(z, "s b latent -> (s b) latent"))
         images = repeat(x, "b h w c -> (s b) h w c", s=len(z))
         return rearrange(self.log_likelihood(images, parameters), "(s b) -> s b", s=len(z))
@@ -265,7 +266,7 @@ class ImageVAE(Family):
     def terms(
         self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
     ) -> tuple[Float[Array, " b"], Float[Array, "b latent"]]:
-        """log p(x|z) at one z ~ q(z|x), and the KL of each unit: the two terms of the bound, in nats."""
+        """Returns the two terms of the bound in nats: log p(x|z) at one z ~ q(z|x), and the KL of each unit."""
         mean, log_variance = net.encode(x)
         z = draw_code(mean, log_variance, key, rows)
         return self.log_likelihood(x, net.decode(z)), kl_divergence(mean, log_variance)
@@ -273,7 +274,7 @@ class ImageVAE(Family):
     def observe(
         self, image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
     ) -> Float[Array, "b h w c"]:
-        """The x that the model is of, from -1 to 1: binary, with noise on its levels, or the levels themselves."""
+        """Returns the x that is modelled, in [-1, 1]: binarised, with uniform noise, or the levels themselves."""
         if self.binarises(image.shape[-1]):
             return 2.0 * binarise(image, key, rows) - 1.0
         if self.likelihood_of(image.shape[-1]) == "gaussian":
@@ -281,11 +282,11 @@ class ImageVAE(Family):
         return from_pixels(image)
 
     def observe_held_out(self, batch: Batch) -> Float[Array, "b h w c"]:
-        """`observe` with the noise that every evaluation has."""
+        """`observe` with the fixed noise of evaluation."""
         return self.observe(batch["image"], jax.random.key(HELD_OUT_NOISE), batch["row"])
 
     def log_likelihood(self, x: Float[Array, "b h w c"], parameters: Float[Array, "b h w c k"]) -> Float[Array, " b"]:
-        """log p(x|z) of whole images in nats, for levels a probability and not a density."""
+        """Returns log p(x|z) per image in nats; a gaussian density is in units of the 256 levels."""
         first, likelihood = parameters[..., 0], self.likelihood_of(x.shape[-1])
         log_scale = jnp.log(self.scale) if self.scale else jnp.maximum(parameters[..., -1], -7.0)
         if likelihood == "bernoulli":
@@ -297,7 +298,7 @@ class ImageVAE(Family):
         return elements.sum((1, 2, 3))
 
     def image(self, parameters: Float[Array, "b h w c k"]) -> UInt8[Array, "b h w c"]:
-        """The mean of p(x|z) as pixels."""
+        """Returns the mean of p(x|z) as pixels."""
         first = parameters[..., 0]
         is_bernoulli = self.likelihood_of(first.shape[-1]) == "bernoulli"
         return to_pixels(2.0 * sigmoid(first) - 1.0 if is_bernoulli else first)
@@ -305,16 +306,16 @@ class ImageVAE(Family):
     def iw_log_likelihood(
         self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"], k: Int[Array, ""] | int
     ) -> Float[Array, " b"]:
-        """log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) in nats, z_i ~ q(z|x)."""
+        """Returns log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) in nats, z_i ~ q(z|x)."""
         mean, log_variance = net.encode(x)
         return importance_weighted(partial(self.code_log_likelihood, net, x), mean, log_variance, key, rows, k)
 
     def encode(self, state: State, batch: Batch) -> Float[Array, "b latent"]:
-        """The mean of q(z|x) for each image: the family as a codec."""
+        """Returns the mean of q(z|x) for each image; the encoder of the family as a codec."""
         return state.vae.eval_net().encode(self.observe_held_out(batch))[0]
 
     def decode(self, state: State, codes: Float[Array, "b latent"]) -> UInt8[Array, "b h w c"]:
-        """The mean of p(x|z) for each code as pixels."""
+        """Returns the mean of p(x|z) for each code as pixels; the decoder of the family as a codec."""
         return self.image(state.vae.eval_net().decode(codes))
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
@@ -353,23 +354,23 @@ class ImageVAE(Family):
         return [Image(pixels) for pixels in decode(codes[: request.n])]
 
     def _prior(self, key: Key[Array, ""], n: int) -> Float[Array, "n latent"]:
-        """Codes 0 .. n - 1 from p(z)."""
+        """Draws codes 0 .. n - 1 from p(z)."""
         return normal(key, jnp.arange(n), (self.latent,))
 
     def _decode(self, model: Model, codes: Float[Array, "n latent"]) -> UInt8[np.ndarray, "n h w c"]:
-        """Images of given codes."""
+        """Decodes codes to images."""
         return over_rows(partial(_decode, self, model.state.vae), codes, AT_ONCE)
 
 
 @cache
 def _log_choice(likelihood: Likelihood, binarises: bool, kind: str) -> None:
-    """Logs once what `auto` stands for; `init` is traced several times."""
+    """Logs once what `auto` resolves to; `init` is traced several times."""
     drawn = "drawn in black and white" if binarises else "not binarised"
     log.info("family.likelihood is %s, and pixels are %s, as the images are %s", likelihood, drawn, kind)
 
 
 def _as_batch(image: UInt8[np.ndarray, "n h w c"]) -> Batch:
-    """Images with their row numbers."""
+    """Returns a batch of images with row numbers."""
     return {"image": image, "row": np.arange(len(image), dtype=np.int32)}
 
 
@@ -385,7 +386,7 @@ def _decode(family: ImageVAE, vae: Learner, z: Float[Array, "b latent"]) -> UInt
 
 @partial(jax.jit, static_argnames="family")
 def _shown(family: ImageVAE, batch: Batch) -> UInt8[Array, "b h w c"]:
-    """What the encoder sees of an image."""
+    """Returns the encoder's input as pixels."""
     return to_pixels(family.observe_held_out(batch))
 
 

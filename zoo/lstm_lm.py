@@ -1,19 +1,19 @@
-"""A recurrent language model: LSTM or GRU layers that read a text token by token and carry a state along it.
+"""Recurrent language model: LSTM or GRU layers that read a text token by token and carry a state.
 
 Mikolov et al. 2010, "Recurrent neural network based language model"; Zaremba et al. 2014, "Recurrent neural network
-regularization" (dropout between layers); Gal and Ghahramani 2016 (the same dropout at every step, of states too). A
-text is a row of tokens w_1 ... w_T:
+regularization" (dropout between layers); Gal and Ghahramani 2016 (variational dropout: one mask for all steps, applied
+to states too). For a text of tokens w_1 ... w_T:
 
     log P(w_1 ... w_T) = sum_t log P(w_t | w_<t)
     h_t = layers(embedding[w_t], h_(t-1))                  see `zoo.nn.recurrent`
     P(w_(t+1) | w_<=t) = softmax(h_t @ head + bias)        head: its own, or embedding^T (Press and Wolf 2017)
 
-Back-propagation is truncated to `context` steps (Williams and Peng 1990), but not the state: with `--data.order stream`
-row r of a batch goes on where row r of the batch before ended, from the state that it ended with. A row that does not
-go on, and every held-out window, starts from zeros; `evaluate.py --carry` scores held-out text with a carried state.
+Back-propagation is truncated to `context` steps (Williams and Peng 1990), but the state is not: with
+`--data.order stream`, row r of a batch continues row r of the previous batch and starts from its final state. Other
+rows and all held-out windows start from zeros; `evaluate.py --carry` scores held-out text with a carried state.
 
-Tokens are [b t], states [b width], logits [b t vocab]. A batch holds `tokens` [b t+1] and which rows go on,
-`continues` [b].
+Tokens are [b t], states [b width], logits [b t vocab]. A batch holds `tokens` [b t+1] and `continues` [b], whether a
+row continues the previous batch's.
 """
 
 from collections.abc import Callable
@@ -48,14 +48,14 @@ from zoo.sampling.tokens.request import TokenRequest
 
 
 class RecurrentLM(nnx.Module):
-    """The network.
+    """The recurrent language model's network.
 
     Args:
-        settings: the family, whose fields describe it.
-        vocab_size: symbols of the tokenizer.
-        end_of_text: the token that stands before and after every document.
+        settings: the family's settings.
+        vocab_size: size of the tokenizer's vocabulary.
+        end_of_text: the token before and after every document.
         rngs: source of the initial values.
-        dtype: that the layers compute in; states stay float32.
+        dtype: computation dtype of the layers; states stay float32.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RecurrentLM(nnx.Module):
         self.recurrent = Recurrent(
             s.cell, s.embedding, s.width, s.layers, rate=s.dropout, variational=s.variational, rngs=rngs
         )
-        # A tied head needs vectors of the embedding's size.
+        # A tied head needs features of the embedding's size.
         size = s.embedding if s.tied else vocab_size
         fits = s.tied and s.width == s.embedding
         head = partial(Dense, s.width, size, bias=False, scale=s.width**-0.5, wide=not s.tied)
@@ -83,12 +83,12 @@ class RecurrentLM(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t vocab"], Carry]:
-        """Logits of the token after each, and the states after the last.
+        """Returns logits of each next token, and the states after the last token.
 
         Args:
-            tokens: any number in a row.
-            carry: the states before the first; see `init_carry`.
-            key: of the dropout noise; None means evaluation.
+            tokens: rows of any length.
+            carry: the states before the first token; see `init_carry`.
+            key: dropout key; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
         x, carry = self.features(tokens, carry, key=key, rows=rows)
@@ -102,7 +102,7 @@ class RecurrentLM(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t features"], Carry]:
-        """What the product with `head_table` makes logits of, and the states; see `__call__` for the arguments."""
+        """Returns the head's input features and the states; see `__call__` for the arguments."""
         input_key, layer_key, output_key = split(key, 3)
         x = drop_steps(self.embedding(tokens), self.rate, self.variational, input_key, rows)
         x, carry = self.recurrent(x, carry, key=layer_key, rows=rows)
@@ -110,15 +110,15 @@ class RecurrentLM(nnx.Module):
 
     @property
     def head_table(self) -> Float[Array, "vocab features"]:
-        """The vector of each symbol whose product with the features is, but for the bias, its logit."""
+        """The output vector of each symbol; its product with the features, plus the bias, is the symbol's logit."""
         return self.embedding.table[...] if self.tied else self.head.kernel[...].T
 
     def init_carry(self, batch: int) -> Carry:
-        """The states before a text: zeros."""
+        """Returns the states before a text: zeros."""
         return self.recurrent.init_carry(batch)
 
     def init_cache(self, batch: int, length: int) -> Carry:
-        """What `extend` starts from; states need no slots, however long the text."""
+        """Returns the initial states for `extend`; their size does not depend on `length`."""
         return self.init_carry(batch)
 
     def extend(
@@ -127,17 +127,17 @@ class RecurrentLM(nnx.Module):
         """Reads t more tokens of every row and predicts the next; see `zoo.sampling.tokens.decode`.
 
         Args:
-            tokens: for the slots from `position` on.
-            cache: the states after the slots before.
+            tokens: tokens of the slots from `position` on.
+            cache: the states after the earlier slots.
             position: the slot of the first of these tokens, the same for all rows.
-            start: the slot of each row's first real token; the slots before it leave the states as they are.
+            start: the slot of each row's first real token; slots before it do not change the states.
         """
         real = position + jnp.arange(tokens.shape[1])[None, :] >= start[:, None]
         x, cache = self.recurrent(self.embedding(tokens), cache, mask=real)
         return self._logits(self._to_head(x[:, -1:]))[:, 0], cache
 
     def _to_head(self, x: Float[Array, "b t width"]) -> Float[Array, "b t features"]:
-        """States as the head takes them: a tied one vectors of the embedding's size."""
+        """Projects states to the embedding's size if the head is tied and the sizes differ."""
         return self.head(x) if self.tied and self.head is not None else x
 
     def _logits(self, x: Float[Array, "b t features"]) -> Float[Array, "b t vocab"]:
@@ -145,20 +145,20 @@ class RecurrentLM(nnx.Module):
 
 
 class State(NamedTuple):
-    """The state of a recurrent language model."""
+    """The training state of a recurrent language model."""
 
     lm: Learner
-    """The network in training."""
+    """The network."""
     carry: Rows
-    """The states that each row of the last batch ended with."""
+    """The final recurrent states of each row of the last batch."""
 
 
 @dataclass(frozen=True)
 class Scores(TextScoring):
-    """What is computed of a recurrent language model beside likelihood in separate windows."""
+    """Figures to compute in addition to the likelihood in separate windows."""
 
     carry: bool = False
-    """Score held-out text also with a state that goes on from window to window, as if it were read in one go."""
+    """Also score held-out text with the state carried from window to window."""
 
 
 @dataclass(frozen=True)
@@ -166,21 +166,21 @@ class LSTMLM(Family):
     """A recurrent language model."""
 
     cell: Cell = "lstm"
-    """What a layer is made of."""
+    """Recurrent cell."""
     layers: Annotated[int, Ge(1)] = 2
     """Recurrent layers."""
     width: Annotated[int, Ge(1)] = 256
     """Features of a state."""
     embedding: Annotated[int, Ge(1)] = 128
-    """Features of a token."""
+    """Features of a token's embedding."""
     context: Annotated[int, Ge(1)] = 64
-    """Steps that the gradient goes back; the state goes back further, where rows go on (--data.order stream)."""
+    """Steps of truncated back-propagation; with --data.order stream the state is carried further."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability of dropping an element of what goes into a layer or out of the last."""
+    """Dropout probability at the input of each layer and at the output of the last."""
     variational: bool = False
-    """Whether dropout drops the same elements at every step, and of the states too."""
+    """Variational dropout: one mask for all steps, applied to the states too."""
     tied: bool = False
-    """Whether the head is the embedding, transposed; after a projection where width and embedding differ."""
+    """Whether the head is the transposed embedding, after a projection if width and embedding differ."""
 
     accepts: ClassVar[type] = TokenSpec
     Request: ClassVar[type] = TokenRequest
@@ -205,7 +205,7 @@ class LSTMLM(Family):
         return State(lm, metrics.pop("carry")), metrics
 
     def loss(self, net: RecurrentLM, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
-        """-sum_t log P(w_t | w_<t) over a batch in nats, how many tokens it is of, and the states after it."""
+        """Returns -sum_t log P(w_t | w_<t) over a batch in nats, the number of tokens, and the final states."""
         tokens, weight = batch["tokens"], counted(batch, net.end_of_text)
         x, carry = net.features(tokens[:, :-1], batch["carry"], key=key, rows=batch["row"])
         nats = linear_cross_entropy(x, net.head_table, tokens[:, 1:], weight, net.bias[...])
@@ -233,7 +233,7 @@ class LSTMLM(Family):
     def stream(
         self, model: Model, request: TokenRequest, key: jax.Array, show: Callable[[str], None] | None
     ) -> Artifacts:
-        # A state holds a text of any length, so there is no context to fill.
+        # A recurrent state reads texts of any length, so there is no context limit.
         net = model.state.lm.eval_net()
         if request.score is not None:
             return [score_document(net, _read, net.init_carry(1), model.spec, request.score, self.context)]
@@ -241,5 +241,5 @@ class LSTMLM(Family):
 
 
 def _read(net: RecurrentLM, tokens: Int[Array, "1 t"], carry: Carry) -> tuple[Float[Array, "1 t vocab"], Carry]:
-    """Logits of the token after each, and the states after the last."""
+    """Returns logits of each next token, and the states after the last token."""
     return net(tokens, carry)

@@ -1,8 +1,8 @@
-"""Masked language models: BERT, and XLNet's permutation objective on the same encoder.
+"""Masked language models: BERT, and XLNet's permutation objective with the same encoder.
 
 Devlin et al. 2019, "BERT: Pre-training of deep bidirectional transformers". A row is [CLS] a [SEP] b [SEP]; every
-position sees every other. Of the tokens w, a share M is chosen anew for every (seed, step, row); 80 % of those become
-[MASK], 10 % another token, 10 % stay, and the network learns by the sum of two tasks, each row counting the same:
+position attends to every other. Of the tokens w, a set M is chosen anew for every (seed, step, row); 80 % of it become
+[MASK], 10 % another token, 10 % stay. The loss is the sum of two tasks, averaged over rows:
 
     -1/|M| sum_(t in M) log P(w_t | w with M masked)          masked tokens          (section 3.1, task 1)
     -log P(b follows a | w with M masked)                     next sentence          (section 3.1, task 2)
@@ -11,16 +11,15 @@ position sees every other. Of the tokens w, a share M is chosen anew for every (
     P(w_t | ...) = softmax(norm(gelu(h_L[t] @ transform)) @ embedding^T + bias)
     P(b follows a) = softmax(tanh(h_L[0] @ pooler) @ next)[0]
 
-Yang et al. 2019, "XLNet". With `objective = "permutation"` nothing is masked: the tokens M are predicted one after the
-other in a random order z, each from those that are not in M and those of M before it (eq. 3; they are the last of an
-order of all, section 2.3). A second stream g, which knows a position and not its token, asks the first, with the same
-weights:
+Yang et al. 2019, "XLNet". With `objective = "permutation"` nothing is masked: the tokens of M are predicted in a random
+order z, each from the tokens outside M and those of M before it (eq. 3; M is the end of an order of all tokens, section
+2.3). A second stream g, which sees a position but not its token, attends to the first with the same weights:
 
     h_l[z_t] = block_l(query h_(l-1)[z_t], keys and values h_(l-1)[z_<=t])           (section 2.2, content stream)
     g_l[z_t] = block_l(query g_(l-1)[z_t], keys and values h_(l-1)[z_<t]),           (query stream)
     g_0 = norm(embedding[MASK] + position[t] + segment)
 
-and g_L stands where h_L does above. XLNet's relative positions and memory are left out.
+and g_L replaces h_L in the token prediction above. XLNet's relative positions and memory are left out.
 
 Tokens are [b t], hidden states [b t width], chosen positions [b k], their logits [b k vocab].
 """
@@ -62,20 +61,20 @@ from zoo.sampling.tokens.infill import FillRequest, fill_texts, write_lines
 HELD_OUT_MASKS = 2018
 """Seed of the masks of held-out rows, the same in every evaluation of every run."""
 FOLLOWS, SEGMENTS = 0, 2
-"""BERT's classes of b: 0 follows a, 1 does not; and its segments, a and b."""
+"""BERT's next-sentence label (0: b follows a, 1: it does not), and its number of segments, a and b."""
 
 
 # ------------------------------------------------------------------------------------------- the network
 
 
 class Encoder(nnx.Module):
-    """The network.
+    """The encoder with its prediction heads.
 
     Args:
-        settings: the family, whose fields describe it.
-        spec: of the data, for its vocabulary and special tokens.
+        settings: the family's settings.
+        spec: the data spec, for its vocabulary and special tokens.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(self, settings: "MaskedLM", spec: SegmentSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -112,20 +111,20 @@ class Encoder(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t width"], Float[Array, "b k width"]]:
-        """Reads rows; padding is seen by nobody.
+        """Encodes rows; padding is masked.
 
         Args:
-            tokens: at most `context` in a row.
-            segment: which of the two each belongs to.
-            length: how many tokens of a row are no padding.
-            positions: those whose tokens are to be predicted.
-            rank: with permutation, when a token's turn comes in the order, 0 for those that come before all; a position
-                sees those that come no later than itself, and predicts its own token from those that come earlier.
-            key: of the dropout noise; None means evaluation.
+            tokens: rows of at most `context` tokens.
+            segment: each token's segment, 0 for a and 1 for b.
+            length: number of tokens of each row without padding.
+            positions: the positions to predict.
+            rank: with permutation, each token's place in the order, 0 for tokens that are not predicted; a position
+                attends to tokens of no higher rank, and is predicted from tokens of lower rank.
+            key: dropout key; None means evaluation.
             rows: each row's index in the global batch.
 
         Returns:
-            Hidden states, of which position 0 stands for the whole row, and those that `positions` are predicted from.
+            Hidden states, whose position 0 represents the whole row, and the states that predict `positions`.
         """
         if rank is not None:
             return self._two_streams(tokens, segment, length, positions, rank, key, rows)
@@ -144,7 +143,7 @@ class Encoder(nnx.Module):
         unknown: Bool[Array, "b t"],
         positions: Int[Array, "b k"],
     ) -> Float[Array, "b k vocab"]:
-        """Logits of the tokens at some positions, from all tokens that are not unknown."""
+        """Returns logits of the tokens at `positions`, given all tokens that are not unknown."""
         if self.permutes:
             _, x = self(tokens, segment, length, positions, unknown.astype(jnp.int32))
         else:
@@ -152,12 +151,12 @@ class Encoder(nnx.Module):
         return self.token_logits(x)
 
     def token_logits(self, x: Float[Array, "b k width"]) -> Float[Array, "b k vocab"]:
-        """Logits of the tokens, from hidden states."""
+        """Returns token logits from hidden states."""
         x = self.transform_norm(self.activation(self.transform(x)))
         return self.embedding.logits(x) + self.output_bias[...][None, None, :]
 
     def next_logits(self, x: Float[Array, "b t width"]) -> Float[Array, "b 1 2"]:
-        """Logits of b following a or not, from hidden states."""
+        """Returns next-sentence logits from hidden states."""
         assert self.pooler is not None
         assert self.next is not None
         return self.next(jnp.tanh(self.pooler(x[:, :1])))
@@ -169,7 +168,7 @@ class Encoder(nnx.Module):
     def _two_streams(
         self, tokens: Any, segment: Any, length: Any, positions: Any, rank: Any, key: Any, rows: Any
     ) -> tuple[Float[Array, "b t width"], Float[Array, "b k width"]]:
-        """The content stream h and the query stream g at `positions`."""
+        """Returns the content stream h, and the query stream g at `positions`."""
         (h_key, *h_keys), (g_key, *g_keys) = (split(each, 1 + len(self.blocks)) for each in split(key, 2))
         h = self._embed(tokens, segment, jnp.arange(tokens.shape[1])[None], h_key, rows)
         asked = jnp.full_like(positions, self.mask)
@@ -185,7 +184,7 @@ class Encoder(nnx.Module):
 
 
 def ranks(logits: Float[Array, "b k vocab"], labels: Int[Array, "b k"]) -> Int[Array, "b k"]:
-    """How many symbols come before each label, the likeliest first; of equally likely ones the smaller first."""
+    """Returns the rank of each label among the symbols, 0 for the likeliest; ties are ordered by symbol number."""
     of_label = jnp.take_along_axis(logits, labels[:, :, None], 2)
     smaller = jnp.arange(logits.shape[2])[None, None, :] < labels[:, :, None]
     return ((logits > of_label) | (logits == of_label) & smaller).sum(2)
@@ -199,7 +198,7 @@ def _at(x: Float[Array, "b t width"], positions: Int[Array, "b k"]) -> Float[Arr
 
 
 class State(NamedTuple):
-    """The state of a masked language model: one network in training."""
+    """The training state of a masked language model: one network."""
 
     mlm: Learner
 
@@ -211,29 +210,29 @@ class MaskedLM(Family):
     layers: Annotated[int, Ge(1)] = 4
     """Blocks of attention and MLP."""
     heads: Annotated[int, Ge(1)] = 4
-    """Attention heads; they share the width."""
+    """Attention heads, each with width / heads features."""
     width: Annotated[int, Ge(1)] = 256
     """Features of a position."""
     mlp_width: Annotated[int, Ge(0)] = 0
     """Features inside the MLP; 0: 4 x width."""
     mlp: Literal["gelu", "gelu_tanh"] = "gelu"
-    """Activation of the MLP and before the prediction of tokens."""
+    """Activation of the MLP and of the token prediction head."""
     context: Annotated[int, Ge(FRAME + 2), Why("for [CLS] a [SEP] b [SEP]")] = 128
-    """Tokens that the model sees at once, [CLS] and [SEP] among them."""
+    """Context length in tokens, including [CLS] and [SEP]."""
     objective: Literal["masked", "permutation"] = "masked"
-    """Predict tokens all at once from a masked row (BERT), or one after another in a random order (XLNet)."""
+    """Predict tokens all at once from a masked row (BERT), or in a random order (XLNet)."""
     mask_share: Annotated[float, Gt(0), Le(1)] = 0.15
     """Share of the tokens to predict."""
     next_sentence: bool = True
-    """Whether the model also learns to tell if the second segment follows the first."""
+    """Whether to train next-sentence prediction too: whether the second segment follows the first."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Probability of dropping an element of the input and of each branch."""
+    """Dropout probability of the input and of each residual branch."""
     attention_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability of dropping an attention weight."""
+    """Dropout probability of the attention weights."""
     norm_epsilon: Annotated[float, Gt(0)] = 1e-12
     """Added to the variance in normalisation."""
     remat: bool = False
-    """Whether blocks are computed again for gradients and keep only their input: less memory, a third more work."""
+    """Recompute blocks in the backward pass and store only their inputs: less memory, a third more compute."""
 
     accepts: ClassVar[type] = SegmentSpec
     Request: ClassVar[type] = FillRequest
@@ -263,7 +262,7 @@ class MaskedLM(Family):
         return State(mlm), metrics
 
     def loss(self, net: Encoder, batch: Batch, key: Key[Array, ""]) -> tuple[jax.Array, jax.Array, Metrics]:
-        """Both tasks' nats over a batch, each row's tokens averaged, and how many rows it is of."""
+        """Returns both tasks' nats summed over rows, each the mean over a row's tokens, and the number of rows."""
         target_key, noise_key, dropout_key = jax.random.split(key, 3)
         rows = batch["row"]
         targets = choose_targets(batch["tokens"], net.special, self.mask_share, target_key, rows)
@@ -283,7 +282,7 @@ class MaskedLM(Family):
         return self._figures(net, batch, targets, None)
 
     def _figures(self, net: Encoder, batch: Batch, targets: Targets, key: Any) -> RowStatistics:
-        """Nats and hits of both tasks, row by row; the batch's tokens are what the network may see."""
+        """Returns nats and accuracy of both tasks per row; the batch's tokens are the network's input."""
         tokens = batch["tokens"]
         rank = order_of(targets, tokens.shape[1]) if self.objective == "permutation" else None
         x, asked = net(tokens, batch["segment"], batch["length"], targets.positions, rank, key=key, rows=batch["row"])
@@ -303,7 +302,7 @@ class MaskedLM(Family):
         return {"loss": (loss, one)} | figures
 
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scoring, key: jax.Array) -> Metrics:
-        """Beside the means: perplexity of masked tokens, the unigram model's hits on them, and Wilson's interval."""
+        """Returns masked perplexity, a unigram model's accuracy, and the Wilson interval of next-sentence accuracy."""
         assert isinstance(data, SegmentPairs)
         ranked, special = np.argsort(-data.frequencies, kind="stable"), data.spec.special
         hits: dict[int, list[np.ndarray]] = {1: [], 5: []}
@@ -333,7 +332,7 @@ class MaskedLM(Family):
 def held_out_targets(
     family: MaskedLM, tokens: Int[Array, "b t"], special: tuple[int, ...], rows: Int[Array, " b"]
 ) -> Targets:
-    """What held-out rows are to predict, the same in every evaluation."""
+    """Returns the prediction targets of held-out rows, the same in every evaluation."""
     return choose_targets(tokens, special, family.mask_share, jax.random.key(HELD_OUT_MASKS), rows)
 
 

@@ -1,17 +1,16 @@
-"""Sequence to sequence: an encoder reads a source x, and a decoder writes a target y, symbol by symbol.
+"""Sequence to sequence: an encoder reads a source x, and a decoder generates a target y symbol by symbol.
 
     log P(y | x) = sum_t log P(y_t | y_<t, x)
 
-Sutskever et al. 2014, "Sequence to sequence learning with neural networks". Two networks can stand behind P: recurrent
-layers with or without attention (`zoo.nets.recurrent_seq2seq`: Bahdanau et al. 2015; Luong et al. 2015), and
-Transformers (`zoo.nets.transformer_seq2seq`: Vaswani et al. 2017). Both learn by maximum likelihood from pairs, each
-y_t predicted from the right y_<t; with label smoothing e (Szegedy et al. 2016) the loss of a symbol is, over the v
-symbols of targets,
+Sutskever et al. 2014, "Sequence to sequence learning with neural networks". The network is recurrent, with or without
+attention (`zoo.nets.recurrent_seq2seq`: Bahdanau et al. 2015; Luong et al. 2015), or a Transformer
+(`zoo.nets.transformer_seq2seq`: Vaswani et al. 2017). It is trained by maximum likelihood with teacher forcing; with
+label smoothing e (Szegedy et al. 2016) and v target symbols, the loss of a symbol is
 
     (1 - e) (-log P(y_t | y_<t, x)) + e / v sum_w (-log P(w | y_<t, x))
 
-The likeliest targets are found by beam search (`zoo.sampling.tokens.translation`). Sources are [b s], targets [b t+1]:
-inputs are all symbols but the last, of which the first is end-of-text; what is predicted are all but the first.
+Decoding is by beam search (`zoo.sampling.tokens.translation`). Sources are [b s], targets [b t+1], which start with
+end-of-text: the decoder's inputs are all symbols but the last, its outputs all but the first.
 """
 
 import re
@@ -56,29 +55,30 @@ Network = RecurrentSeq2Seq | TransformerSeq2Seq
 
 
 class State(NamedTuple):
-    """The state of a sequence-to-sequence model: one network in training."""
+    """The training state of a sequence-to-sequence model: one network."""
 
     net: Learner
 
 
 @dataclass(frozen=True)
 class Scores(Scoring):
-    """How targets are found for held-out sources, and compared with the right ones."""
+    """How held-out sources are decoded, and the results compared with the references."""
 
     removed: ClassVar[tuple[str, ...]] = ("split",)
-    """Fields of earlier versions: the split is one of `evaluate.py`'s own flags now."""
+    """Fields of earlier versions: the split is now one of `evaluate.py`'s own flags."""
 
     sources: Annotated[int, Ge(0)] = 0
-    """How many of the split's sources; 0: all."""
+    """Number of the split's sources to decode; 0: all."""
     num_beams: Annotated[int, Ge(1)] = 5
-    """How many unfinished targets the search keeps; 1: it always takes the likeliest symbol."""
+    """Beam size: unfinished targets that the search keeps; 1: greedy decoding."""
     length_penalty: float = 0.0
-    """Targets are ranked by log-probability / length^penalty; above 0 favours long ones."""
+    """Exponent of the length penalty: beams are ranked by log-probability / length^penalty; above 0 favours long
+    targets."""
     strip: str = ""
-    """A regular expression: what it matches is taken out of targets before they are compared, such as '[0-9]' for the
-    stress of phones. Figures without that are given beside, as `unstripped`."""
+    """A regular expression whose matches are removed from targets before they are compared, such as '[0-9]' for the
+    stress of phones. Figures without removal are reported too, as `unstripped`."""
     words: WordTokenizer = "13a"
-    """What BLEU and ROUGE take a word to be; see `zoo.metrics.text`."""
+    """Word tokenizer of BLEU and ROUGE; see `zoo.metrics.text`."""
 
     def __post_init__(self) -> None:
         require(self, "")
@@ -93,30 +93,30 @@ class Seq2Seq(Family):
     """A sequence-to-sequence model."""
 
     network: Literal["recurrent", "transformer"] = "recurrent"
-    """What encoder and decoder are made of."""
+    """Type of encoder and decoder."""
     layers: Annotated[int, Ge(1)] = 2
-    """Layers or blocks of the encoder, and as many of the decoder."""
+    """Layers or blocks of the encoder, and of the decoder."""
     width: Annotated[int, Ge(1)] = 256
-    """Features of a state or position; the directions of a recurrent encoder have half of them each."""
+    """Features of a state or position; each direction of a recurrent encoder has half of them."""
     context: Annotated[int, Ge(2), Why("for a symbol and the end")] = 32
-    """The most symbols of a source or a target, end-of-text among them."""
+    """Maximum symbols of a source or a target, including end-of-text."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Probability of dropping an element of the input, of what goes from layer to layer or of a branch, and of what a
-    recurrent network's output is made of."""
+    """Dropout probability of the input, between layers or of each residual branch, and, in a recurrent network, before
+    the output layer."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share e of a symbol's probability that is given to all symbols alike in training."""
+    """Share e of the target probability that is spread evenly over all symbols in training."""
     cell: Cell = "lstm"
-    """recurrent: what a layer is made of."""
+    """recurrent: the cell."""
     embedding: Annotated[int, Ge(1)] = 128
-    """recurrent: features of a symbol."""
+    """recurrent: features of a symbol's embedding."""
     attention: Score = "luong"
-    """recurrent: how the decoder looks at the source; see `zoo.nets.recurrent_seq2seq`. Bahdanau's takes its steps one
-    by one, which costs time."""
+    """recurrent: attention over the source; see `zoo.nets.recurrent_seq2seq`. Bahdanau's is slower, since it attends
+    step by step."""
     heads: Annotated[int, Ge(1)] = 4
-    """transformer: attention heads; they share the width."""
+    """transformer: attention heads, each with width / heads features."""
     remat: bool = False
-    """transformer: whether blocks are computed again for gradients and keep only their input: less memory, a third more
-    work."""
+    """transformer: recompute blocks in the backward pass and store only their inputs: less memory, a third more
+    compute."""
 
     accepts: ClassVar[type] = PairSpec
     Request: ClassVar[type] = TranslationRequest
@@ -158,7 +158,7 @@ class Seq2Seq(Family):
         return State(net), metrics
 
     def loss(self, net: Network, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
-        """The smoothed loss of a batch's targets in nats, how many symbols they have, and -log P(y | x) beside it."""
+        """Returns the smoothed loss of a batch in nats, the number of target symbols, and -log P(y | x) as a metric."""
         total, (nats, count) = self._losses(net, batch, key)
         return total, count.sum(), {"nats_per_token": (nats.sum(), count.sum())}
 
@@ -167,7 +167,7 @@ class Seq2Seq(Family):
         return {"loss": (nats, count), "nats_per_target": (nats, jnp.ones_like(nats))}
 
     def _losses(self, net: Network, batch: Batch, key: Any) -> Sums:
-        """The smoothed loss of a batch; -log P(y | x) of each row, and how many symbols it has: two arrays [b]."""
+        """Returns the smoothed loss of a batch, and two arrays [b]: -log P(y | x) and the symbols of each row."""
         graphdef, params = nnx.split(net)
         needed = jnp.maximum(batch["source_length"], batch["target_length"] - 1).max()
         sums = partial(self._losses_at, graphdef)
@@ -175,8 +175,8 @@ class Seq2Seq(Family):
 
     @property
     def _lengths(self) -> tuple[int, ...]:
-        """The lengths that batches are cut to: those of similar length are mostly far shorter than the longest."""
-        shares = (0.4, 0.6, 1.0) if self.context >= 16 else (1.0,)  # each is compiled, and must be worth it
+        """Lengths that batches are cut to; most batches of rows of similar length are far shorter than the context."""
+        shares = (0.4, 0.6, 1.0) if self.context >= 16 else (1.0,)  # few, since each is compiled
         return tuple(round(share * self.context) for share in shares)
 
     def _losses_at(self, graphdef: Any, length: int, params: Any, batch: Batch, key: Any) -> Sums:
@@ -205,7 +205,7 @@ class Seq2Seq(Family):
             length_penalty=scoring.length_penalty,
         )
         best = {source: beams[0].text for source, beams in zip(fitting, found, strict=True)}
-        # A source that is too long to be read counts as if nothing had been written for it.
+        # A source that exceeds the context counts as decoded to an empty text.
         texts, right = [best.get(source, "") for source, _ in references], [targets for _, targets in references]
         figures = {"perplexity": perplexity(rows["loss"])}
         if scoring.strip:
@@ -218,7 +218,7 @@ class Seq2Seq(Family):
         return figures | {f"scored_{name}": value for name, value in how.items()}
 
     def _score_target(self, net: Network, spec: PairSpec, source: Int[np.ndarray, " s"], about: str, text: str) -> Text:
-        """log P(target | source), symbol by symbol."""
+        """Returns log P(target | source), listed symbol by symbol."""
         end = spec.target.end_of_text
         target = np.array([end, *spec.target.encode(text), end], np.int32)
         if len(target) > self.context + 1:
@@ -261,32 +261,32 @@ class Seq2Seq(Family):
 
 @partial(jax.jit, static_argnames="graphdef")
 def _log_probabilities(graphdef: Any, state: Any, source: Any, target: Any) -> Float[Array, " t"]:
-    """log P of the symbols of one target after its first, in nats."""
+    """Returns log P of each symbol of one target except the first, in nats."""
     net = nnx.merge(graphdef, state)
     logits = net.decode(target[None, :-1], net.encode(source[None], jnp.ones((1, len(source)), bool)))
     return -cross_entropy(logits, target[None, 1:])[0]
 
 
 def within(count: Int[Array, " b"], length: int) -> Bool[Array, "b t"]:
-    """Which of a row's positions are among its first `count`."""
+    """Returns a mask of each row's first `count` positions."""
     return jnp.arange(length)[None, :] < count[:, None]
 
 
 def strip(pattern: str, text: str) -> str:
-    """A text without what matches a pattern."""
+    """Returns a text without the matches of a pattern."""
     return re.sub(pattern, "", text)
 
 
 def unstripped(name: str) -> str:
-    """What a figure, or its standard error, is called before `strip`."""
+    """Returns the name of a figure, or of its standard error, computed without `strip`."""
     figure = name.removesuffix(STDERR)
     return f"{figure}_unstripped{name.removeprefix(figure)}"
 
 
 def error_rates(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Metrics:
-    """How often texts are wrong as a whole, and by how many edits of tokens; tokens are what stands between spaces.
+    """Returns exact match, error rate and token error rate of texts; tokens are separated by spaces.
 
-    Each share comes with its standard error over the texts.
+    Each figure comes with its standard error over the texts.
     """
     figures = row_mean("exact_match", matches(texts, references))
     figures |= {name.replace("exact_match", "error_rate"): value for name, value in figures.items()}

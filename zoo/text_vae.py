@@ -1,29 +1,29 @@
-"""Text VAE: sentences from a latent space, by the evidence lower bound and against posterior collapse.
+"""Text VAE: a latent variable model of sentences, with remedies against posterior collapse.
 
-Bowman et al. 2016, "Generating sentences from a continuous space". A sentence w is written by a language model that is
-given a code z, of `latent` numbers that are standard normal a priori; an encoder stands in for the posterior. What
-training climbs is
+Bowman et al. 2016, "Generating sentences from a continuous space". The prior of a code z of `latent` units is standard
+normal, a language model conditioned on z models p(w|z) of a sentence w, and an encoder q(z|w) approximates the
+posterior. Training maximises
 
     J = E_q log p(w|z) - beta KL(q(z|w) || N(0, 1))
 
-with the closed KL and z = mean + sigma eps of `zoo.nn.variational`, and the networks of `zoo.nets.conditioned_lm`. A
-decoder that sees all earlier words can do without z; then q(z|w) falls back to the prior, the KL to 0: the posterior
-has collapsed. What there is against it, each a setting of its own:
+with the closed-form KL and z = mean + sigma eps of `zoo.nn.variational`, and the networks of `zoo.nets.conditioned_lm`.
+A decoder that sees all earlier words can ignore z; then q(z|w) equals the prior and the KL is 0 (posterior collapse).
+The settings against it:
 
     kl_warmup_steps   beta rises from 0                                         Bowman et al. 2016
-    kl_cycle_steps    and begins anew, again and again                          Fu et al. 2019
-    free_bits         nats of each unit's KL that cost nothing                  Kingma et al. 2016
+    kl_cycle_steps    and does so repeatedly                                    Fu et al. 2019
+    free_bits         nats of each unit's KL that are not penalised             Kingma et al. 2016
     word_dropout      hides words from the decoder                              Bowman et al. 2016
-    aggressive        the encoder is trained alone until it has caught up       He et al. 2019
+    aggressive        trains the encoder alone until it has caught up           He et al. 2019
 
-With `iw_samples` k > 1 training climbs the importance-weighted bound instead (Burda et al. 2016, eq. 8),
+With `iw_samples` k > 1 training maximises the importance-weighted bound instead (Burda et al. 2016, eq. 8):
 
     log p(w)  >=  E log 1/k sum_i w_i,   w_i = p(w|z_i) p(z_i) / q(z_i|w),   z_i ~ q(z|w)
 
-Figures of held-out sentences are of the bound itself, beta = 1, with one z a sentence. With `latent` 0 the family is
-the same decoder as a plain language model, whose `loss` is what a VAE's is to be held against.
+Held-out figures are of the bound itself, beta = 1, with one z per sentence. With `latent` 0 the family is the same
+decoder as a plain language model, the baseline for a VAE's `loss`.
 
-A batch holds `tokens` [b t+1], a sentence between two end-of-text tokens in each row, and their `length` [b].
+A batch holds `tokens` [b t+1], each row a sentence between two end-of-text tokens, and their `length` [b].
 """
 
 import math
@@ -65,13 +65,13 @@ from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound
 from zoo.sampling.tokens.sentences import SentenceRequest, write_sentences
 
 AT_ONCE = 256
-"""Sentences that are decoded side by side, at most, for the importance-weighted bound."""
+"""Sentences decoded in one batch, at most, for the importance-weighted bound."""
 COLLAPSED = math.log(2)
-"""Nats of mutual information: with less, a code does not even say which half of the sentences it is of."""
+"""Mutual information in nats below which the posterior counts as collapsed: less than one bit per code."""
 
 
 class VAE(nnx.Module):
-    """The two networks; a plain language model has no encoder."""
+    """Encoder and decoder; a plain language model has no encoder."""
 
     def __init__(self, settings: "TextVAE", vocab_size: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
@@ -94,7 +94,7 @@ class VAE(nnx.Module):
     def encode(
         self, batch: Batch, *, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
-        """Mean and log sigma^2 of q(z|w)."""
+        """Returns mean and log sigma^2 of q(z|w)."""
         if self.encoder is None:
             nothing = jnp.zeros((len(batch["tokens"]), 0))
             return nothing, nothing
@@ -103,20 +103,20 @@ class VAE(nnx.Module):
 
 
 class State(NamedTuple):
-    """The state of a text VAE."""
+    """The training state of a text VAE."""
 
     vae: Learner
-    """Encoder and decoder in training."""
+    """Encoder and decoder."""
     lagging: Lagging | None
-    """Which of them the next step trains; None: always both."""
+    """The state of aggressive training, which decides whether a step trains the encoder alone; None: always both."""
 
 
 @dataclass(frozen=True)
 class Scores(Scoring):
-    """What is computed beside the bound, active units and mutual information."""
+    """Figures to compute in addition to the bound, active units and mutual information."""
 
     iw_samples: Annotated[int, Ge(0)] = 0
-    """Codes a sentence for the importance-weighted bound (k of Burda et al. 2016, eq. 8); 0: without it."""
+    """Codes per sentence for the importance-weighted bound (k of Burda et al. 2016, eq. 8); 0: skip it."""
 
     def __post_init__(self) -> None:
         require(self, "")
@@ -127,37 +127,37 @@ class TextVAE(Family):
     """A variational autoencoder of sentences."""
 
     encoder: Cell = "lstm"
-    """What reads a sentence to be encoded: one recurrent layer of this cell."""
+    """Cell of the encoder, which is one recurrent layer."""
     decoder: BodyKind = "lstm"
-    """What writes a sentence from a code."""
+    """Network of the decoder."""
     layers: Annotated[int, Ge(1)] = 1
     """Layers of the decoder."""
     heads: Annotated[int, Ge(1)] = 4
-    """Attention heads of a transformer decoder; they share the width."""
+    """Attention heads of a transformer decoder, each with width / heads features."""
     width: Annotated[int, Ge(1)] = 256
     """Features of a word and of a state."""
     context: Annotated[int, Ge(2), Why("for a word and the sentence's end")] = 24
-    """Words of the longest sentence, and one for its end."""
+    """Words of the longest sentence, plus one for its end."""
     latent: Annotated[int, Ge(0)] = 10
     """Units of a code; 0: a plain language model."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability of dropping an element of the words' vectors, between layers, and before the head."""
+    """Dropout probability of word vectors, between layers, and before the head."""
     word_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the words that are hidden from the decoder in training."""
+    """Share of the words hidden from the decoder in training."""
     beta: Annotated[float, Ge(0)] = 1.0
     """Weight of the KL term in training (Higgins et al. 2017)."""
     kl_warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which the KL term's weight rises from 0 to beta."""
     kl_cycle_steps: int = 0
-    """Steps after which it begins to rise anew; 0: never."""
+    """Period in steps after which the KL term's weight restarts from 0; 0: never."""
     free_bits: Annotated[float, Ge(0)] = 0.0
-    """Nats of each latent unit's KL, averaged over the batch, that training leaves free."""
+    """Nats of each latent unit's KL, averaged over the batch, that are not penalised."""
     aggressive: bool = False
-    """Whether to train the encoder alone until it has caught up with the decoder, in the first phase of training."""
+    """Whether to start with a phase that trains the encoder alone until it has caught up with the decoder."""
     iw_samples: Annotated[int, Ge(1)] = 1
-    """Codes a sentence in training, k of the importance-weighted bound; 1: the ELBO with its closed KL."""
+    """Codes per sentence in training, k of the importance-weighted bound; 1: the ELBO with its closed-form KL."""
     aggressive_window: Annotated[int, Ge(1)] = 1000
-    """Steps whose mutual information is compared with that of as many before: the phase lasts while it climbs."""
+    """Steps of a window; the aggressive phase ends when mutual information is no higher than in the window before."""
 
     accepts: ClassVar[type] = LineSpec
     Request: ClassVar[type] = SentenceRequest
@@ -214,7 +214,7 @@ class TextVAE(Family):
         weight: Float[Array, ""] | float = 1.0,
         means: Float[Array, " latent"] | None = None,
     ) -> tuple[jax.Array, jax.Array, Metrics]:
-        """-E_q log p(w|z) + weight KL with free bits, or -log 1/k sum_i w_i: nats of a batch, and how many rows."""
+        """Returns -E_q log p(w|z) + weight KL with free bits, or -log 1/k sum_i w_i, in nats, and the row count."""
         encoder_key, code_key, decoder_key = split(key, 3)
         mean, log_variance = net.encode(batch, key=encoder_key)
         kl = kl_divergence(mean, log_variance)
@@ -234,8 +234,8 @@ class TextVAE(Family):
         return reconstruction + weight * free_bits(kl, self.free_bits, means).sum(), count, metrics
 
     def kl_sums(self, net: VAE, batch: Batch, key: Any) -> tuple[Float[Array, " latent"], jax.Array]:
-        """The KL of each unit summed over a batch, and how many sentences it is of: free bits need its mean."""
-        kl = kl_divergence(*net.encode(batch, key=split(key, 3)[0]))  # with the dropout that `loss` draws
+        """Returns the KL of each unit summed over a batch, and the number of sentences; free bits need the mean."""
+        kl = kl_divergence(*net.encode(batch, key=split(key, 3)[0]))  # the same dropout as in `loss`
         return kl.sum(0), jnp.asarray(float(len(kl)))
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
@@ -264,10 +264,10 @@ class TextVAE(Family):
         return figures | {"posterior": self.verdict(rows["kl_nats"], information, active)}
 
     def verdict(self, kl: float, information: float, active: int) -> str:
-        """In words: whether the posterior has collapsed, by what, and what to change.
+        """Returns a sentence on whether the posterior has collapsed, with the figures and the settings to change.
 
         Args:
-            kl: held-out KL in nats a sentence.
+            kl: held-out KL in nats per sentence.
             information: held-out mutual information in nats.
             active: active units.
         """
@@ -303,7 +303,7 @@ class TextVAE(Family):
     def iw_log_likelihood(
         self, net: VAE, batch: Batch, key: Key[Array, ""], k: Int[Array, ""] | int
     ) -> Float[Array, " b"]:
-        """The importance-weighted bound of each sentence from k codes, in nats; see `importance_weighted`."""
+        """Returns the importance-weighted bound of each sentence with k codes, in nats; see `importance_weighted`."""
         mean, log_variance = net.encode(batch)
 
         def log_likelihood(z: Float[Array, "s b latent"]) -> Float[Array, "s b"]:
@@ -315,13 +315,13 @@ class TextVAE(Family):
 
 
 def _row_nats(net: VAE, batch: Batch, z: Float[Array, "b latent"]) -> Float[Array, " b"]:
-    """-log p(w|z) of each sentence in nats."""
+    """Returns -log p(w|z) of each sentence in nats."""
     y = net.decoder(batch["tokens"][:, :-1], z)
     return row_cross_entropy(y, net.decoder.embedding.table[...], batch["tokens"][:, 1:], real_targets(batch))
 
 
 def _log_likelihoods(net: VAE, batch: Batch, z: Float[Array, "k b latent"], key: Key[Array, ""]) -> Float[Array, "k b"]:
-    """log p(w|z) in nats of each sentence at k codes of its own, with a gradient; logits are of one code at a time."""
+    """Returns log p(w|z) in nats of each sentence at its k codes; differentiable, with logits of one code at a time."""
 
     @jax.checkpoint
     def one(number: Int[Array, ""], z: Float[Array, "b latent"]) -> Float[Array, " b"]:
@@ -334,13 +334,13 @@ def _log_likelihoods(net: VAE, batch: Batch, z: Float[Array, "k b latent"], key:
 
 @jax.jit
 def _encode(vae: Learner, tokens: Any, length: Any) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
-    """Mean and log sigma^2 of q(z|w) for rows of tokens."""
+    """Returns mean and log sigma^2 of q(z|w) for rows of tokens."""
     return vae.eval_net().encode({"tokens": tokens, "length": length, "row": jnp.arange(len(length))})
 
 
 @jax.jit
 def _codes(vae: Learner, batch: Batch, key: Any) -> tuple[Float[Array, "b latent"], ...]:
-    """A code of each sentence, and the mean and log sigma^2 of the posterior that it was drawn from."""
+    """Returns a code z ~ q(z|w) of each sentence, and the mean and log sigma^2 of q(z|w)."""
     mean, log_variance = vae.eval_net().encode(batch)
     return draw_code(mean, log_variance, key, batch["row"]), mean, log_variance
 

@@ -1,7 +1,7 @@
-"""A Transformer language model: GPT-2's and Llama's networks as settings of one.
+"""Transformer language model; GPT-2 and Llama are two settings of it.
 
-Radford et al. 2019, "Language models are unsupervised multitask learners"; Touvron et al. 2023, "LLaMA". A text is a
-row of tokens w_1 ... w_T, and the network factorises its probability and learns by maximum likelihood:
+Radford et al. 2019, "Language models are unsupervised multitask learners"; Touvron et al. 2023, "LLaMA". An
+autoregressive model of texts of tokens w_1 ... w_T, trained by maximum likelihood:
 
     log P(w_1 ... w_T) = sum_t log P(w_t | w_<t)
     x_0 = embedding[w] (+ position[t])
@@ -11,8 +11,8 @@ row of tokens w_1 ... w_T, and the network factorises its probability and learns
 GPT-2: `--family.positions learned --family.norm layernorm --family.mlp gelu_tanh --family.bias --family.tied`.
 Llama: `--family.positions rope --family.norm rmsnorm --family.mlp swiglu --family.no-bias --family.no-tied`.
 
-Tokens are [b t], hidden states [b t width], logits [b t vocab]. A batch holds `tokens` [b t+1]: inputs are all but the
-last, targets all but the first.
+Tokens are [b t], hidden states [b t width], logits [b t vocab]. A batch holds `tokens` [b t+1]: the inputs are all
+tokens but the last, the targets all but the first.
 """
 
 import math
@@ -50,23 +50,23 @@ from zoo.sampling.tokens.request import TokenRequest
 
 
 class Cache(NamedTuple):
-    """What a Transformer remembers of the slots it has read; every array leads with the batch row."""
+    """The decoding cache of a Transformer; the first axis of every array is the batch row."""
 
     tokens: jax.Array
-    """The tokens themselves, int32 [b s]."""
+    """The tokens read so far, int32 [b s]."""
     layers: tuple[KeyValue, ...]
     """Keys and values of each layer."""
 
 
 class Transformer(nnx.Module):
-    """The network.
+    """The Transformer language model's network.
 
     Args:
-        settings: the family, whose fields describe it.
-        vocab_size: symbols of the tokenizer.
-        end_of_text: the token that stands before and after every document.
+        settings: the family's settings.
+        vocab_size: size of the tokenizer's vocabulary.
+        end_of_text: the token before and after every document.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Transformer(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "b t"], *, key: Key[Array, ""] | None = None, rows: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t vocab"]:
-        """Logits of the token after each.
+        """Returns logits of each next token.
 
         Args:
-            tokens: at most `context` in a row.
-            key: of the dropout noise; None means evaluation.
+            tokens: rows of at most `context` tokens.
+            key: dropout key; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
         return self._logits(self.features(tokens, key=key, rows=rows))
@@ -119,7 +119,7 @@ class Transformer(nnx.Module):
     def features(
         self, tokens: Int[Array, "b t"], *, key: Key[Array, ""] | None = None, rows: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t width"]:
-        """What the head makes logits of, norm(x_L); see `__call__` for the arguments."""
+        """Returns the head's input norm(x_L); see `__call__` for the arguments."""
         x, mask, angles = self._embed(tokens)
         input_key, *block_keys = split(key, 1 + len(self.blocks))
         x = dropout(x, self.rate, input_key, rows)
@@ -129,11 +129,11 @@ class Transformer(nnx.Module):
 
     @property
     def head_table(self) -> Float[Array, "vocab width"]:
-        """The vector of each symbol whose product with the features is its logit."""
+        """The output vector of each symbol; its product with the features is the symbol's logit."""
         return self.embedding.table[...] if self.head is None else self.head.kernel[...].T
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache of `length` slots for `extend`."""
+        """Returns an empty cache of `length` slots for `extend`."""
         layers = tuple(block.attention.init_cache(batch, length, self.embedding.dtype) for block in self.blocks)
         return Cache(jnp.full((batch, length), self.end_of_text, jnp.int32), layers)
 
@@ -143,13 +143,13 @@ class Transformer(nnx.Module):
         """Reads t more tokens of every row and predicts the next.
 
         Args:
-            tokens: for the slots from `position` on.
-            cache: of the slots before, from `init_cache` or an earlier call.
+            tokens: tokens of the slots from `position` on.
+            cache: the cache of earlier slots, from `init_cache` or a previous call.
             position: the slot of the first of these tokens, the same for all rows.
-            start: the slot of each row's first real token; the slots before it are padding and never attended to.
+            start: the slot of each row's first real token; slots before it are padding and are masked.
 
         Returns:
-            Logits of the token after the last, and the cache with these tokens in it.
+            Logits of the next token, and the cache with these tokens added.
         """
         slots = position + jnp.arange(tokens.shape[1])
         seen = jax.lax.dynamic_update_slice_in_dim(cache.tokens, tokens, position, axis=1)
@@ -161,7 +161,7 @@ class Transformer(nnx.Module):
         return self._logits(self.norm(x[:, -1:]))[:, 0], Cache(seen, tuple(layers))
 
     def attention_weights(self, tokens: Int[Array, "b t"]) -> Float[Array, "layers b heads t t"]:
-        """How much each position attends to each before it, in every layer and head."""
+        """Returns the attention weights of every layer and head."""
         x, mask, angles = self._embed(tokens)
         weights = []
         for block in self.blocks:
@@ -176,7 +176,7 @@ class Transformer(nnx.Module):
         slots: Int[Array, " t"] | None = None,
         start: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t width"], Mask, Float[Array, "#b t half"] | None]:
-        """Vectors of the tokens, the mask of what each may attend to in `seen`, and the angles of their positions."""
+        """Returns embedded tokens, their attention mask over `seen`, and their rotary angles (None without RoPE)."""
         if seen is None or slots is None or start is None:
             seen, slots, visible = tokens, jnp.arange(tokens.shape[1]), None
             positions = slots[None]
@@ -200,14 +200,14 @@ class Transformer(nnx.Module):
 
 
 def document_numbers(tokens: Int[Array, "b t"], end_of_text: int) -> Int[Array, "b t"]:
-    """Numbers the documents of a row: the second of two end-of-text tokens in a row begins a new one."""
+    """Numbers the documents of a row; the second of two consecutive end-of-text tokens begins a new document."""
     ends = tokens == end_of_text
     begins = jnp.pad(ends[:, :-1] & ends[:, 1:], ((0, 0), (1, 0)))
     return jnp.cumsum(begins, axis=1)
 
 
 class State(NamedTuple):
-    """The state of a language model: one network in training."""
+    """The training state of a language model: one network."""
 
     lm: Learner
 
@@ -219,17 +219,17 @@ class TransformerLM(Family):
     layers: Annotated[int, Ge(1)] = 4
     """Blocks of attention and MLP."""
     heads: Annotated[int, Ge(1)] = 4
-    """Attention heads; they share the width."""
+    """Attention heads, each with width / heads features."""
     kv_heads: Annotated[int, Ge(0)] = 0
     """Heads of keys and values, each shared by heads / kv-heads query heads; 0: as many as heads."""
     width: Annotated[int, Ge(1)] = 128
     """Features of a position."""
     context: Annotated[int, Ge(1)] = 64
-    """Tokens that the model sees at once."""
+    """Context length in tokens."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability of dropping an element of the input, of the attention weights and of each branch."""
+    """Dropout probability of the input, the attention weights and each residual branch."""
     positions: Literal["learned", "rope"] = "learned"
-    """How order enters: a learned vector for each position (GPT-2), or rotary embedding (Llama)."""
+    """Position encoding: a learned vector for each position (GPT-2), or rotary embedding (Llama)."""
     norm: Normalisation = "layernorm"
     """Normalisation before attention, before the MLP and before the head."""
     mlp: Activation = "gelu"
@@ -239,15 +239,15 @@ class TransformerLM(Family):
     bias: bool = False
     """Whether dense layers and LayerNorm have biases."""
     tied: bool = True
-    """Whether the head is the embedding, transposed."""
+    """Whether the head is the transposed embedding."""
     rope_theta: Annotated[float, Gt(0)] = 10000.0
-    """Base of the rotary wavelengths."""
+    """Base of the rotary frequencies."""
     norm_epsilon: Annotated[float, Gt(0)] = 1e-5
     """Added to the variance or mean square in normalisation."""
     document_mask: bool = False
-    """Whether attention stops at a document's beginning."""
+    """Whether a token attends only to tokens of its own document."""
     remat: bool = False
-    """Whether blocks are computed again for gradients and keep only their input: less memory, a third more work."""
+    """Recompute blocks in the backward pass and store only their inputs: less memory, a third more compute."""
 
     accepts: ClassVar[type] = TokenSpec
     Request: ClassVar[type] = TokenRequest
@@ -280,7 +280,7 @@ class TransformerLM(Family):
         return 8 * math.ceil(self.width / 3) if self.mlp == "swiglu" else 4 * self.width
 
     def for_fine_tuning(self, config: "TransformerLM") -> "TransformerLM":
-        """These settings with at most the config's context where positions are rotary: no weight depends on it."""
+        """Returns these settings; with rotary positions, which have no weights, `context` is at most the config's."""
         return replace(self, context=min(self.context, config.context)) if self.positions == "rope" else self
 
     def init(self, spec: TokenSpec, setup: Setup, key: jax.Array) -> State:
@@ -292,7 +292,7 @@ class TransformerLM(Family):
         return State(lm), metrics
 
     def loss(self, net: Transformer, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
-        """-sum_t log P(w_t | w_<t) over a batch in nats, and how many tokens it is of."""
+        """Returns -sum_t log P(w_t | w_<t) over a batch in nats, and the number of tokens."""
         x = net.features(batch["tokens"][:, :-1], key=key, rows=batch["row"])
         weight = counted(batch, net.end_of_text)
         nats = linear_cross_entropy(x, net.head_table, batch["tokens"][:, 1:], weight)
@@ -322,5 +322,5 @@ class TransformerLM(Family):
 
 
 def _read(net: Transformer, tokens: Int[Array, "1 t"], carry: tuple[()]) -> tuple[Float[Array, "1 t vocab"], tuple[()]]:
-    """Logits of the token after each in a window of its own; nothing is carried to the next."""
+    """Returns logits of each next token of one window; nothing is carried to the next window."""
     return net(tokens), carry

@@ -1,7 +1,7 @@
-"""Networks from images to vectors and back: dense ones, and residual convolutions over patches of the image.
+"""Encoders from images to vectors and decoders back: dense, or residual convolutions over patches.
 
-What a convolution costs grows with the places that it is laid on, and its weights do not. So the first level is already
-of patches, as in vision transformers (Dosovitskiy et al. 2021): a sixteenth of the places, each with more channels.
+The cost of a convolution grows with the number of positions, its weights do not. The first level therefore consists of
+4x4 patches, as in vision transformers (Dosovitskiy et al. 2021): a sixteenth of the positions, with more channels.
 """
 
 import math
@@ -22,21 +22,21 @@ from zoo.nn.conv import Conv
 from zoo.nn.dense import Dense
 
 OUTPUT_GAIN = 0.1
-"""Scale of what a network first says of its images: near zero, so that no pixel begins with a strong opinion."""
+"""Initial scale of a decoder's outputs: near zero, so that no pixel's initial distribution is confident."""
 BLOCK_GAIN = 0.3
-"""Scale of what a residual block adds at first."""
+"""Initial scale of a residual block's branch."""
 PATCH = 4
-"""Height and width in pixels of what becomes one place of the first level."""
+"""Height and width of a patch in pixels; a patch is one position of the first level."""
 LARGEST = 16
-"""Places a side of the last level, which a dense layer reads or makes, at most."""
+"""Maximum height and width of the last level, which a dense layer reads or produces."""
 
 
 class MLP(nnx.Module):
-    """Dense layers with SiLU between them; hidden layers after the first add to what they read.
+    """Dense layers with SiLU between them; hidden layers after the first are residual.
 
     Args:
-        sizes: features of the input, of each hidden layer (all the same) and of the output.
-        gain: factor of the last layer's initial weights.
+        sizes: features of the input, of each hidden layer (all equal) and of the output.
+        gain: factor of the last layer's initial scale.
         rngs: source of the initial values.
     """
 
@@ -57,10 +57,10 @@ class MLP(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """x + conv(silu(conv(silu(x)))), of 3x3 convolutions (He et al. 2016, "Identity mappings").
+    """x + conv(silu(conv(silu(x)))) with 3x3 convolutions (He et al. 2016, "Identity mappings").
 
     Args:
-        channels: of the image, which keeps its shape.
+        channels: channels of input and output.
         rngs: source of the initial values.
     """
 
@@ -74,7 +74,7 @@ class ResidualBlock(nnx.Module):
 
 
 def merge(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 d"]:
-    """Squares of `size` x `size` pixels become one pixel of size^2 times the channels."""
+    """Merges each square of `size` x `size` pixels into one pixel with size^2 times the channels."""
     return rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=size, q=size)
 
 
@@ -84,13 +84,13 @@ def spread(x: Float[Array, "b h w d"], size: int) -> Float[Array, "b h2 w2 c"]:
 
 
 def pyramid(height: int, width: int, channels: int) -> tuple[list[int], tuple[int, int]]:
-    """Channels of each level of an image that shrinks step by step, and height and width of the last level.
+    """Returns the channels of each level, and height and width of the last level.
 
-    Patches of 4x4 pixels are the first level, with `channels`. It is halved while it is even and above 8 pixels a side,
-    and each level has twice the channels of the one before, up to four times `channels`.
+    The first level is the 4x4 patches, with `channels` channels. Height and width are halved from level to level while
+    both are even and the larger is above 8; channels double from level to level, up to four times `channels`.
 
     Raises:
-        UserError: the image cannot be cut in such patches, or the last level is too large for a dense layer.
+        UserError: the image cannot be cut into such patches, or the last level is too large for a dense layer.
     """
     h, w, widths = height // PATCH, width // PATCH, [channels]
     while h % 2 == w % 2 == 0 and max(h, w) > 8:
@@ -105,12 +105,12 @@ def pyramid(height: int, width: int, channels: int) -> tuple[list[int], tuple[in
 
 
 class ConvEncoder(nnx.Module):
-    """Residual blocks on each level of the image, of which the last is read by dense layers.
+    """Residual blocks on each level of the image, then dense layers on the last level.
 
     Args:
         shape: height, width and channels of the images.
-        channels: of the first level; see `pyramid`.
-        blocks: residual blocks a level.
+        channels: channels of the first level; see `pyramid`.
+        blocks: residual blocks per level.
         hidden: features of the hidden layer.
         features_out: size of the vectors.
         rngs: source of the initial values.
@@ -146,13 +146,13 @@ class ConvEncoder(nnx.Module):
 
 
 class ConvDecoder(nnx.Module):
-    """The encoder's mirror: dense layers make the last level, and each has its residual blocks before it is spread.
+    """The mirror of the encoder: dense layers produce the last level; each level has residual blocks, then upsampling.
 
     Args:
         features_in: size of the vectors.
         hidden: features of the hidden layer.
-        channels: of the first level, the largest; see `pyramid`.
-        blocks: residual blocks a level.
+        channels: channels of the first level, which has the highest resolution; see `pyramid`.
+        blocks: residual blocks per level.
         shape: height, width and channels of the images.
         rngs: source of the initial values.
 
@@ -182,18 +182,18 @@ class ConvDecoder(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """An encoder q(z|x) and a decoder p(x|z), from float32 to float32.
+    """An encoder q(z|x) and a decoder p(x|z), with float32 inputs and outputs.
 
     Args:
-        network: "mlp" takes an image as one vector, "conv" as patches.
+        network: "mlp" for dense layers on the flattened image, "conv" for convolutions on patches.
         shape: height, width and channels of the images.
         latent: units of a code.
         outputs: parameters of p(x|z) for each channel of each pixel.
         width: mlp: features of a hidden layer; conv: channels of the first level.
-        layers: mlp: hidden layers; conv: residual blocks a level.
+        layers: mlp: hidden layers; conv: residual blocks per level.
         hidden: conv: features of the hidden dense layer.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
 
     Raises:
         UserError: see `pyramid`.
@@ -223,12 +223,12 @@ class Autoencoder(nnx.Module):
             self.decoder = ConvDecoder(latent, hidden, width, layers, made, rngs=rngs)
 
     def encode(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
-        """Mean and log sigma^2 of q(z|x)."""
+        """Returns mean and log sigma^2 of q(z|x)."""
         x = rearrange(x, "b h w c -> b (h w c)") if self.flat else x
         mean, log_variance = jnp.split(self.encoder(x.astype(self.dtype)).astype(jnp.float32), 2, axis=-1)
         return mean, log_variance
 
     def decode(self, z: Float[Array, "b latent"]) -> Float[Array, "b h w c k"]:
-        """The k parameters of p(x|z) for every channel of every pixel."""
+        """Returns the k parameters of p(x|z) for every channel of every pixel."""
         h, w, c = self.shape
         return self.decoder(z.astype(self.dtype)).astype(jnp.float32).reshape(z.shape[0], h, w, c, -1)

@@ -1,16 +1,16 @@
-"""The networks of a text VAE: a recurrent encoder, and language models of a text given a code.
+"""The networks of a text VAE: a recurrent encoder, and language models conditioned on a code.
 
-With w_0 = end-of-text before the text w_1 .. w_T, and E the embedding, one for both networks and the head (Press & Wolf
-2017):
+With w_0 = end-of-text before the text w_1 .. w_T, and E the embedding, shared by both networks and the head (Press &
+Wolf 2017):
 
     q(z|w) = N(mean, diag(sigma^2))             [mean, log sigma^2] = W max_t h_t,  h = recurrent(E[w_1 .. w_T])
     P(w_(t+1) | w_<=t, z) = softmax(E y_t)      y = body(E[w_0 .. w_t], z)
 
-The largest value of every feature over time, rather than the last state, keeps the encoder's gradient short, which
-alone makes codes last longer (Long et al. 2019, "Preventing posterior collapse in sequence VAEs with pooling"). Its
-words have the decoder's vectors, so that it knows those too which are rare. Bodies:
+Max pooling over time instead of the last state shortens the encoder's gradient paths, which by itself delays posterior
+collapse (Long et al. 2019, "Preventing posterior collapse in sequence VAEs with pooling"). The encoder uses the
+decoder's embedding, which is trained for rare words too. Bodies:
 
-    lstm, gru      the first states are tanh(V z + b), and z stands beside every input (Bowman et al. 2016)
+    lstm, gru      the initial states are tanh(V z + b), and z is concatenated to every input (Bowman et al. 2016)
     transformer    V z is added to the vector of every position (Li et al. 2020, "Optimus")
 
 Letters in shapes: b rows, t positions, d features, v vocabulary.
@@ -39,13 +39,13 @@ BodyKind = Literal["lstm", "gru", "transformer"]
 
 
 class TextEncoder(nnx.Module):
-    """The mean and log sigma^2 of q(z|w).
+    """The encoder: mean and log sigma^2 of q(z|w).
 
     Args:
-        cell: of the one recurrent layer.
+        cell: cell of the one recurrent layer.
         width: features of a word and of a state.
         latent: units of a code.
-        rate: dropout of the words' vectors.
+        rate: dropout of the word vectors.
         rngs: source of the initial values.
     """
 
@@ -62,16 +62,16 @@ class TextEncoder(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
-        """Reads vectors of words, of which some are real and the others padding, which changes nothing."""
+        """Returns mean and log sigma^2 from word vectors; padding (`real` false) has no effect."""
         x = dropout(words, self.rate, key, rows)
-        # Padding's output is the last real one again, and changes no maximum.
+        # At padding the last real output is repeated, which leaves the maximum unchanged.
         h, _ = self.recurrent(x, self.recurrent.init_carry(len(x)), mask=real)
         mean, log_variance = jnp.split(self.head(h.max(axis=1, keepdims=True))[:, 0], 2, axis=-1)
         return mean, log_variance
 
 
 class RecurrentBody(nnx.Module):
-    """Recurrent layers that a code starts and accompanies."""
+    """Recurrent layers whose initial states and inputs depend on a code."""
 
     def __init__(self, cell: Cell, width: int, layers: int, latent: int, *, rate: float, rngs: nnx.Rngs):
         self.recurrent = Recurrent(cell, width + latent, width, layers, rate=rate, rngs=rngs)
@@ -79,7 +79,7 @@ class RecurrentBody(nnx.Module):
         self.first = Dense(latent, self.states * width, bias=True, scale=latent**-0.5, rngs=rngs) if latent else None
 
     def begin(self, z: Float[Array, "b latent"], length: int) -> Carry:
-        """The states before the first word; they need no slots, however long the text."""
+        """Returns the states before the first word; their size does not depend on `length`."""
         zeros = self.recurrent.init_carry(len(z))
         if self.first is None:
             return zeros
@@ -97,14 +97,14 @@ class RecurrentBody(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t d"], Carry]:
-        """Reads words, from the beginning of a text or on from a state; those in slots before `start` do not count."""
+        """Reads words from the beginning of a text, or continues from `state`; slots before `start` are padding."""
         real = None if slots is None or start is None else slots[None, :] >= start[:, None]
         x = jnp.concatenate([x, repeat(z, "b latent -> b t latent", t=x.shape[1])], axis=-1)
         return self.recurrent(x, self.begin(z, 0) if state is None else state, mask=real, key=key, rows=rows)
 
 
 class TransformerBody(nnx.Module):
-    """Transformer blocks that find a code at every position."""
+    """Transformer blocks with a projection of the code added at every position."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class TransformerBody(nnx.Module):
         self.norm = LayerNorm(width, epsilon=EPSILON, bias=True)
 
     def begin(self, z: Float[Array, "b latent"], length: int) -> tuple[KeyValue, ...]:
-        """Empty keys and values with so many slots."""
+        """Returns empty keys and values with `length` slots."""
         return tuple(block.attention.init_cache(len(z), length, z.dtype) for block in self.blocks)
 
     def __call__(
@@ -138,7 +138,7 @@ class TransformerBody(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Any, ...]]:
-        """Reads words, from the beginning of a text or into slots of a state; those before `start` do not count."""
+        """Reads words from the beginning of a text, or into slots of `state`; slots before `start` are padding."""
         slots = jnp.arange(x.shape[1]) if slots is None else slots
         start = jnp.zeros(len(x), jnp.int32) if start is None else start
         mask = Mask(causal=True)
@@ -157,21 +157,21 @@ class TransformerBody(nnx.Module):
 
 
 class TextDecoder(nnx.Module):
-    """P(w|z), up to the product with the vocabulary; with `latent` 0 a plain language model.
+    """P(w|z) without the final product with the embedding; with `latent` 0 a plain language model.
 
     Args:
-        body: what stands between the words' vectors and the head.
-        heads: of a transformer's attention.
-        vocab_size: symbols of the tokenizer.
+        body: the network between embedding and head.
+        heads: attention heads of a transformer body.
+        vocab_size: size of the tokenizer's vocabulary.
         width: features of a word and of a position.
-        layers: of the body.
+        layers: layers of the body.
         latent: units of a code.
-        context: positions of a text.
-        rate: dropout of the words' vectors, between layers, and of what goes into the head.
-        word_dropout: share of the words that are hidden from the decoder in training (Bowman et al. 2016), as if their
-            vector were zero.
+        context: maximum positions of a text.
+        rate: dropout of the word vectors, between layers, and before the head.
+        word_dropout: share of the words hidden from the decoder in training (Bowman et al. 2016), by zeroing their
+            vectors.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(
@@ -205,10 +205,10 @@ class TextDecoder(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t d"]:
-        """y_t of whole texts, whose product with the embedding is the logits of the word after each."""
+        """Returns y_t of whole texts; their product with the embedding is the logits of each next word."""
         word_key, input_key, body_key, output_key = split(key, 4)
         kept = dropout(jnp.ones(tokens.shape), self.word_dropout, word_key, rows) > 0
-        kept = kept | (jnp.arange(tokens.shape[1]) == 0)[None, :]  # the beginning is no word
+        kept = kept | (jnp.arange(tokens.shape[1]) == 0)[None, :]  # end-of-text at the beginning is not a word
         x = self.embedding(tokens) * kept[:, :, None]
         x = dropout(x, self.rate, input_key, rows)
         y, _ = self.body(x, z.astype(x.dtype), key=body_key, rows=rows)
@@ -216,14 +216,14 @@ class TextDecoder(nnx.Module):
 
 
 class Conditioned(nnx.Module):
-    """A decoder with a code for each row, as `zoo.sampling.tokens.decode` reads on."""
+    """A decoder with a code for each row, in the interface of `zoo.sampling.tokens.decode`."""
 
     def __init__(self, decoder: TextDecoder, z: Float[Array, "b latent"]):
         self.decoder = decoder
         self.z = nnx.Variable(z.astype(decoder.embedding.dtype))
 
     def init_cache(self, batch: int, length: int) -> tuple[jax.Array, Any]:
-        """The codes, and the body's state before the first word."""
+        """Returns the codes, and the body's state before the first word."""
         z = self.z[...]
         return z, self.decoder.body.begin(z, length)
 

@@ -1,10 +1,10 @@
-"""The generator and the discriminator of DCGAN, layer for layer those of PyTorch's own example.
+"""The generator and the discriminator of DCGAN, with the layers of PyTorch's DCGAN example.
 
 Radford et al. 2016, "Unsupervised representation learning with deep convolutional generative adversarial networks". For
 64 pixels, z is mapped to 4x4 pixels of 8 `width` channels, and four transposed 4x4 convolutions of stride 2 halve the
-channels and double the size, with batch normalisation and ReLU between them and tanh at the end; the discriminator is
-its mirror, of 4x4 convolutions of stride 2 with LeakyReLU(0.2). For 32 pixels both have a stage less. Images are
-[b h w c] from -1 to 1.
+channels and double the size, with batch normalisation and ReLU between them and tanh at the end; the discriminator
+mirrors it with 4x4 convolutions of stride 2 and LeakyReLU(0.2). For 32 pixels both have one stage less. Images are
+[b h w c] in [-1, 1].
 """
 
 from functools import partial
@@ -29,29 +29,29 @@ Normalisation = Literal["batch", "spectral", "none"]
 
 
 def stage_widths(width: int, size: int) -> list[int]:
-    """Channels of the discriminator's stages, from the image inwards; the generator's are the same backwards."""
+    """Returns the channels of the discriminator's stages, starting at the image; the generator's are the reverse."""
     return [width << stage for stage in range((size // 4).bit_length() - 1)]
 
 
 def class_vectors(table: Float[Array, "classes d"], label: Int[Array, " b"]) -> Float[Array, "b d"]:
-    """A class's row of a table for each label; zeros where the label is -1."""
+    """Returns the table's row for each label; zeros for label -1."""
     return matmul(jax.nn.one_hot(label, table.shape[0], dtype=table.dtype), table)
 
 
 class Generator(nnx.Module):
     """G: noise to images.
 
-    With classes, a vector of the class, as long as z, is joined to z (Mirza & Osindero 2014, "Conditional generative
-    adversarial nets").
+    With classes, a class embedding of the size of z is concatenated to z (Mirza & Osindero 2014, "Conditional
+    generative adversarial nets").
 
     Args:
         size: height and width of the images.
-        channels: of the images.
+        channels: channels of the images.
         width: channels of the last stage.
         latent: size of z.
-        classes: how many there are; 0: z alone says what is made.
+        classes: number of classes; 0: unconditional.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Generator(nnx.Module):
         )
 
     def __call__(self, z: Float[Array, "b latent"], label: Int[Array, " b"], *, train: bool) -> Float[Array, "b h w c"]:
-        """Images from -1 to 1.
+        """Returns images in [-1, 1].
 
         Args:
             z: noise, standard normal.
-            label: class numbers, -1 for none; without classes they do nothing.
-            train: whether to normalise by the batch's moments, which then enter the memory, or by the memory's.
+            label: class numbers, -1 for none; ignored without classes.
+            train: normalise by the batch's moments and update the running averages; otherwise normalise by these.
         """
         if self.embedding is not None:
             z = jnp.concatenate([z, class_vectors(self.embedding[...], label)], axis=1)
@@ -92,9 +92,9 @@ class Generator(nnx.Module):
 
 
 class DiscriminatorConv(nnx.Module):
-    """A 4x4 convolution whose kernel may be spectrally normalised, or its output batch-normalised.
+    """A 4x4 convolution with optional spectral normalisation of the kernel or batch normalisation of the output.
 
-    As in the original there is no bias beside batch normalisation anywhere in the network.
+    As in the original, a network with batch normalisation has no biases.
     """
 
     def __init__(
@@ -126,19 +126,19 @@ class DiscriminatorConv(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """D: images to the logit of their being real.
+    """D: images to the logit of the probability that they are real.
 
-    With classes, the product of a vector of the class with the last features, summed over pixels, is added to the logit
-    (Miyato & Koyama 2018, "cGANs with projection discriminator").
+    With classes, the inner product of a class embedding and the last features, summed over pixels, is added to the
+    logit (Miyato & Koyama 2018, "cGANs with projection discriminator").
 
     Args:
         size: height and width of the images.
-        channels: of the images.
+        channels: channels of the images.
         width: channels of the first stage.
-        norm: what is normalised: batches, as in the original, or the kernels' largest singular values, or nothing.
-        classes: how many there are; 0: images alone are judged.
+        norm: batch normalisation, as in the original, spectral normalisation of the kernels, or none.
+        classes: number of classes; 0: unconditional.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Discriminator(nnx.Module):
         widths = stage_widths(width, size)
         make = partial(DiscriminatorConv, norm=norm, rngs=rngs)
         self.downs = nnx.List(
-            make(i, o, stride=2, padding=1, normalised=stage > 0)  # no batch normalisation right after the pixels
+            make(i, o, stride=2, padding=1, normalised=stage > 0)  # no batch normalisation after the first convolution
             for stage, (i, o) in enumerate(pairwise([channels, *widths]))
         )
         self.head = make(widths[-1], 1, stride=1, padding=0, normalised=False)
@@ -165,12 +165,12 @@ class Discriminator(nnx.Module):
         self.embedding_norm = None if table is None or norm != "spectral" else SpectralNorm(table, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], label: Int[Array, " b"], *, train: bool) -> Float[Array, " b"]:
-        """logit D(x | label).
+        """Returns logit D(x | label).
 
         Args:
-            x: images from -1 to 1, all real or all generated: batch normalisation takes them together.
-            label: class numbers, -1 for none; without classes they do nothing.
-            train: whether to normalise by the batch's moments and to move the memory.
+            x: images in [-1, 1], all real or all generated, since batch normalisation couples them.
+            label: class numbers, -1 for none; ignored without classes.
+            train: normalise by the batch's moments and update the running averages and the spectral norms' vectors.
         """
         h = x.astype(self.dtype)
         for down in self.downs:

@@ -1,20 +1,19 @@
-"""Recurrent encoder and decoder: layers that read a source, and layers that write a target and look back at the source.
+"""Recurrent encoder and decoder with attention over the source.
 
-The encoder reads from both ends, m_1 .. m_s; the decoder's layers start from the states that the encoder's ended with
-(Sutskever et al. 2014; Cho et al. 2014). At each step a query q is compared with every m_j, and what the decoder sees
-of the source is their mean c, weighted by
+The bidirectional encoder outputs m_1 .. m_s; the decoder's layers start from the encoder's final states (Sutskever et
+al. 2014; Cho et al. 2014). At each step a query q is compared with every m_j, and the context c is their weighted mean:
 
     a_j = softmax_j(e_j)          c = sum_j a_j m_j
 
     bahdanau   e_j = v . tanh(W q + U m_j), q the first layer's state before the step, and c is an input of that layer
     luong      e_j = q . U m_j, q the last layer's state after the step ("general")
-    none       c is not there
+    none       no context c
 
     P(y_t | y_<t, x) = softmax(embedding tanh(W' [h_t; c_t]))        h_t of the last layer; without c: tanh(W' h_t)
 
 Bahdanau et al. 2015, "Neural machine translation by jointly learning to align and translate", section 3 and appendix A
 (there with a maxout layer before the softmax); Luong et al. 2015, "Effective approaches to attention-based neural
-machine translation", section 3.1, without input feeding, so that all steps are taken together.
+machine translation", section 3.1, without input feeding, so that attention is computed for all steps at once.
 
 Letters in shapes: b rows, s source and t target positions, w features of a state, v target symbols.
 """
@@ -42,7 +41,7 @@ Score = Literal["bahdanau", "luong", "none"]
 
 
 class Memory(NamedTuple):
-    """A source that was read; every array leads with the row."""
+    """An encoded source; the first axis of every array is the batch row."""
 
     values: jax.Array
     """m, [b s w]."""
@@ -51,14 +50,14 @@ class Memory(NamedTuple):
     mask: jax.Array
     """Added to e: 0, or very negative for padding, [b s]."""
     carry: Carry
-    """What the decoder starts from."""
+    """The decoder's initial states."""
 
 
 class Attend(nnx.Module):
-    """The weighted mean of a memory; see the module.
+    """Attention over a memory; see the module's docstring.
 
     Args:
-        score: how queries and memory are compared.
+        score: score function of queries and memory.
         width: features of both.
         rngs: source of the initial values.
     """
@@ -71,7 +70,7 @@ class Attend(nnx.Module):
         self.v = nnx.Param(scale * jax.random.normal(rngs.params(), (width,))) if additive else None
 
     def __call__(self, q: Float[Array, "b t w"], memory: Memory) -> tuple[Float[Array, "b t w"], Float[Array, "b t s"]]:
-        """c and a for every query."""
+        """Returns c and a for every query."""
         if self.query is None or self.v is None:
             scores = jnp.einsum("btw,bsw->bts", q, memory.keys, preferred_element_type=jnp.float32)
         else:
@@ -82,19 +81,19 @@ class Attend(nnx.Module):
 
 
 class RecurrentSeq2Seq(nnx.Module):
-    """The network.
+    """The recurrent encoder-decoder.
 
     Args:
-        cell: what a layer is made of.
-        layers: of the encoder, and of the decoder.
-        width: features of a state, half of them of each of the encoder's directions.
-        embedding: features of a symbol.
-        score: which attention.
-        rate: dropout of what goes into a layer and of what comes out of the last.
-        source_size: symbols of a source.
-        target_size: symbols of a target.
+        cell: the recurrent cell.
+        layers: layers of the encoder, and of the decoder.
+        width: features of a state; each direction of the encoder has half of them.
+        embedding: features of a symbol's embedding.
+        score: type of attention.
+        rate: dropout at the input of each layer and at the output of the last.
+        source_size: size of the source vocabulary.
+        target_size: size of the target vocabulary.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class RecurrentSeq2Seq(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Memory:
-        """Reads sources, of which some positions are real and the others padding."""
+        """Encodes sources; positions that are not `real` are padding."""
         input_key, layer_key = split(key, 2)
         x = dropout(self.source(source), self.rate, input_key, rows)
         values, carry = self.encoder(x, real, key=layer_key, rows=rows)
@@ -146,28 +145,28 @@ class RecurrentSeq2Seq(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t v"]:
-        """Logits of the symbol after each, of targets from their beginning on."""
+        """Returns logits of each next symbol, for targets from their beginning."""
         return self._read(target, memory.carry, memory, key, rows)[0]
 
     def init_cache(self, memory: Memory, length: int) -> Carry:
-        """What `extend` starts from; states need no slots, however long the target."""
+        """Returns the initial states for `extend`; their size does not depend on `length`."""
         return memory.carry
 
     def extend(
         self, target: Int[Array, "b t"], cache: Carry, position: Int[Array, ""] | int, memory: Memory
     ) -> tuple[Float[Array, "b v"], Carry]:
-        """Reads t more symbols of every target, number `position` and on, and predicts the next."""
+        """Reads t more symbols of every target, from `position` on, and predicts the next."""
         logits, cache, _ = self._read(target, cache, memory)
         return logits[:, -1], cache
 
     def alignment(self, target: Int[Array, "b t"], memory: Memory) -> Float[Array, "b t s"]:
-        """How much each source position counts for the symbol after each; nothing where there is no attention."""
+        """Returns the attention weights over the source for each next symbol; zeros without attention."""
         return self._read(target, memory.carry, memory)[2]
 
     def _read(
         self, target: Int[Array, "b t"], carry: Carry, memory: Memory, key: Any = None, rows: Any = None
     ) -> tuple[Float[Array, "b t v"], Carry, Float[Array, "b t s"]]:
-        """Logits, the states after the last symbol, and the attention's weights."""
+        """Returns logits, the states after the last symbol, and the attention weights."""
         input_key, layer_key, between, output_key = split(key, 4)
 
         x = dropout(self.target(target), self.rate, input_key, rows)
@@ -186,7 +185,7 @@ class RecurrentSeq2Seq(nnx.Module):
         return self.target.logits(x) + self.bias[...][None, None, :], carry, weights
 
     def _aligned(self, layer: RecurrentLayer, x: Float[Array, "b t e"], state: Any, memory: Memory) -> Any:
-        """The layer whose input at each step is a symbol and what its last state attends to.
+        """Runs the layer whose input at each step is a symbol and the context attended to by its previous state.
 
         Returns:
             h [b t w], the last state, c [b t w] and a [b t s].
@@ -197,7 +196,7 @@ class RecurrentSeq2Seq(nnx.Module):
         assert bias is not None
         a = rearrange(matmul(rearrange(x, "b t e -> (b t) e"), symbol), "(b t) n -> t b n", b=len(x))
         a = add_vector(a, bias[...])
-        # The gradients of what every step reads add up over the steps: in float32.
+        # Every step reads the memory; float32 makes its gradient a float32 sum over the steps.
         memory = jax.tree.map(lambda m: m.astype(jnp.float32), memory)
 
         def step(state: Any, a: Float[Array, "b n"]) -> Any:

@@ -3,7 +3,7 @@
 before (Radford et al. 2019)      x = x + attention(norm(x))      x = x + mlp(norm(x))
 after (Vaswani et al. 2017)       x = norm(x + attention(x))      x = norm(x + mlp(x))
 
-A decoder's block also attends to what an encoder made of a source, the memory m, between the two:
+A decoder's block also attends to the encoder's output, the memory m, between the two:
 x = x + attention(norm(x), m), or x = norm(x + attention(x, m)).
 """
 
@@ -33,19 +33,19 @@ EPSILON = 1e-5
 
 
 def make_norm(kind: Normalisation, features: int, *, epsilon: float, bias: bool) -> LayerNorm | RMSNorm:
-    """The normalisation named `kind`; `bias` concerns LayerNorm alone."""
+    """Returns the normalisation layer named `kind`; `bias` applies to LayerNorm only."""
     if kind == "layernorm":
         return LayerNorm(features, epsilon=epsilon, bias=bias)
     return RMSNorm(features, epsilon=epsilon)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x Phi(x), Phi the normal distribution's (Hendrycks and Gimpel 2016); by erf, which is quicker than JAX's erfc."""
+    """x Phi(x), with Phi the standard normal CDF (Hendrycks and Gimpel 2016); by erf, faster than JAX's erfc."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def swiglu(x: Float[Array, "... two_h"]) -> Float[Array, "... h"]:
-    """silu(gate) * value, the two halves of x (Shazeer 2020)."""
+    """silu(gate) * value, where gate and value are the two halves of x (Shazeer 2020)."""
     gate, value = jnp.split(x, 2, axis=-1)
     return jax.nn.silu(gate) * value
 
@@ -76,7 +76,7 @@ class MLP(nnx.Module):
         self.down = Dense(hidden, width, bias=bias, scale=out_scale, rngs=rngs, activation=ACTIVATIONS[activation])
 
     def __call__(self, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
-        """Maps every position by itself."""
+        """Maps every position independently."""
         return self.down(self.up(x))
 
 
@@ -96,17 +96,17 @@ class Block(nnx.Module):
         heads: query heads.
         kv_heads: heads of keys and values.
         hidden: features inside the MLP.
-        layers: how many blocks the network has; projections onto the residual stream start smaller by
-            sqrt(2 layers), so that its variance does not grow with depth (Radford et al. 2019).
-        norm: which normalisation.
-        activation: which MLP.
-        epsilon: of the normalisation.
+        layers: blocks of the network; initial projections onto the residual stream are divided by sqrt(2 layers), so
+            that its variance does not grow with depth (Radford et al. 2019).
+        norm: type of normalisation.
+        activation: activation of the MLP.
+        epsilon: added to the variance in normalisation.
         bias: whether dense layers and LayerNorm have biases.
-        rate: dropout of both branches, and of attention weights where `attention_rate` does not say otherwise.
+        rate: dropout of the branches.
         rngs: source of the initial values.
-        post_norm: normalise after each branch is added, not before it; projections then all start at one scale.
-        attention_rate: dropout of attention weights.
-        reads: whether it attends to a memory too, between its attention and its MLP: a decoder's block.
+        post_norm: normalise after each branch is added, not before it; all projections then have one initial scale.
+        attention_rate: dropout of attention weights; None: `rate`.
+        reads: whether the block also attends to a memory, between attention and MLP (a decoder's block).
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "b t width"], KeyValue | None]:
         """Adds all branches to the residual stream; see `Attention` for the arguments.
 
-        A source is another stream of the same network, and is normalised like x. A memory is what another network made,
-        as this block's `memory_attention` projects it.
+        `source` is another stream of the same network, normalised like x. `memory` is an encoder's output, projected to
+        keys and values by this block's `memory_attention`.
         """
         weights_key, attention_key, mlp_key, *memory_keys = split(key, 3 if memory is None else 5)
         before, after = (_same, _apply) if self.post_norm else (_apply, _same)
@@ -190,7 +190,7 @@ def gpt2_block(
     rngs: nnx.Rngs,
     reads: bool = False,
 ) -> Block:
-    """A block as in GPT-2, but that no weights of attention are dropped: the CPU's quick attention keeps none."""
+    """A GPT-2 block without dropout of attention weights, which the CPU's fast attention does not support."""
     return Block(
         width,
         heads,

@@ -1,7 +1,7 @@
-"""Transformer encoder and decoder (Vaswani et al. 2017), normalised before each branch.
+"""Transformer encoder and decoder (Vaswani et al. 2017), with normalisation before each branch.
 
-The encoder's blocks let every position of a source see every other; the decoder's let a position of a target see those
-before it and, in between, all of the source as the encoder's last block left it. Positions are learned vectors.
+In the encoder's blocks every source position attends to every other; in the decoder's, a target position attends to
+itself and earlier ones, then to the encoder's normalised output. Position embeddings are learned.
 
     P(y_t | y_<t, x) = softmax(embedding norm(h_t))        h_t of the last block, for the position of y_(t-1)
 
@@ -26,28 +26,28 @@ from zoo.nn.remat import rematerialised
 
 
 class Memory(NamedTuple):
-    """A source that was read; every array leads with the row."""
+    """An encoded source; the first axis of every array is the batch row."""
 
     layers: tuple[KeyValue, ...]
     """Keys and values for each of the decoder's blocks."""
     mask: Mask
-    """Which of its positions are real."""
+    """The mask of padding."""
 
 
 class TransformerSeq2Seq(nnx.Module):
-    """The network.
+    """The Transformer encoder-decoder.
 
     Args:
         layers: blocks of the encoder, and of the decoder.
         heads: attention heads of a block.
         width: features of a position.
-        context: the most positions of a source or a target.
-        rate: dropout of what goes into the first block and of each branch.
-        remat: whether blocks are computed again for gradients; see `zoo.nn.remat`.
-        source_size: symbols of a source.
-        target_size: symbols of a target.
+        context: maximum positions of a source or a target.
+        rate: dropout of the first block's input and of each branch.
+        remat: whether to recompute blocks in the backward pass; see `zoo.nn.remat`.
+        source_size: size of the source vocabulary.
+        target_size: size of the target vocabulary.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TransformerSeq2Seq(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Memory:
-        """Reads sources, of which the first positions are real and the others padding."""
+        """Encodes sources; each row has its real positions first, then padding."""
         x = self.source(source) + self.source_position(jnp.arange(source.shape[1])[None])
         mask = Mask(lengths=real.sum(1, dtype=jnp.int32))
         input_key, *block_keys = split(key, 1 + len(self.encoder))
@@ -100,7 +100,7 @@ class TransformerSeq2Seq(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t v"]:
-        """Logits of the symbol after each, of targets from their beginning on."""
+        """Returns logits of each next symbol, for targets from their beginning."""
         x, mask = self._embed(target, 0), Mask(causal=True)
         input_key, *block_keys = split(key, 1 + len(self.decoder))
         x = dropout(x, self.rate, input_key, rows)
@@ -110,7 +110,7 @@ class TransformerSeq2Seq(nnx.Module):
         return self.target.logits(self.decoder_norm(x))
 
     def init_cache(self, memory: Memory, length: int) -> tuple[KeyValue, ...]:
-        """What `extend` starts from, with slots for so many symbols."""
+        """Returns an empty cache for `extend` with `length` slots."""
         rows = len(memory.layers[0].keys)
         return tuple(block.attention.init_cache(rows, length, self.target.dtype) for block in self.decoder)
 
@@ -121,7 +121,7 @@ class TransformerSeq2Seq(nnx.Module):
         position: Int[Array, ""] | int,
         memory: Memory,
     ) -> tuple[Float[Array, "b v"], tuple[KeyValue, ...]]:
-        """Reads t more symbols of every target, number `position` and on, and predicts the next."""
+        """Reads t more symbols of every target, from `position` on, and predicts the next."""
         x, places = self._embed(target, position), position + jnp.arange(target.shape[1])
         mask = Mask(visible=(jnp.arange(cache[0].keys.shape[2])[None, :] <= places[:, None])[None])
         after: list[Any] = []
@@ -131,7 +131,7 @@ class TransformerSeq2Seq(nnx.Module):
         return self.target.logits(self.decoder_norm(x[:, -1:]))[:, 0], tuple(after)
 
     def alignment(self, target: Int[Array, "b t"], memory: Memory) -> Float[Array, "b t s"]:
-        """How much each source position counts for the symbol after each: the mean over all blocks and heads."""
+        """Returns the attention weights over the source for each next symbol, averaged over all blocks and heads."""
         x, mask = self._embed(target, 0), Mask(causal=True)
         weights = []
         for block, layer in zip(self.decoder, memory.layers, strict=True):
@@ -143,6 +143,6 @@ class TransformerSeq2Seq(nnx.Module):
         return jnp.stack(weights).mean(0)
 
     def _embed(self, target: Int[Array, "b t"], position: Int[Array, ""] | int) -> Float[Array, "b t w"]:
-        """Vectors of symbols number `position` and on."""
+        """Embeds target symbols that start at `position`."""
         places = position + jnp.arange(target.shape[1])
         return self.target(target) + self.target_position(places[None])

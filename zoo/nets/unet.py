@@ -1,13 +1,13 @@
 """The U-Net of DDPM, in the layout of diffusers' `UNet2DModel`.
 
-Ho et al. 2020, appendix B; Ronneberger et al. 2015, "U-Net". Features of the picture go down through levels, each half
-as high and wide as the one before, and up again; what every block on the way down puts out is handed across to its
-counterpart on the way up. A residual block is
+Ho et al. 2020, appendix B; Ronneberger et al. 2015, "U-Net". Feature maps go down through levels, each with half the
+height and width of the previous one, and up again; skip connections concatenate the output of each block on the way
+down to the input of its counterpart on the way up. A residual block is
 
     h   = conv(silu(norm(x))) + time(silu(embedding))
     out = shortcut(x) + conv(silu(norm(h)))
 
-where embedding stands for the noise level t (sines and cosines of t, then an MLP) and, if there are classes, the class.
+where embedding encodes the noise level t (sines and cosines of t, then an MLP) and, if there are classes, the class.
 Feature maps are [b h w c].
 """
 
@@ -38,34 +38,34 @@ from zoo.nn.remat import rematerialised
 
 @dataclass(frozen=True)
 class UNetOptions:
-    """A user's choices about a U-Net; a family that has one inherits these fields."""
+    """The options of a U-Net; a family that uses one inherits these fields."""
 
     channels: tuple[int, ...] = (64, 128, 256)
-    """Features of each level of the U-Net; every level is half as high and wide as the one before."""
+    """Channels of each level of the U-Net; each level has half the height and width of the previous one."""
     layers: Annotated[int, Ge(1)] = 2
-    """Residual blocks of a level on the way down; on the way up there is one more."""
+    """Residual blocks per level on the way down; one more on the way up."""
     attention: tuple[int, ...] = (16,)
-    """Heights of feature maps, in pixels, at which there is self-attention; the middle always has it."""
+    """Heights of feature maps, in pixels, with self-attention; the middle always has it."""
     head_width: Annotated[int, Ge(0)] = 0
     """Features of an attention head; 0: one head."""
     groups: Annotated[int, Ge(1)] = 32
-    """Groups of group normalisation; fewer if the channels cannot be divided into as many groups of two or more."""
+    """Groups of group normalisation; fewer if the channels cannot be divided into this many groups of two or more."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability of dropping a feature in residual blocks."""
+    """Dropout probability in residual blocks."""
     norm_epsilon: Annotated[float, Gt(0)] = 1e-5
     """Added to the variance in group normalisation."""
     cos_first: bool = True
     """Whether the embedding of t has its cosines before its sines."""
     frequency_shift: int = 0
-    """1: the lowest frequency in the embedding of t is exactly 1/10000, as in DDPM's own program."""
+    """1: the lowest frequency in the embedding of t is exactly 1/10000, as in the original DDPM code."""
     pad_evenly: bool = True
-    """Whether halving pads all four sides, or only below and on the right, as DDPM's own program does."""
+    """Whether downsampling pads all four sides, or only below and on the right, as in the original DDPM code."""
     remat: bool = False
-    """Whether the U-Net's blocks are computed again for gradients and keep only their input: less memory, a third more
-    work."""
+    """Recompute the U-Net's blocks in the backward pass and store only their inputs: less memory, a third more
+    compute."""
 
     def relations(self) -> tuple[tuple[str, str, bool], ...]:
-        """(field, what it must be, whether it is) of what the bounds of single fields do not say, for `require`."""
+        """Returns the conditions for `require` beyond single fields' bounds: (field, requirement, whether it holds)."""
         width = self.head_width or 1
         return (
             ("channels", "at least one level", len(self.channels) >= 1),
@@ -75,19 +75,19 @@ class UNetOptions:
         )
 
     def for_images(self, height: int, features_in: int, symbols: int) -> "UNetSettings":
-        """The settings of a network with these options; see `UNetSettings`."""
+        """Returns the settings of a network with these options; see `UNetSettings`."""
         options = {field.name: getattr(self, field.name) for field in fields(UNetOptions)}
         return UNetSettings(**options, height=height, features_in=features_in, symbols=symbols)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetSettings(UNetOptions):
-    """The options of a U-Net, and what follows from its data.
+    """The options of a U-Net, and its settings that follow from the data.
 
     Attributes:
-        height: of the images, which determines the levels that have attention.
-        features_in: colours.
-        symbols: classes that are embedded, including "no class" if there is one; 0: none.
+        height: height of the images, which determines the levels with attention.
+        features_in: channels of the images.
+        symbols: number of embedded classes, including "no class"; 0: unconditional.
     """
 
     height: int
@@ -104,18 +104,18 @@ class UNetSettings(UNetOptions):
         return self.height >> level in self.attention
 
     def norm(self, channels: int, activation: Callable[[jax.Array], jax.Array] = identity) -> GroupNorm:
-        """The group normalisation of a feature map.
+        """Returns the group normalisation of a feature map.
 
-        A group has at least two channels: with one, it would take out again what the embedding adds to a channel. An
-        odd number of channels is one group.
+        A group has at least two channels: a group of one would remove what the embedding adds to that channel. The
+        number of groups divides both c and c // 2 for c channels, so an odd c has one group.
         """
         groups = math.gcd(self.groups, channels // 2, channels)
         return GroupNorm(channels, groups, epsilon=self.norm_epsilon, activation=activation)
 
 
 NEAR_ZERO = 0.01
-"""Scale of the initial values of layers that end a branch or the network: each block starts as hardly more than its
-shortcut (Ho et al. 2020 and others start at zero, where nothing before such a layer learns in the first steps)."""
+"""Initial scale of layers that end a branch or the network: each block starts close to its shortcut (Ho et al. 2020
+and others start at zero, where the layers before such a layer get no gradient in the first steps)."""
 
 
 def time_features(t: Float[Array, " b"], features: int, cos_first: bool, shift: int) -> Float[Array, "b features"]:
@@ -128,12 +128,12 @@ def time_features(t: Float[Array, " b"], features: int, cos_first: bool, shift: 
 
 
 def dense(features_in: int, features_out: int, rngs: nnx.Rngs, scale: float = 1.0, **settings) -> Dense:
-    """A dense layer with a bias, started at scale / sqrt(fan-in)."""
+    """Returns a dense layer with a bias and initial scale `scale` / sqrt(fan-in)."""
     return Dense(features_in, features_out, bias=True, scale=scale * features_in**-0.5, rngs=rngs, **settings)
 
 
 class ResidualBlock(nnx.Module):
-    """Two convolutions beside a shortcut; see the module's docstring."""
+    """Two convolutions with a shortcut; see the module's docstring."""
 
     def __init__(self, s: UNetSettings, features_in: int, features_out: int, rngs: nnx.Rngs):
         self.rate = s.dropout
@@ -151,14 +151,14 @@ class ResidualBlock(nnx.Module):
         key: Key[Array, ""] | None,
         rows: Int[Array, " b"] | None,
     ) -> Float[Array, "b h w o"]:
-        """The features after the block."""
+        """Returns the features after the block."""
         h = lean(lambda x: self.conv_in(self.norm_in(x)))(x) + self.time(embedding)[:, None]
         h = lean(lambda h: self.conv_out(dropout(self.norm_out(h), self.rate, key, rows)))(h)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
 class ImageAttention(nnx.Module):
-    """Self-attention between all places of a feature map, added to it."""
+    """Residual self-attention between all positions of a feature map."""
 
     def __init__(self, s: UNetSettings, channels: int, rngs: nnx.Rngs):
         self.heads = channels // s.head_width if s.head_width else 1
@@ -177,14 +177,14 @@ class ImageAttention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """A residual block, with attention after it on some levels."""
+    """A residual block, followed by attention on some levels."""
 
     def __init__(self, s: UNetSettings, features_in: int, features_out: int, attends: bool, rngs: nnx.Rngs):
         self.residual = ResidualBlock(s, features_in, features_out, rngs)
         self.attention = ImageAttention(s, features_out, rngs) if attends else None
 
     def __call__(self, x, embedding, key, rows):
-        """The features after both."""
+        """Returns the features after both."""
         x = self.residual(x, embedding, key, rows)
         return x if self.attention is None else self.attention(x)
 
@@ -197,35 +197,35 @@ class Down(nnx.Module):
         self.conv = Conv(channels, channels, stride=2, padding=1 if s.pad_evenly else 0, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """Half the size."""
+        """Halves height and width."""
         return self.conv(x if self.pad_evenly else jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
 
 
 class Up(nnx.Module):
-    """Doubles height and width by repeating pixels, and smoothes by a convolution."""
+    """Nearest-neighbour upsampling by 2, followed by a convolution."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """Twice the size."""
+        """Doubles height and width."""
         return self.conv(repeat(x, "b h w c -> b (h two) (w also_two) c", two=2, also_two=2))
 
 
 class Level(nnx.Module):
-    """The layers of one level on one way, and the change of size after them (None at the last)."""
+    """The layers of one level on the way down or up, and the change of size after them (None at the last level)."""
 
     def __init__(self, layers: list[Layer], resize: Down | Up | None):
         self.layers, self.resize = nnx.List(layers), resize
 
 
 class UNet(nnx.Module):
-    """The network.
+    """The U-Net.
 
     Args:
-        settings: its sizes.
+        settings: sizes and options.
         rngs: source of the initial values.
-        dtype: that the layers compute in.
+        dtype: computation dtype of the layers.
     """
 
     def __init__(self, settings: UNetSettings, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -265,13 +265,13 @@ class UNet(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """What the network says of noisy pictures, in float32.
+        """Predicts eps, x_0 or v for noisy images; returns float32.
 
         Args:
-            x: the pictures.
-            t: how noisy they are, an index of the noise schedule that need not be whole.
-            symbol: the class of each, if the network has classes.
-            key: of the dropout noise; None means evaluation.
+            x: noisy images.
+            t: noise level, an index of the noise schedule that need not be an integer.
+            symbol: class of each image, if the network has classes.
+            key: dropout key; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
         embedding = self._embed(t, symbol)
@@ -296,7 +296,7 @@ class UNet(nnx.Module):
         return self.conv_out(self.norm_out(x)).astype(jnp.float32)
 
     def _embed(self, t: Float[Array, " b"], symbol: Int[Array, " b"] | None) -> Float[Array, "b 1 e"]:
-        """The vector that tells every block the time and the class."""
+        """Returns the embedding of time and class."""
         s = self.settings
         waves = time_features(t, s.channels[0], s.cos_first, s.frequency_shift)
         embedding = self.time_out(self.time_in(waves.astype(self.dtype)[:, None]))

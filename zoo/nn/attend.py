@@ -1,12 +1,12 @@
-"""Attention as one function of queries, keys, values and a mask, computed by the program that suits the device.
+"""Attention as one function of queries, keys, values and a mask, with implementations for each device.
 
-    attention(q, k, v) = softmax(q k^T / sqrt(d) + m) v          m is 0 where a key is seen, very negative where not
+    attention(q, k, v) = softmax(q k^T / sqrt(d) + m) v          m is 0 for visible keys, very negative for hidden ones
 
-This is `textbook_attention`. On the CPU, training takes `zoo.nn.cpu.causal_attention`; on NVIDIA GPUs, cuDNN's fused
-attention (Dao et al. 2022, "FlashAttention") where that serves; elsewhere, chunks of queries, whose weights are
-computed again in the backward pass (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory"). The last two
-never hold the weights of all queries. Queries are [b h t d], keys and values [b g s d]; query head i reads key head
-i // (h / g).
+This is `textbook_attention`, the plain form. The CPU uses `zoo.nn.cpu.causal_attention`, or the textbook form with a
+cache or dropout. NVIDIA GPUs use cuDNN's fused attention (Dao et al. 2022, "FlashAttention") if it supports the case.
+Otherwise accelerators take queries in chunks and recompute their weights in the backward pass (Rabe and Staats 2021,
+"Self-attention does not need O(n^2) memory"). The last two never hold the weights of all queries. Queries are
+[b h t d], keys and values [b g s d]; query head i uses key head i // (h / g).
 """
 
 from dataclasses import dataclass
@@ -23,34 +23,34 @@ from zoo.nn.cpu.causal_attention import causal_attention, full_attention, one_qu
 from zoo.nn.platform import by_platform
 
 HIDDEN = -1e30
-"""What a mask adds to a score that must not count; finite, so that a query that sees nothing gives no NaN."""
+"""Mask value of hidden keys; finite, so that a query without visible keys gives no NaN."""
 CHUNK = 256
-"""Queries whose weights are held at once."""
+"""Queries per chunk, at most."""
 
 
 def additive_mask(visible: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """0 where a key is seen, `HIDDEN` where not."""
+    """Returns 0 for visible keys, `HIDDEN` for others."""
     return jnp.where(visible, 0.0, HIDDEN)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["lengths", "visible"], meta_fields=["causal"])
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query sees: those that every part allows. Without parts, all.
+    """An attention mask: the conjunction of its parts; without parts, all keys are visible.
 
     Attributes:
-        causal: whether query i sees keys 0 .. i alone; there are as many queries as keys then.
-        lengths: how many keys of each row are real, int32 [b]; padding follows them.
-        visible: anything else, bool [b|1, t|1, s].
+        causal: whether query i sees only keys 0 .. i; there are then as many queries as keys.
+        lengths: number of real keys of each row, int32 [b]; the others are padding.
+        visible: any other mask, bool [b|1, t|1, s].
     """
 
     causal: bool = False
-    # Not annotated by shape: JAX puts other things than arrays into a pytree's fields.
+    # Without shape annotations, since JAX also puts objects that are not arrays into a pytree's fields.
     lengths: Any = None
     visible: Any = None
 
     def seen(self, queries: Int[Array, " t"], keys: int) -> Bool[Array, "#b #t s"] | None:
-        """Which of so many keys the queries at some positions see, [b|1, t|1, s]; None where they see all."""
+        """Returns which of `keys` keys the queries at some positions see, [b|1, t|1, s]; None if they see all."""
         places, parts = jnp.arange(keys), []
         if self.causal:
             parts.append((places[None, :] <= queries[:, None])[None])
@@ -61,7 +61,7 @@ class Mask:
         return reduce(jnp.logical_and, parts) if parts else None
 
     def additive(self, queries: int, keys: int) -> Float[Array, "#b #t s"]:
-        """The mask m of all queries."""
+        """Returns the additive mask m of all queries."""
         seen = self.seen(jnp.arange(queries), keys)
         return jnp.zeros((1, queries, keys)) if seen is None else additive_mask(seen)
 
@@ -72,7 +72,7 @@ class Mask:
 def attention_weights(
     q: Float[Array, "b h t d"], k: Float[Array, "b g s d"], mask: Float[Array, "#b #t s"]
 ) -> Float[Array, "b h t s"]:
-    """softmax(q k^T / sqrt(d) + mask) in float32; query head i looks at key head i // (h / g)."""
+    """softmax(q k^T / sqrt(d) + mask) in float32; query head i uses key head i // (h / g)."""
     groups = k.shape[1]
     product = partial(_einsum, "bgqd,bgsd->bgqs", preferred_element_type=jnp.float32)
     scores = product(rearrange(q, "b (g r) t d -> b g (r t) d", g=groups), k)
@@ -81,7 +81,7 @@ def attention_weights(
 
 
 def weighted_sum(weights: Float[Array, "b h t s"], v: Float[Array, "b g s d"]) -> Float[Array, "b h t d"]:
-    """Sums the values by their weights."""
+    """Returns the sum of values weighted by attention."""
     groups = v.shape[1]
     product = partial(_einsum, "bgqs,bgsd->bgqd", preferred_element_type=jnp.float32)
     mixed = product(rearrange(weights, "b (g r) t s -> b g (r t) s", g=groups), v).astype(v.dtype)
@@ -94,7 +94,7 @@ def _einsum(letters: str, left: Float[Array, "b g q x"], right: Float[Array, "b 
 
 
 def textbook_attention(q, k, v, mask, *, rate=0.0, key=None, rows=None, cached=False):
-    """softmax(q k^T / sqrt(d) + m) v, with the weights of all queries; see `attend` for the arguments."""
+    """softmax(q k^T / sqrt(d) + m) v, holding the weights of all queries; see `attend` for the arguments."""
     weights = attention_weights(q, k, mask.additive(q.shape[2], k.shape[2])).astype(v.dtype)
     return weighted_sum(dropout(weights, rate, key, rows), v)
 
@@ -113,17 +113,17 @@ def attend(
     rows: Int[Array, " b"] | None = None,
     cached: bool = False,
 ) -> Float[Array, "b h t d"]:
-    """softmax(q k^T / sqrt(d) + m) v, by the program that suits the device.
+    """softmax(q k^T / sqrt(d) + m) v, by the device's implementation.
 
     Args:
         q: queries.
-        k: keys; h / g heads of queries share each.
+        k: keys; h / g query heads share each key head.
         v: values.
-        mask: which keys a query sees.
+        mask: the keys that each query sees.
         rate: dropout of the weights.
-        key: of the dropout noise; None means evaluation.
+        key: dropout key; None means evaluation.
         rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
-        cached: whether keys and values come from a cache, for which nobody asks gradients.
+        cached: whether keys and values come from a decoding cache, where no gradients are needed.
     """
     return _attend(q, k, v, mask, rate=rate, key=None if rate == 0.0 else key, rows=rows, cached=cached)
 
@@ -149,15 +149,15 @@ _attend = by_platform(cpu=_cpu_attention, accelerator=_accelerator_attention)(te
 
 
 def cudnn_serves(compute_capability: str, q: Float[Array, "b h t d"], mask: Mask) -> bool:
-    """Whether cuDNN's fused attention takes these queries and this mask.
+    """Whether cuDNN's fused attention supports these queries and this mask.
 
-    It wants 16-bit floats and heads of a multiple of 8 features, up to 128 (Ampere) or 256 (Hopper and later). Other
-    masks than a causal one and lengths would have to be a bias, for which it computes a gradient that nobody wants.
+    It requires 16-bit floats and heads of a multiple of 8 features, up to 128 (Ampere) or 256 (Hopper and later).
+    Masks other than causal and lengths would have to be a bias, for which it computes an unneeded gradient.
 
     Args:
-        compute_capability: of the device, such as "9.0"; what is no such number is no NVIDIA GPU.
+        compute_capability: compute capability of the device, such as "9.0"; any other string means no NVIDIA GPU.
         q: queries.
-        mask: which keys they see.
+        mask: the keys that they see.
     """
     try:
         generation = float(compute_capability)
@@ -175,9 +175,9 @@ def fused_attention(
     mask: Mask,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Float[Array, "b h t d"]:
-    """Attention by `jax.nn.dot_product_attention`, of masks without `visible`.
+    """Attention by `jax.nn.dot_product_attention`, for masks without `visible`.
 
-    A row of length 0 (one that fills up a batch) sees its first key, since a softmax of nothing would be NaN.
+    A row of length 0 (padding of the batch) sees its first key, since a softmax over no keys would be NaN.
     """
     lengths = None if mask.lengths is None else jnp.maximum(mask.lengths, 1)
     q, k, v = (rearrange(z, "b h t d -> b t h d") for z in (q, k, v))
@@ -201,9 +201,9 @@ def chunked_attention(
     rows: Int[Array, " b"] | None = None,
     size: int = CHUNK,
 ) -> Float[Array, "b h t d"]:
-    """Attention by the textbook form, at most `size` queries at a time; gradients compute the weights again.
+    """Textbook attention for at most `size` queries at a time; the backward pass recomputes the weights.
 
-    Gradients of keys and values are added over chunks in float32. See `attend` for the arguments.
+    Gradients of keys and values are summed over chunks in float32. See `attend` for the arguments.
     """
     t, dtype = q.shape[2], v.dtype
     count = -(-t // size)
@@ -229,7 +229,7 @@ def chunked_attention(
 
 
 def _drop(weights, rate, key, rows, queries):
-    """Dropout drawn by row and query, so that it does not depend on the chunks."""
+    """Dropout with a key per row and query, so that it does not depend on the chunks."""
     rows = jnp.arange(len(weights)) if rows is None else rows
     keys = jax.vmap(row_keys, in_axes=(0, None))(row_keys(key, rows), queries)
 

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch, whatever devices it lies on.
+"""Batch normalisation over the global batch, on any number of devices.
 
 Ioffe & Szegedy 2015, "Batch normalization". For each channel, with moments over all rows and pixels of the batch,
 
@@ -16,14 +16,14 @@ from zoo.core import parallel
 class BatchNorm(nnx.Module):
     """Batch normalisation as PyTorch's `BatchNorm2d`.
 
-    Its moments are those of the global batch under `jit` and `pmap` alike (synchronised batch normalisation). Running
-    averages of them are memory, which changes with every call in training and normalises in evaluation, where a row's
-    result does not depend on the others. All rows count: a batch must have none that only fill it up.
+    Moments are those of the global batch under both `jit` and `pmap` (synchronised batch normalisation). Every training
+    call updates their running averages, which evaluation normalises by, so that a row's result does not depend on the
+    others. All rows count: a batch must not contain padding rows.
 
     Args:
         features: channels.
         gain_scale: standard deviation of the gain's initial values, whose mean is 1.
-        momentum: share of a new batch in the running averages.
+        momentum: weight of a new batch in the running averages.
         epsilon: added to the variance.
         rngs: source of the initial values.
     """
@@ -44,7 +44,7 @@ class BatchNorm(nnx.Module):
         self.momentum, self.epsilon = momentum, epsilon
 
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
-        """Normalises by the batch's moments, which enter the running averages, if `train`; else by those averages."""
+        """Normalises by the batch's moments and updates the running averages if `train`, else by the averages."""
         wide = x.astype(jnp.float32)
         mean, variance = self._moments(wide) if train else (self.mean[...], self.variance[...])
         factor = self.gain[...].astype(jnp.float32) * jax.lax.rsqrt(variance + self.epsilon)
@@ -52,10 +52,10 @@ class BatchNorm(nnx.Module):
         return (wide * factor[None, None, None, :] + shift[None, None, None, :]).astype(x.dtype)
 
     def _moments(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-        """Mean and variance of each channel over the global batch; the running averages move towards them."""
+        """Returns each channel's mean and variance over the global batch, and updates the running averages."""
         mean = parallel.mean(x.mean((0, 1, 2)))
         variance = parallel.mean(jnp.square(x - mean[None, None, None, :]).mean((0, 1, 2)))
-        # The running variance is of the unbiased estimate, as PyTorch keeps it.
+        # The running variance averages the unbiased estimate, as in PyTorch.
         n = parallel.total(jnp.float32(x.size // x.shape[-1]))
         unbiased = variance * n / jnp.maximum(n - 1.0, 1.0)
         for average, new in ((self.mean, mean), (self.variance, unbiased)):

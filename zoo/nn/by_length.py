@@ -1,8 +1,8 @@
-"""Rows of similar length without most of their padding, in one compiled program.
+"""Computation on padded batches cut to one of a few lengths, in one compiled program.
 
-Arrays of a compiled program have one shape, so a batch is as long as the longest row that may ever come. Where a batch
-holds rows of similar length, most of that is padding. Here a function is compiled for a few lengths, and each batch
-takes the shortest that holds it.
+A compiled program has fixed shapes, so every batch is padded to the longest possible row. If a batch holds rows of
+similar length, most of it is padding. Here a function is compiled for a few lengths, and each batch uses the shortest
+that is long enough.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,23 +14,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Sums = tuple[Float[Array, ""], Any]
-"""A number to differentiate, and whatever else is of one shape at every length."""
+"""A scalar to differentiate, and auxiliary results whose shapes do not depend on the length."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def at_length(
     function: Callable[..., Sums], lengths: Sequence[int], needed: Int[Array, ""], params: Any, *rest: Any
 ) -> Sums:
-    """function(length, params, *rest) at the least of the lengths that is no less than `needed`.
+    """Returns function(length, params, *rest) at the smallest of the lengths that is at least `needed`.
 
-    The first result can be differentiated by the params. A choice between branches would save for the way back what
-    every branch would have to save, and fill it with zeros for those not taken; so the gradient is made on the way
-    there, within the branch.
+    The first result is differentiable in the params. Differentiating `lax.switch` stores residuals for every branch, so
+    each branch computes its gradient in the forward pass.
 
     Args:
-        function: must give one result at every length that is no less than `needed`.
-        lengths: rising; the last holds every batch.
-        needed: of this batch.
+        function: must return the same result for every length that is at least `needed`.
+        lengths: ascending; the last is enough for every batch.
+        needed: the length that this batch needs.
         params: a pytree of arrays.
         rest: further arguments.
     """

@@ -1,4 +1,4 @@
-"""Convolutions of images [b h w c]: kernels [kh kw in out], PyTorch's padding."""
+"""Convolutions of images [b h w c] with kernels [kh kw in out] and PyTorch's padding."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def conv2d(
 ) -> Float[Array, "b h2 w2 o"]:
     """Cross-correlation with `padding` zeros on every side, as PyTorch's `Conv2d`.
 
-    A kernel of one pixel, or as large as the image, is a matrix product.
+    With a kernel of one pixel or of the image's size it is computed as a matrix product.
     """
     size = kernel.shape[:2]
     if size == (1, 1) and stride == 1 and padding == 0:
@@ -51,9 +51,9 @@ def conv2d(
 def subpixel_conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
     """`conv_transpose2d` in its exact sub-pixel form, whose gradients are those of a plain convolution.
 
-    Output row 2m + a, a in {0, 1}, sees two input rows only: m - 1 and m through kernel rows 3 and 1 if a = 0, m and
-    m + 1 through 2 and 0 if a = 1. So a 2x2 convolution to the four phases (a, b) of every output pixel, interleaved,
-    is the same map (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
+    Output row 2m + a, a in {0, 1}, depends on two input rows only: m - 1 and m through kernel rows 3 and 1 if a = 0, m
+    and m + 1 through 2 and 0 if a = 1. A 2x2 convolution to the four phases (a, b) of every output pixel, interleaved,
+    is therefore the same map (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
     """
     phases = rearrange(kernel[::-1, ::-1], "(kh a) (kw b) i o -> kh kw i (a b o)", a=2, b=2)
     h, w = x.shape[1:3]
@@ -64,7 +64,7 @@ def subpixel_conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "
 
 @by_platform(cpu=conv_transpose4x4, accelerator=subpixel_conv_transpose2d)
 def _conv_transpose2d(x, kernel):
-    # The kernel turned around slides over the image with a zero between every two pixels.
+    # A convolution with the flipped kernel over the image with a zero between every two pixels.
     return jax.lax.conv_general_dilated(
         x,
         kernel[::-1, ::-1],
@@ -76,12 +76,12 @@ def _conv_transpose2d(x, kernel):
 
 
 def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
-    """PyTorch's `ConvTranspose2d` with a 4x4 kernel, stride 2 and padding 1: twice the height and width."""
+    """PyTorch's `ConvTranspose2d` with a 4x4 kernel, stride 2 and padding 1: doubles height and width."""
     return _conv_transpose2d(x, kernel.astype(x.dtype))
 
 
 def add_bias(y: Float[Array, "b h w o"], bias: nnx.Param | None) -> Float[Array, "b h w o"]:
-    """y + bias, one a channel; y where there is none."""
+    """Adds a bias per channel, if present."""
     return y if bias is None else add_vector(y, bias[...])
 
 
@@ -92,9 +92,9 @@ class Conv(nnx.Module):
         features_in: channels of the input.
         features_out: channels of the output.
         kernel: height and width of the kernel.
-        stride: pixels between places where the kernel is laid.
+        stride: stride in pixels.
         padding: zeros on every side; None: (kernel - 1) // 2, which keeps the size at stride 1.
-        bias: whether there is a bias, which starts at zero.
+        bias: whether to add a bias, initially zero.
         scale: standard deviation of the kernel's initial values; None: 1 / sqrt(fan-in).
         rngs: source of the initial values.
     """
@@ -131,9 +131,9 @@ class ConvTranspose(nnx.Module):
     Args:
         features_in: channels of the input.
         features_out: channels of the output.
-        bias: whether there is a bias, which starts at zero.
-        scale: standard deviation of the kernel's initial values; None: 1 / sqrt(4 features_in), 4 being the taps that
-            an output pixel sees.
+        bias: whether to add a bias, initially zero.
+        scale: standard deviation of the kernel's initial values; None: 1 / sqrt(4 features_in), since each output
+            pixel depends on 4 kernel taps.
         rngs: source of the initial values.
     """
 
@@ -158,7 +158,7 @@ class ToImage(nnx.Module):
         features_in: size of the vector.
         features_out: channels of the image.
         size: height and width of the image.
-        bias: whether there is a bias, one a channel, which starts at zero.
+        bias: whether to add a bias per channel, initially zero.
         scale: standard deviation of the kernel's initial values; None: 1 / sqrt(features_in).
         rngs: source of the initial values.
     """

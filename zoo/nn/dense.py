@@ -1,4 +1,4 @@
-"""Dense layers, in the precision of their input; see `zoo.nn.arithmetic`."""
+"""Dense layers, computed in the dtype of their input; see `zoo.nn.arithmetic`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,9 +22,9 @@ def activated_matmul(
 
     Args:
         activation: a function of x.
-        wide: whether the result stays float32, as logits do; otherwise it has the dtype of x.
-        x: of any floating-point dtype.
-        kernel: float32; so is its gradient.
+        wide: whether the result is float32, as for logits; otherwise it has the dtype of x.
+        x: inputs of any floating-point dtype.
+        kernel: float32, as is its gradient.
     """
     return product(activation(x), kernel.astype(x.dtype), dtype=jnp.float32 if wide else x.dtype)
 
@@ -37,13 +37,13 @@ class Dense(nnx.Module):
     """activation(x) @ kernel + bias over the last axis.
 
     Args:
-        features_in: size of the last axis of the kernel's input.
+        features_in: size of the last axis of activation(x).
         features_out: size of the last axis of the output.
-        bias: whether there is a bias, which starts at zero.
+        bias: whether to add a bias, initially zero.
         scale: standard deviation of the kernel's initial values.
         rngs: source of the initial values.
-        activation: what happens to the input first.
-        wide: whether the output is float32, as of logits, rather than of the input's dtype.
+        activation: applied to the input.
+        wide: whether the output is float32, as for logits, rather than of the input's dtype.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Dense(nnx.Module):
         self.activation, self.wide = activation, wide
 
     def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
-        """Maps the features of every position."""
+        """Maps every position independently."""
         y = activated_matmul(self.activation, self.wide, rearrange(x, "b t i -> (b t) i"), self.kernel[...])
         if self.bias is not None:
             y = add_vector(y, self.bias[...])

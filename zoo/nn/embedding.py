@@ -1,4 +1,4 @@
-"""A table of vectors, looked up by number."""
+"""Embedding table."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ from zoo.nn.dense import wide_matmul
 
 
 class Embedding(nnx.Module):
-    """One vector for each of `count` symbols; the same table can turn vectors back into logits (Press and Wolf 2017).
+    """A vector for each of `count` symbols; the table can also be the output layer (Press and Wolf 2017).
 
     Args:
-        count: how many symbols there are.
+        count: number of symbols.
         features: size of a vector.
         scale: standard deviation of the initial values.
         rngs: source of the initial values.
-        dtype: of the vectors that are looked up, in which the layers after them compute.
+        dtype: dtype of the returned vectors, and so of the following layers' computation.
     """
 
     def __init__(self, count: int, features: int, *, scale: float, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -26,10 +26,10 @@ class Embedding(nnx.Module):
         self.table = nnx.Param(scale * jax.random.normal(rngs.params(), (count, features)))
 
     def __call__(self, symbols: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """The vectors of the symbols, cast after they are gathered: the table's gradient is a float32 sum."""
+        """Returns the symbols' vectors, cast after the gather, so that the table's gradient is a float32 sum."""
         return self.table[...][symbols].astype(self.dtype)
 
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t count"]:
-        """The product of every vector with the whole table, in float32."""
+        """Returns the product of every vector with the whole table, in float32."""
         y = wide_matmul(rearrange(x, "b t d -> (b t) d"), self.table[...].T)
         return rearrange(y, "(b t) n -> b t n", b=x.shape[0])

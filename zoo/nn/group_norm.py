@@ -24,7 +24,7 @@ def group_norm(
 ) -> Float[Array, "b h w c"]:
     """activation((x - mean) / sqrt(variance + epsilon) * scale + bias), in float32; returns the dtype of x.
 
-    Moments are over all places and the channels of a group.
+    Moments are over all positions and the channels of a group.
     """
     parts = rearrange(x.astype(jnp.float32), "b h w (g d) -> b h w g d", g=groups)
     centred = parts - parts.mean((1, 2, 4), keepdims=True)
@@ -35,13 +35,13 @@ def group_norm(
 
 
 class GroupNorm(nnx.Module):
-    """activation((x - mean) / sqrt(variance + epsilon) * scale + bias), moments over all places and some channels.
+    """activation((x - mean) / sqrt(variance + epsilon) * scale + bias), with moments per image and group of channels.
 
     Args:
-        channels: of the input.
-        groups: how many; a divisor of `channels`.
+        channels: channels of the input.
+        groups: number of groups, a divisor of `channels`.
         epsilon: added to the variance.
-        activation: what happens to the output.
+        activation: applied to the normalised output.
     """
 
     def __init__(
@@ -56,5 +56,5 @@ class GroupNorm(nnx.Module):
         self.groups, self.epsilon, self.activation = groups, epsilon, activation
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Normalises each picture by itself; moments are float32."""
+        """Normalises each image independently; moments are float32."""
         return group_norm(x, self.scale[...], self.bias[...], self.groups, self.epsilon, self.activation)

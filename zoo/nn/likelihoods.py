@@ -1,7 +1,7 @@
-"""Log-likelihoods of pixels, in nats, element by element, and images where they come from.
+"""Elementwise log-likelihoods of pixels, in nats.
 
-`bernoulli` is of pixels that are 0 or 1, `gaussian` is a density of real numbers, the discretised ones give a
-probability to each of 256 levels spread over -1 .. 1, as `zoo.data.images.pixels.from_pixels` scales them.
+`bernoulli` is for pixels that are 0 or 1, `gaussian` is a density of real numbers, and the discretised distributions
+assign a probability to each of 256 levels in [-1, 1], as scaled by `zoo.data.images.pixels.from_pixels`.
 """
 
 import math
@@ -12,13 +12,13 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
 BIN = 2.0 / 255.0
-"""From one of 256 levels over -1 .. 1 to the next."""
+"""Distance between neighbouring levels of the 256 in [-1, 1]."""
 
 
 def bernoulli(x: Float[Array, "..."], logits: Float[Array, "..."]) -> Float[Array, "..."]:
     """log P(x) where P(1) = sigmoid(logits).
 
-    For x between 0 and 1 it is the mean of log P over pixels that are 1 with probability x.
+    For x between 0 and 1 it is the expectation of log P over pixels that are 1 with probability x.
     """
     return x * logits - softplus(logits)
 
@@ -31,18 +31,18 @@ def gaussian(x: Float[Array, "..."], mean: Float[Array, "..."], log_scale: Float
 def discretised_logistic(
     x: Float[Array, "..."], mean: Float[Array, "..."], log_scale: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """log of the mass that a logistic distribution has in the bin of a level.
+    """log of a logistic distribution's mass in the bin of a level.
 
     Kingma et al. 2016, "Improved variational inference with inverse autoregressive flow"; Salimans et al. 2017,
-    "PixelCNN++". The bins of the levels -1 and 1 reach to infinity, so the 256 masses sum to 1.
+    "PixelCNN++". The bins of the levels -1 and 1 extend to infinity, so the 256 masses sum to 1.
 
-    With a > b the ends of a bin in units of the scale, sigmoid(a) - sigmoid(b) is sigmoid(a) sigmoid(-b)
-    (1 - exp(b - a)), a form that loses no digits, however far from the mean.
+    For a bin (b, a) in units of the scale, sigmoid(a) - sigmoid(b) is computed as sigmoid(a) sigmoid(-b)
+    (1 - exp(b - a)), which is accurate arbitrarily far from the mean.
 
     Args:
         x: levels k / 127.5 - 1 for k in 0 .. 255.
-        mean: of the logistic distribution.
-        log_scale: log of its scale, pi / sqrt(3) times smaller than its standard deviation.
+        mean: mean of the logistic distribution.
+        log_scale: log of its scale, which is pi / sqrt(3) times smaller than its standard deviation.
     """
     inverse = jnp.exp(-log_scale)
     upper = log_sigmoid((x - mean + BIN / 2) * inverse)
@@ -55,14 +55,14 @@ def discretised_logistic(
 def discretised_gaussian(
     x: Float[Array, "..."], mean: Float[Array, "..."], log_scale: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """log of the mass that a normal distribution has in the bin of a level.
+    """log of a normal distribution's mass in the bin of a level.
 
     Ho et al. 2020, "Denoising diffusion probabilistic models", equation 13; bins as in `discretised_logistic`. A bin
-    right of the mean is reflected to its left, where the log of both tails loses no digits.
+    right of the mean is reflected to its left, where the log CDF of both ends is accurate.
 
     Args:
         x: levels k / 127.5 - 1 for k in 0 .. 255.
-        mean: of the normal distribution.
+        mean: mean of the normal distribution.
         log_scale: log of its standard deviation.
     """
     inverse = jnp.exp(-log_scale)

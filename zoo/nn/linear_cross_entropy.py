@@ -1,19 +1,18 @@
-"""Cross-entropy of a projection onto a vocabulary, without the logits of all positions at once.
+"""Cross-entropy of a linear projection onto a vocabulary, without the logits of all positions at once.
 
-With features x_i, a table E of a vector a symbol, a bias b (or none), targets y_i and weights w_i (1 where a position
-counts, else 0):
+With features x_i, a table E with a vector per symbol, an optional bias b, targets y_i and weights w_i (1 for positions
+that count, else 0):
 
     l = sum_i w_i (logsumexp(E x_i + b) - (E x_i + b)_(y_i))
     g_i = w_i (softmax(E x_i + b) - 1_(y_i))
     dl/dx_i = g_i E        dl/dE = sum_i g_i x_i^T        dl/db = sum_i g_i
 
-This product is most of a word-level model's work, and its logits most of its memory. So positions are taken a chunk at
-a time, and the gradients come with the loss, from the logits of the chunk at hand: [positions vocabulary] is never held
-(Hsu et al. 2024, "Liger kernel"; Wijmans et al. 2024, "Cut your losses"). A vocabulary below `SMALL` is one product.
+This product is most of a word-level model's work, and its logits are most of its memory. Positions are therefore taken
+in chunks, and each chunk computes its loss and gradients together, so that [positions vocabulary] is never held (Hsu et
+al. 2024, "Liger kernel"; Wijmans et al. 2024, "Cut your losses"). A vocabulary below `SMALL` is one product. The chunks
+are those of `zoo.nn.cpu.packed_cross_entropy` on the CPU and of `zoo.nn.spread_cross_entropy` on accelerators.
 
-Which chunks: `zoo.nn.cpu.packed_cross_entropy` and, on accelerators, `zoo.nn.spread_cross_entropy`.
-
-Products have the dtype of x; their sums, the softmax and the gradients of table and bias are float32.
+Products take operands in the dtype of x; their sums, the softmax and the gradients of table and bias are float32.
 """
 
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from zoo.nn.platform import by_platform
 from zoo.nn.spread_cross_entropy import spread_rows, spread_sum
 
 SMALL = 1024
-"""Vocabularies below this are one product: their logits are no larger than what a block of the network remembers."""
+"""Vocabularies below this size are one product: their logits are no larger than one block's activations."""
 
 
 def linear_cross_entropy(
@@ -37,7 +36,7 @@ def linear_cross_entropy(
     counted: Bool[Array, "b t"],
     bias: Float[Array, " v"] | None = None,
 ) -> Float[Array, ""]:
-    """The summed cross-entropy of all positions that count, in nats; differentiable in x, table and bias."""
+    """Returns the sum of cross-entropy over positions that count, in nats; differentiable in x, table and bias."""
     if len(table) < SMALL:
         return _plain_rows(x, table, bias, targets, counted).sum()
     return _sum(x, table, bias, targets, counted)
@@ -50,7 +49,7 @@ def row_cross_entropy(
     counted: Bool[Array, "b t"],
     bias: Float[Array, " v"] | None = None,
 ) -> Float[Array, " b"]:
-    """The summed cross-entropy of each row's positions that count, in nats; for evaluation, without a gradient."""
+    """Returns each row's sum of cross-entropy over positions that count, in nats; for evaluation only."""
     if len(table) < SMALL:
         return _plain_rows(x, table, bias, targets, counted)
     return _rows(x, table, bias, targets, counted)

@@ -1,4 +1,4 @@
-"""Losses that several families use."""
+"""Losses shared by several families."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def cross_entropy(
 ) -> Float[Array, "b t"]:
     """-log softmax(logits)[target] in nats, in float32.
 
-    With smoothing (Szegedy et al. 2016, section 7) that share of the target is spread over all n symbols alike.
+    With smoothing (Szegedy et al. 2016, section 7), that share of the target is spread evenly over all n symbols.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
@@ -22,14 +22,15 @@ def cross_entropy(
 
 
 def real_targets(batch: Batch) -> Bool[Array, "b t"]:
-    """Which targets are tokens of a row's text, and not the padding after it."""
+    """Returns a mask of the targets that are not padding."""
     return jnp.arange(1, batch["tokens"].shape[1])[None, :] < batch["length"][:, None]
 
 
 def counted(batch: Batch, end_of_text: int) -> Bool[Array, "b t"]:
-    """Which targets carry loss: real tokens, except the first of a document, which nothing before it predicts.
+    """Returns a mask of the targets in the loss: real tokens, except the end-of-text token that begins a document.
 
-    Where the batch has `first` int32 [b], targets before it are context only; see `zoo.data.text.windows`.
+    Nothing before that token predicts it. If the batch has `first` int32 [b], targets before it are context only; see
+    `zoo.data.text.windows`.
     """
     tokens = batch["tokens"]
     real = real_targets(batch)

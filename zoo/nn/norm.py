@@ -1,6 +1,6 @@
 """Layer normalisation (Ba et al. 2016) and root-mean-square normalisation (Zhang and Sennrich 2019).
 
-Both are over the last axis and in float32, and return the dtype of x.
+Both normalise the last axis in float32 and return the dtype of x.
 """
 
 import jax
@@ -33,7 +33,7 @@ def _divided_by_root_mean_square(x, scale, epsilon):
 
 
 class LayerNorm(nnx.Module):
-    """Mean 0 and variance 1 over the last axis, then a learned scale and perhaps a bias."""
+    """Normalises the last axis to mean 0 and variance 1, then applies a learned scale and an optional bias."""
 
     def __init__(self, features: int, *, epsilon: float, bias: bool):
         self.scale = nnx.Param(jnp.ones(features))
@@ -47,7 +47,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Mean square 1 over the last axis, then a learned scale."""
+    """Normalises the last axis to mean square 1, then applies a learned scale."""
 
     def __init__(self, features: int, *, epsilon: float):
         self.scale = nnx.Param(jnp.ones(features))

@@ -1,18 +1,18 @@
-"""The one place where a layer's form is chosen by platform.
+"""Selection of a layer's implementation by platform.
 
-A layer is written as in the literature and decorated with the forms that compute the same faster:
+A layer is written as in the literature and decorated with faster implementations of the same function:
 
     @by_platform(cpu=cpu.layer_norm)
     def layer_norm(x, scale, epsilon):
         ...                                  # the plain form
 
-The plain form runs wherever no other is given, and everywhere within `plain_forms`:
+The plain form runs on platforms without another, and on all platforms within `plain_forms`:
 
     with plain_forms():
         y, tangent = jax.jvp(net, (x,), (v,))
 
-Plain forms can be differentiated in forward mode; many of the others have a hand-written reverse gradient
-(`jax.custom_vjp`), through which `jax.jvp` fails.
+Plain forms support forward-mode differentiation; many of the others have a custom reverse gradient (`jax.custom_vjp`),
+for which `jax.jvp` fails.
 """
 
 from collections.abc import Callable
@@ -28,9 +28,9 @@ _plain = jax.make_user_context(False)
 
 
 def plain_forms(wanted: bool = True) -> Any:
-    """A context in which layers are traced in their plain form; with False, in that of the platform again.
+    """Returns a context in which layers use their plain form; with False, the platform's form again.
 
-    The context is part of the key of JAX's caches: a jitted function that is called inside and outside is traced and
+    The context is part of the key of JAX's caches: a jitted function called both inside and outside it is traced and
     compiled for each.
     """
     return _plain(wanted)
@@ -39,13 +39,13 @@ def plain_forms(wanted: bool = True) -> Any:
 def by_platform(
     *, cpu: Callable[..., Any] | None = None, accelerator: Callable[..., Any] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates the plain form of a function with those that replace it on JAX's default platform.
+    """Decorates the plain form of a function with the forms that replace it, by JAX's default backend.
 
-    The choice is made when the caller is traced.
+    The form is chosen when the caller is traced.
 
     Args:
-        cpu: takes the same arguments and returns the same, up to rounding; None: the plain form serves the CPU.
-        accelerator: the same on GPUs and TPUs.
+        cpu: the form on the CPU: same arguments, same result up to rounding; None: the plain form.
+        accelerator: the form on GPUs and TPUs; likewise.
     """
 
     def decorate(plain: Callable[P, R]) -> Callable[P, R]:

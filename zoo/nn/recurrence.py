@@ -1,9 +1,9 @@
-"""All steps of a recurrent layer; the step itself is in `zoo.nn.cells`.
+"""The loop over the steps of a recurrent layer; a single step is in `zoo.nn.cells`.
 
-Gates and states are float32; the products take their operands in the dtype of a and sum in float32.
+Gates and states are float32; products take operands in the dtype of a and accumulate in float32.
 
-Letters in shapes: t steps, b rows, w features of a state, n features of all gates. Time comes first, since a step is
-then one piece of memory.
+Letters in shapes: t steps, b rows, w features of a state, n features of all gates. Time is the first axis, so that a
+step is contiguous in memory.
 """
 
 import jax
@@ -18,7 +18,7 @@ from zoo.nn.platform import by_platform
 
 @by_platform(cpu=cpu.cell_step, accelerator=cpu.cell_step)
 def cell_step(cell: Cell, a: Float[Array, "b n"], r: Float[Array, "b n"], state: State) -> State:
-    """The next state from both products."""
+    """Returns the next state from a and r; see `zoo.nn.cells`."""
     return (lstm_step if cell == "lstm" else gru_step)(a, r, state)
 
 
@@ -32,16 +32,16 @@ def recur(
     seen: Bool[Array, "t b"] | None,
     keep: Float[Array, "b w"] | None,
 ) -> tuple[Float[Array, "t b w"], State]:
-    """All steps of a layer: h_1 .. h_t, and the last state.
+    """Runs all steps of a layer; returns h_1 .. h_t and the last state.
 
     Args:
-        cell: which.
-        a: W x + b_x of every step, in the dtype that h is returned in.
+        cell: the recurrent cell.
+        a: W x + b_x of every step, in the dtype of the returned h.
         kernel: U, float32.
         bias: b_h, float32.
-        state: before the first step, float32.
-        seen: steps that count; others leave the state as it is.
-        keep: what h is multiplied by before its product with U (variational dropout); None: nothing.
+        state: the state before the first step, float32.
+        seen: mask of real steps; at other steps the state does not change.
+        keep: factor of h before its product with U (variational dropout); None: 1.
     """
     matrix = kernel.astype(a.dtype)
 

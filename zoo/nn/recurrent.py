@@ -1,10 +1,10 @@
-"""Recurrent layers, LSTM and GRU, one on the other and from both ends.
+"""Recurrent layers, LSTM and GRU: stacked and bidirectional.
 
-Their steps are in `zoo/nn/cells.py` and `zoo/nn/recurrence.py`. Variational dropout (Gal and Ghahramani 2016, "A
+Their steps are in `zoo.nn.cells` and `zoo.nn.recurrence`. Variational dropout (Gal and Ghahramani 2016, "A
 theoretically grounded application of dropout in recurrent neural networks") drops the same features at every step.
 
-Letters in shapes: t steps, b rows, i input features, w features of a state, n features of all gates. Inside, time
-comes first, since a step is then one piece of memory.
+Letters in shapes: t steps, b rows, i input features, w features of a state, n features of all gates. Internally time
+is the first axis, so that a step is contiguous in memory.
 """
 
 import math
@@ -30,14 +30,14 @@ def _time_first(x):
 
 
 class RecurrentLayer(nnx.Module):
-    """One layer: the product of all inputs with W at once, then step by step.
+    """One layer: a single product of all inputs with W, then a loop over the steps.
 
     Args:
-        cell: which.
-        features_in: of an input.
+        cell: the recurrent cell.
+        features_in: features of an input.
         width: features of the state.
-        rngs: source of the initial values: W as Glorot and Bengio 2010 have it, U orthogonal for each gate (Saxe et al.
-            2014), an LSTM's forget gate open (b = 1; Jozefowicz et al. 2015).
+        rngs: source of the initial values: W as in Glorot and Bengio 2010, U orthogonal for each gate (Saxe et al.
+            2014), an LSTM's forget gate bias 1 (Jozefowicz et al. 2015).
     """
 
     def __init__(self, cell: Cell, features_in: int, width: int, *, rngs: nnx.Rngs):
@@ -51,7 +51,7 @@ class RecurrentLayer(nnx.Module):
         self.bias = nnx.Param(jnp.where(open_gate & (cell == "lstm"), 1.0, 0.0))
 
     def init_state(self, batch: int) -> State:
-        """Zeros."""
+        """Returns zeros."""
         return tuple(jnp.zeros((batch, self.width)) for _ in range(2 if self.cell == "lstm" else 1))
 
     def __call__(
@@ -61,21 +61,20 @@ class RecurrentLayer(nnx.Module):
         seen: Bool[Array, "t b"] | None = None,
         keep: Float[Array, "b w"] | None = None,
     ) -> tuple[Float[Array, "t b w"], State]:
-        """h after every step, and the last state; see `recur`."""
+        """Returns h after every step, and the last state; see `recur`."""
         return recur(self.cell, self.input(x), self.kernel[...], self.bias[...], state, seen, keep)
 
 
 class Recurrent(nnx.Module):
-    """Layers one on the other.
+    """Stacked recurrent layers.
 
     Args:
-        cell: which.
-        features_in: of an input of the first layer.
+        cell: the recurrent cell.
+        features_in: input features of the first layer.
         width: features of a state.
-        layers: how many.
-        rate: dropout of what goes from layer to layer; with `variational` of every layer's h on its way into the next
-            step too.
-        variational: whether what is dropped is the same at every step.
+        layers: number of layers.
+        rate: dropout between layers; with `variational` also of every layer's h before the next step.
+        variational: whether the dropout mask is the same at every step.
         rngs: source of the initial values.
     """
 
@@ -96,7 +95,7 @@ class Recurrent(nnx.Module):
         )
 
     def init_carry(self, batch: int) -> Carry:
-        """Zeros."""
+        """Returns zeros."""
         return tuple(layer.init_state(batch) for layer in self.layers)
 
     def __call__(
@@ -113,14 +112,14 @@ class Recurrent(nnx.Module):
 
         Args:
             x: the inputs.
-            carry: from `init_carry`, or of the steps before.
-            mask: steps that count; others leave the carry as it is, and their output is the last that counted.
-            reverse: read from the last step to the first; output t is then of what comes from t on.
-            key: of the dropout noise; None means evaluation.
+            carry: states from `init_carry`, or after earlier steps.
+            mask: mask of real steps; at others the carry does not change and the last real output is repeated.
+            reverse: read from the last step to the first; output t then depends on the steps from t on.
+            key: dropout key; None means evaluation.
             rows: each row's index in the global batch.
 
         Returns:
-            h of the last layer at every step, and the carry after them.
+            h of the last layer at every step, and the carry after all steps.
         """
         seen = None if mask is None else mask.T
         x = _time_first(x)
@@ -142,14 +141,14 @@ class Recurrent(nnx.Module):
 
 
 class Bidirectional(nnx.Module):
-    """Layers that read a whole sequence from both ends, side by side (Schuster and Paliwal 1997).
+    """Bidirectional recurrent layers (Schuster and Paliwal 1997).
 
     Args:
-        cell: which.
-        features_in: of an input of the first layer.
-        width: features of an output, half of them of each direction.
-        layers: how many.
-        rate: dropout of what goes from layer to layer.
+        cell: the recurrent cell.
+        features_in: input features of the first layer.
+        width: features of an output, half of them from each direction.
+        layers: number of layers.
+        rate: dropout between layers.
         rngs: source of the initial values.
     """
 
@@ -168,11 +167,11 @@ class Bidirectional(nnx.Module):
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t width"], Carry]:
-        """Reads the steps that count.
+        """Reads the real steps of `mask` in both directions.
 
         Returns:
-            What both directions know at every step, side by side; and for each layer the states that they end with,
-            side by side, from which a layer of `width` features can go on.
+            Both directions' outputs at every step, concatenated; and for each layer both final states, concatenated to
+            an initial state for a layer of `width` features.
         """
         ends: list[State] = []
         for number, (ahead, back, layer_key) in enumerate(
@@ -192,7 +191,7 @@ class Bidirectional(nnx.Module):
 def drop_steps(
     x: Float[Array, "b t i"], rate: float, same: bool, key: Key[Array, ""] | None, rows: Int[Array, " b"] | None
 ) -> Float[Array, "b t i"]:
-    """Dropout of a sequence; where it is the `same`, one mask serves all steps."""
+    """Dropout of a sequence; with `same`, one mask for all steps."""
     if not same or key is None or rate == 0.0:
         return dropout(x, rate, key, rows)
     return x * dropout(jnp.ones((x.shape[0], 1, x.shape[2]), x.dtype), rate, key, rows)

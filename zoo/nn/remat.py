@@ -1,4 +1,4 @@
-"""Rematerialisation: a block that keeps only its input for gradients, and computes the rest again.
+"""Rematerialisation: a block stores only its input for the backward pass and recomputes the rest.
 
 Chen et al. 2016, "Training deep nets with sublinear memory cost".
 """
@@ -14,10 +14,10 @@ from zoo.nn.platform import by_platform
 
 
 def rematerialised(module: Any, wanted: bool = True) -> Callable[..., Any]:
-    """The module's call, or, if wanted, the same with its inner results computed again in the backward pass.
+    """Returns the module's call; if wanted, one that recomputes its intermediate results in the backward pass.
 
-    The module must not change what it remembers. Its first argument, x, is an array; others are pytrees of arrays. The
-    first array that it returns depends on x.
+    The module must not change its state. Its first argument, x, is an array; others are pytrees of arrays. The first
+    array that it returns depends on x.
     """
     if not wanted:
         return module

@@ -1,7 +1,7 @@
-"""Spectral normalisation: a layer's kernel divided by its largest singular value, so that the layer is 1-Lipschitz.
+"""Spectral normalisation: a layer's kernel divided by its largest singular value, which bounds its Lipschitz constant.
 
 Miyato et al. 2018, "Spectral normalization for generative adversarial networks". With the kernel as a matrix W of
-[inputs, outputs], power iteration carries a vector u from one training step to the next:
+[inputs, outputs], power iteration keeps a vector u between training steps:
 
     v = normalise(W u),  u = normalise(W^T v),  sigma(W) ~ v^T W u
 """
@@ -21,11 +21,11 @@ def normalise(x: Float[Array, " n"]) -> Float[Array, " n"]:
 class SpectralNorm(nnx.Module):
     """Divides one kernel by an estimate of its largest singular value.
 
-    The vector u is memory: a step of power iteration for each call in training, none in evaluation. No gradient flows
-    through u and v; it flows through W in sigma (the paper's equation 12).
+    Each training call stores the next u, evaluation leaves it unchanged. No gradient flows through u and v; it flows
+    through W in sigma (the paper's equation 12).
 
     Args:
-        kernel: the kernel at the start, whose own first singular vector u starts near.
+        kernel: the initial kernel, from which u is initialised by 15 power iterations.
         rngs: source of the initial values.
     """
 
@@ -35,7 +35,7 @@ class SpectralNorm(nnx.Module):
         self.u = nnx.BatchStat(jax.lax.fori_loop(0, 15, lambda _, u: _iterate(matrix, u)[1], u))
 
     def __call__(self, kernel: Float[Array, "... o"], *, train: bool) -> Float[Array, "... o"]:
-        """kernel / sigma."""
+        """Returns kernel / sigma."""
         W = rearrange(kernel, "... o -> (...) o").astype(jnp.float32)
         still = jax.lax.stop_gradient(W)
         v, u = _iterate(still, self.u[...])
@@ -45,6 +45,6 @@ class SpectralNorm(nnx.Module):
 
 
 def _iterate(W: Float[Array, "i o"], u: Float[Array, " o"]) -> tuple[Float[Array, " i"], Float[Array, " o"]]:
-    """One step of power iteration: the next v and u."""
+    """One step of power iteration; returns the next v and u."""
     v = normalise(W @ u)
     return v, normalise(v @ W)

@@ -1,7 +1,7 @@
-"""The cross-entropy of a large vocabulary on accelerators: a scan over chunks that hold some positions of every row.
+"""Cross-entropy of a large vocabulary on accelerators: a scan over chunks that hold some positions of every row.
 
-A device mesh can split such chunks. The vocabulary is filled up to a multiple of `ALIGNED`, which matrix units need for
-full speed.
+Such chunks can be sharded over a device mesh by rows. The vocabulary is padded to a multiple of `ALIGNED`, which matrix
+units need for full speed.
 """
 
 from typing import NamedTuple
@@ -14,20 +14,20 @@ from zoo.nn.cpu.vocabulary_chunk import Gradients, chunk_gradients, chunk_logits
 from zoo.nn.losses import cross_entropy
 
 WIDE_CHUNK = 2048
-"""Positions, over all rows, that are taken at once."""
+"""Positions per chunk, over all rows."""
 ALIGNED = 128
-"""Matrix units want multiples of this."""
+"""Multiple to which the vocabulary is padded."""
 
 
 class _Spread(NamedTuple):
-    """What a scan over chunks of k positions of every row reads, and the table that it keeps."""
+    """The inputs of a scan over c chunks of k positions of every row."""
 
     parts: tuple[jax.Array, jax.Array, jax.Array]
-    """x [c b k d], targets and counted [c b k]; positions that fill up the last chunk do not count."""
+    """x [c b k d], targets and counted [c b k]; padding of the last chunk does not count."""
     table: jax.Array
     """[v + spare, d] in the dtype of x."""
     bias: jax.Array
-    """[v + spare] in float32, so low for the spare symbols that they have no probability."""
+    """[v + spare] in float32, -inf for the spare symbols, whose probability is then 0."""
 
 
 def _spread(x, table, bias, targets, counted) -> _Spread:
@@ -52,7 +52,7 @@ def _flat(x, targets, counted):
 
 
 def spread_rows(x, table, bias, targets, counted):
-    """The summed cross-entropy of each row, [b]."""
+    """Returns the sum of cross-entropy of each row, [b]."""
     spread = _spread(x, table, bias, targets, counted)
 
     def one(nats, part):
@@ -64,7 +64,7 @@ def spread_rows(x, table, bias, targets, counted):
 
 
 def spread_gradients(x, table, bias, targets, counted) -> tuple[jax.Array, Gradients]:
-    """The summed cross-entropy of all rows, and its gradients."""
+    """Returns the sum of cross-entropy of all rows, and its gradients."""
     spread, (b, t, _), v = _spread(x, table, bias, targets, counted), x.shape, len(table)
 
     def one(sums, part):

@@ -1,5 +1,5 @@
-"""Forms of layers that are tuned for XLA's CPU compiler; `zoo.nn.platform` chooses them. See each module for why.
+"""Implementations of layers tuned for XLA's CPU compiler, selected by `zoo.nn.platform`. Each module gives the reason.
 
-Every form equals its plain form by test. `python -m benchmarks cpu_forms` times both, and shows when a new XLA makes a
-form needless.
+Tests compare every form with its plain form. `python -m benchmarks cpu_forms` times both, which shows when a new XLA
+version makes a form unnecessary.
 """

@@ -1,7 +1,6 @@
-"""What keeps XLA's CPU compiler from moving work to where it is slow or takes memory.
+"""Barriers that keep XLA's CPU compiler from moving computation where it is slow or takes memory.
 
-On other platforms these do nothing: their compilers need the freedom. So a form that is written with them can serve
-other platforms too.
+On other platforms they do nothing, since their compilers need the freedom; forms with barriers can be used there too.
 """
 
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from zoo.nn.platform import by_platform
 def settle(arrays):
     """The arrays unchanged; XLA does not fuse across this point.
 
-    On the CPU, XLA moves the transposes that belong to weight gradients out of the matrix product and into slow
-    element-by-element loops, a third of the time of a Transformer's training step.
+    On the CPU, XLA moves the transposes of weight gradients out of the matrix product into slow elementwise loops,
+    which took a third of the time of a Transformer's training step.
     """
     return arrays
 
@@ -29,11 +28,11 @@ def _tied(arrays, gradient: Float[Array, "..."]):
 
 @by_platform(cpu=_tied)
 def late(arrays, gradient: Float[Array, "..."]):
-    """The arrays unchanged, but not before the gradient is there.
+    """The arrays unchanged, but not available before the gradient.
 
-    What a backward pass recomputes from saved arrays does not depend on the gradient, so XLA's CPU compiler would do
-    it at once, in the forward pass, and keep the result: the memory that was to be saved. Adding zero times one
-    element of the gradient is a dependence that it cannot remove.
+    What a backward pass recomputes from saved arrays does not depend on the gradient, so XLA's CPU compiler would
+    compute it in the forward pass and keep the result, which defeats the purpose. Adding zero times one element of the
+    gradient is a dependence that it cannot remove.
     """
     return arrays
 
@@ -44,9 +43,9 @@ def _kept_lean(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax
 
 @by_platform(cpu=_kept_lean)
 def lean(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """f, which keeps its argument alone for the gradient and recomputes the rest.
+    """Returns f, storing only its argument for the backward pass and recomputing the rest.
 
-    Of a convolution after a normalisation, the rest is the normalised image, a quarter of the memory of a training
-    step on the CPU. Other compilers recompute it by themselves.
+    For a convolution after a normalisation, the rest is the normalised image, a quarter of a training step's memory on
+    the CPU. Other compilers recompute it without this.
     """
     return f

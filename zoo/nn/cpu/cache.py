@@ -1,4 +1,4 @@
-"""Writing to a cache of keys and values that is read soon after."""
+"""Writes to a cache of keys and values that XLA's CPU compiler does not fuse into the reads after them."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 
 def apart(write: Callable) -> Callable:
-    """`write` of (cache, keys, values, slot), which XLA's CPU compiler does not repeat where the cache is read.
+    """Wraps `write` (cache, keys, values, slot) so that XLA's CPU compiler does not repeat it where the cache is read.
 
-    With one row, the compiler makes the write part of every loop that reads what was written, and copies the whole
-    cache for each. It does not look past a condition.
+    With one row, the compiler would fuse the write into every loop that reads the cache and copy the whole cache for
+    each. It does not fuse across `lax.cond`.
     """
 
     def guarded(cache, k, v, slot):

@@ -1,16 +1,16 @@
-"""Attention with a hand-written gradient, for training on the CPU.
+"""Attention with a custom gradient, for the CPU.
 
-Queries are [b h t d], keys and values [b h s d]. Where it is causal, s = t, the queries are taken in chunks, and a
-chunk meets only the keys up to its own last position, which saves near half of the work. With scores
+Queries are [b h t d], keys and values [b h s d]. Causal attention (s = t) takes the queries in up to four chunks, each
+with the keys up to its own last position only, which saves up to 3/8 of the work. With scores
 s = q k^T / sqrt(d) + mask, e = exp(s - max), l = sum e, the output is o = e v / l; given its gradient g (Dao et al.
 2022, "FlashAttention", appendix B):
 
     delta = sum_d(g o)        ds = e (g v^T - delta) / l
     dq = ds k / sqrt(d)       dk = ds^T q / sqrt(d)       dv = e^T g / l
 
-Causal attention, which has long rows, keeps e for the gradient; attention between the places of an image works e out
-again, which takes less memory. Products that would transpose the large [t s] matrices are written with small operands
-transposed instead, since XLA's CPU compiler has a quick path for plain batched products only.
+Causal attention stores e for the gradient; full attention, as between the positions of an image, recomputes e, which
+takes less memory. Products that would transpose the large [t s] matrices transpose small operands instead, since XLA's
+CPU compiler has a fast path for plain batched products only.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ from zoo.nn.cpu.barriers import late, settle
 
 
 def _chunks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
-    """Up to four equal ranges of queries, of 64 positions or more, and how many keys each meets; else one, and all."""
+    """Returns (first query, end, number of keys) per chunk: up to four equal ranges of 64 or more queries, else one."""
     count = next((n for n in (4, 3, 2) if queries % n == 0 and queries // n >= 64), 1) if causal else 1
     size = queries // count
     return [(i * size, (i + 1) * size, (i + 1) * size if causal else keys) for i in range(count)]
@@ -46,7 +46,7 @@ def full_attention(
     v: Float[Array, "b h s d"],
     mask: Float[Array, "#b #t s"] | None = None,
 ) -> Float[Array, "b h t d"]:
-    """softmax(q k^T / sqrt(d) + mask) v: every query sees every key that the mask, if there is one, does not hide."""
+    """softmax(q k^T / sqrt(d) + mask) v with any mask; None: every query sees every key."""
     mask = jnp.zeros((1, q.shape[2], k.shape[2])) if mask is None else mask
     return _attention(False, q, k, v, mask)
 
@@ -103,7 +103,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def one_query_einsum(letters: str, left: Float[Array, "b g q x"], right: Float[Array, "b g s d"], **settings):
-    """Their einsum; with a single query, as the product of matrix and vector, which the CPU does faster."""
+    """`jnp.einsum`; for a single query as a matrix-vector product, which is faster on the CPU."""
     if left.shape[2] > 1:
         return jnp.einsum(letters, left, right, **settings)
     return jnp.einsum(letters.replace("q", ""), left[:, :, 0], right, **settings)[:, :, None]

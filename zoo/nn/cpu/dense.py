@@ -1,11 +1,11 @@
-"""The dense product, with a gradient that stays two plain matrix products.
+"""The dense product with a custom gradient of two plain matrix products.
 
 Given the gradient g of y = f(x) W,
 
     dW = f(x)^T g        dx = f'(x) (g W^T)
 
-Barriers keep XLA's CPU compiler from moving transposes out of these products. Both products have the dtype of x, as
-the forward product has, which accelerators want too; dW is a float32 sum that is not rounded.
+Barriers keep XLA's CPU compiler from moving transposes out of these products. Both products take operands in the dtype
+of x, like the forward product, which is useful on accelerators too; dW is float32, without rounding.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from zoo.nn.cpu.barriers import late, settle
 def activated_matmul(
     activation: Callable[[jax.Array], jax.Array], wide: bool, x: Float[Array, "n h"], kernel: Float[Array, "i o"]
 ) -> Float[Array, "n o"]:
-    """The form of `zoo.nn.dense.activated_matmul`; it keeps x alone for the gradient and recomputes activation(x)."""
+    """Implements `zoo.nn.dense.activated_matmul`; stores only x for the gradient and recomputes activation(x)."""
     return _forward(activation, wide, x, kernel)[0]
 
 

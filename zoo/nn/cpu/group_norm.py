@@ -1,12 +1,12 @@
-"""Group normalisation of images [b h w c] with a hand-written gradient.
+"""Group normalisation of images [b h w c] with a custom gradient.
 
-It keeps the input and its moments alone, and sums run over places first, which is quick, and over the channels of a
-group last. With y = activation(z), z = x_hat * scale + bias and x_hat = (x - mean) / deviation, and with the gradient
-by z times scale written g,
+It stores only the input and its moments. Sums run over positions first, which is fast, then over the channels of a
+group. With y = activation(z), z = x_hat * scale + bias and x_hat = (x - mean) / deviation, and g the gradient with
+respect to z times scale,
 
     dx = (g - mean(g) - x_hat mean(g x_hat)) / deviation
 
-where means are over all places and a group of channels.
+where means are over all positions and a group of channels.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from zoo.nn.cpu.barriers import settle
 
 
 def _group_mean(x: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:
-    """The mean over each group of channels, in place of each of them."""
+    """Returns the mean over each group of channels, repeated for its channels."""
     return repeat(reduce(x, "b (g d) -> b g", "mean", g=groups), "b g -> b (g d)", d=x.shape[1] // groups)
 
 
@@ -38,7 +38,7 @@ def group_norm(
     epsilon: float,
     activation: Callable[[jax.Array], jax.Array],
 ) -> Float[Array, "b h w c"]:
-    """The form of `zoo.nn.group_norm.group_norm`."""
+    """Implements `zoo.nn.group_norm.group_norm`."""
     return _forward(x, scale, bias, groups, epsilon, activation)[0]
 
 

@@ -1,4 +1,4 @@
-"""Work on a batch of images part by part, so that what it makes on the way fits a cache and takes little memory."""
+"""Computation on a batch of images in parts, so that intermediate results fit into a cache and take little memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +10,19 @@ from jaxtyping import Array, Float
 
 
 def in_chunks(f: Callable[..., jax.Array], most: int, add: bool, *images: Float[Array, "b _ _ _"]) -> jax.Array:
-    """f over equal parts of the batch of at most so many images (but at least one), in turn.
+    """Applies f to equal parts of the batch, one after another.
 
     Args:
         f: a function of images.
-        most: images in a part.
-        add: whether the results of parts are added up; otherwise they are images, and joined.
-        images: all with the same batch.
+        most: maximum images of a part; values below 1 count as 1.
+        add: whether to sum the parts' results; otherwise they are images and are concatenated.
+        images: arrays with the same batch size.
     """
     b = len(images[0])
     count = next(n for n in range(1, b + 1) if b % n == 0 and b // n <= max(most, 1))
     if count == 1:
         return f(*images)
-    # Strided, so that each device has its share of every part.
+    # Strided, so that each device holds an equal share of every part.
     parts = [rearrange(x, "(b n) h w c -> b n h w c", n=count) for x in images]
 
     def part(i: Any) -> jax.Array:

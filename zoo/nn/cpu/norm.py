@@ -1,10 +1,10 @@
-"""Layer and root-mean-square normalisation with a hand-written gradient, which keeps x and its moments alone.
+"""Layer and root-mean-square normalisation with a custom gradient that stores only x, the scale and the moments.
 
 With y the normalised x and g the gradient times scale,
 
     dx = (g - mean(g) - y mean(g y)) / deviation
 
-where mean(g) is left out without centring. Differentiated by JAX, the normalised x would be kept too.
+where mean(g) is left out without centring. JAX's own gradient would also store the normalised x.
 """
 
 from functools import partial
@@ -17,17 +17,17 @@ from zoo.nn.cpu.barriers import late
 
 
 def layer_norm(x: Float[Array, "b t d"], scale: Float[Array, " d"], epsilon: float) -> Float[Array, "b t d"]:
-    """The form of `zoo.nn.norm.layer_norm`."""
+    """Implements `zoo.nn.norm.layer_norm`."""
     return _standardised(x, scale, epsilon, True)
 
 
 def rms_norm(x: Float[Array, "b t d"], scale: Float[Array, " d"], epsilon: float) -> Float[Array, "b t d"]:
-    """The form of `zoo.nn.norm.rms_norm`."""
+    """Implements `zoo.nn.norm.rms_norm`."""
     return _standardised(x, scale, epsilon, False)
 
 
 def _moments(x, epsilon, centred):
-    """The mean to take off, or 0, and the reciprocal of the deviation, [b t 1] each."""
+    """Returns the mean to subtract (0 without centring) and the reciprocal of the deviation, [b t 1]."""
     mean = x.mean(-1, keepdims=True) if centred else 0.0
     return mean, jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon)
 

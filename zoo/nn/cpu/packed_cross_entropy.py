@@ -1,7 +1,6 @@
-"""The cross-entropy of a large vocabulary in chunks of the positions that count.
+"""Cross-entropy of a large vocabulary on the CPU, in chunks of the positions that count.
 
-Positions that count are brought to the front, and as many chunks are taken as they fill, since rows of texts are filled
-up with padding that needs no work.
+Positions that count are sorted to the front, and only the chunks that they fill are computed, so padding costs nothing.
 """
 
 from typing import NamedTuple
@@ -14,11 +13,11 @@ from zoo.nn.cpu.vocabulary_chunk import Gradients, chunk_gradients, chunk_logits
 from zoo.nn.losses import cross_entropy
 
 CHUNK = 256
-"""Positions that are taken at once."""
+"""Positions per chunk."""
 
 
 class _Packed(NamedTuple):
-    """Positions with those that count in front, filled up to whole chunks; n positions, c chunks."""
+    """Positions sorted with those that count first, padded to whole chunks; n positions, c chunks."""
 
     x: jax.Array
     """[c CHUNK d]"""
@@ -27,9 +26,9 @@ class _Packed(NamedTuple):
     counted: jax.Array
     """[c CHUNK]"""
     chunks: jax.Array
-    """How many chunks hold a position that counts."""
+    """Number of chunks that hold a position that counts."""
     place: jax.Array
-    """Where each position has gone to, [n]."""
+    """The index of each position after sorting, [n]."""
 
 
 def _pack(x, targets, counted) -> _Packed:
@@ -48,7 +47,7 @@ def _pack(x, targets, counted) -> _Packed:
 
 
 def packed_rows(x, table, bias, targets, counted):
-    """The summed cross-entropy of each row, [b]."""
+    """Returns the sum of cross-entropy of each row, [b]."""
     packed, table = _pack(x, targets, counted), table.astype(x.dtype)
 
     def one(i, nats):
@@ -60,7 +59,7 @@ def packed_rows(x, table, bias, targets, counted):
 
 
 def packed_gradients(x, table, bias, targets, counted) -> tuple[jax.Array, Gradients]:
-    """The summed cross-entropy of all rows, and its gradients."""
+    """Returns the sum of cross-entropy of all rows, and its gradients."""
     packed, narrow = _pack(x, targets, counted), table.astype(x.dtype)
 
     def one(i, sums):

@@ -1,9 +1,9 @@
-"""A recurrent layer whose way back is left with one product a step.
+"""A recurrent layer whose backward pass has one matrix product per step.
 
-A step is elementwise but for its product with U, so on the way back all that multiplies a gradient is known before the
-first gradient is: it is computed for all steps at once. The loop only collects the gradients of r = U h + b, and the
-kernel's gradient is one product over all steps; differentiated as it stands, a scan would add to that gradient at every
-step. This pays on accelerators too, where the barriers do nothing.
+A step is elementwise except for its product with U, so the backward pass can compute all factors of gradients for all
+steps at once, before its loop. The loop only computes the gradients of r = U h + b, and the kernel's gradient is one
+product over all steps; JAX's gradient of a scan would add to that gradient at every step. Accelerators, where the
+barriers do nothing, use it too.
 
 Letters in shapes are those of `zoo.nn.recurrence`.
 """
@@ -20,31 +20,31 @@ from zoo.nn.cells import Cell, State, gru_step
 from zoo.nn.cpu.barriers import settle
 
 UNROLL = 2
-"""Steps in one turn of the loop, whose fixed cost is that of a small product."""
+"""Steps per iteration of the loop; an iteration's overhead is that of a small product."""
 
 
 def cell_step(cell: Cell, a: Float[Array, "b n"], r: Float[Array, "b n"], state: State) -> State:
-    """The form of `zoo.nn.recurrence.cell_step`."""
+    """Implements `zoo.nn.recurrence.cell_step`."""
     return _lstm_state(_lstm_gates(a + r), state[1]) if cell == "lstm" else gru_step(a, r, state)
 
 
 def _lstm_gates(total: Float[Array, "b n"]) -> Float[Array, "b n"]:
-    """y = tanh(total / 2) of the gates i, f and o, which are then (1 + y) / 2; and g = tanh(total).
+    """Returns y = tanh(total / 2) for the gates i, f and o, which are (1 + y) / 2, and g = tanh(total) for g.
 
-    XLA's CPU compiler makes vector code of what covers all gates, and slow code of what takes them apart.
+    XLA's CPU compiler vectorises operations over all gates together, and generates slow code for separate gates.
     """
     return settle(jnp.tanh(_half(total) * total))
 
 
 def _half(gates: Float[Array, "*steps b n"]) -> Float[Array, "*ones n"]:
-    """1/2 at an LSTM's gates i, f and o; 1 at g."""
+    """Returns 1/2 for an LSTM's gates i, f and o, and 1 for g."""
     n = gates.shape[-1]
     half = jnp.where(jnp.arange(n) * 4 // n == 2, 1.0, 0.5).astype(gates.dtype)
     return jnp.expand_dims(half, range(gates.ndim - 1))
 
 
 def _lstm_state(gates: Float[Array, "b n"], c: Float[Array, "b w"]) -> State:
-    """h and c of the next step, from `_lstm_gates`."""
+    """Returns h and c of the next step from the result of `_lstm_gates`."""
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = settle(0.5 * (1 + f) * c + 0.5 * (1 + i) * g)
     return 0.5 * (1 + o) * jnp.tanh(c), c
@@ -60,12 +60,12 @@ def recur(
     seen: Bool[Array, "t b"] | None,
     keep: Float[Array, "b w"] | None,
 ) -> tuple[Float[Array, "t b w"], State]:
-    """The form of `zoo.nn.recurrence.recur`."""
+    """Implements `zoo.nn.recurrence.recur`."""
     return _forward(cell, a, kernel, bias, state, seen, keep)[0]
 
 
 def _scan(cell, a, kernel, bias, state, seen, keep):
-    """The states after every step, the last state, and of every step what its gradient needs: r, or an LSTM's gates."""
+    """Returns the states after every step, the last state, and every step's residuals: r, or an LSTM's gates."""
     matrix = kernel.astype(a.dtype)
 
     def step(state, now):
@@ -92,7 +92,7 @@ def _forward(cell, a, kernel, bias, state, seen, keep):
     states, last, inner = _scan(cell, a, kernel, bias, state, seen, keep)
     before = tuple(jnp.concatenate([first[None], x[:-1]]) for first, x in zip(state, states, strict=True))
     saved = (inner, states[1]) if cell == "lstm" else (a.astype(jnp.float32), inner)
-    # An empty array remembers the dtype of a.
+    # An empty array stores the dtype of a.
     return (states[0].astype(a.dtype), last), (saved, kernel, before, seen, keep, a[:0])
 
 
@@ -113,7 +113,7 @@ def _backward(cell, saved, gradients):
 
 
 def _lstm_backward(saved, before, seen, gradients, back):
-    """Gradients of a, of r and of the first state: what does not depend on a gradient for all steps at once.
+    """Returns the gradients of a, r and the first state; factors that depend on no gradient precede the loop.
 
     With y of `_lstm_gates` and the gradients dh and dc of h_t and c_t:
 
@@ -144,7 +144,7 @@ def _lstm_backward(saved, before, seen, gradients, back):
 
 
 def _gru_backward(saved, before, seen, gradients, back):
-    """Gradients of a, of r and of the first state: what does not depend on a gradient for all steps at once."""
+    """Returns the gradients of a, r and the first state; factors that depend on no gradient precede the loop."""
     of_h, of_last = gradients
     pull = jax.vjp(jax.vmap(gru_step), *saved, before)[1]
     slope_a, slope_r, (onward,) = settle(pull((jnp.ones_like(of_h),)))

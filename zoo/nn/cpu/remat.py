@@ -1,7 +1,7 @@
 """Rematerialisation that XLA's CPU compiler respects.
 
-What `jax.checkpoint` recomputes depends on the gradient through nothing that this compiler keeps, so it would compute
-that early and hold it; see `late`.
+This compiler drops the dependence on the gradient by which `jax.checkpoint` delays recomputation, so it would recompute
+in the forward pass and keep the results; see `late` in `zoo.nn.cpu.barriers`.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from zoo.nn.cpu.barriers import late
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def call(graphdef, state, x, args, settings):
-    """A module's call that keeps its arguments alone for the gradient; see `zoo.nn.remat`."""
+    """Calls a module, storing only its arguments for the backward pass; see `zoo.nn.remat`."""
     return nnx.merge(graphdef, state)(x, *args, **settings)
 
 
@@ -23,7 +23,7 @@ def _forward(graphdef, *saved):
 
 
 def _backward(graphdef, saved, gradient):
-    # The barrier keeps compilers from finding the first pass's results equal to these.
+    # The barrier keeps compilers from merging this recomputation with the forward pass.
     (state, x, args, settings), gradient = jax.lax.optimization_barrier((saved, gradient))
     x = late(x, jax.tree.leaves(gradient)[0])
     _, pull = jax.vjp(partial(call.fun, graphdef), state, x, args, settings)

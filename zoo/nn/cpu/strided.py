@@ -1,12 +1,12 @@
 """4x4 convolutions of stride 2 and padding 1, and their transposes, as matrix products, for the CPU.
 
-XLA's CPU backend takes seconds for gradients of these. A patch is the 4x4 input pixels that an output pixel sees; with
-all patches as rows of a matrix P, a kernel K and an output y of gradient g,
+XLA's CPU backend takes seconds for their gradients. A patch is the 4x4 input pixels of an output pixel; with all
+patches as rows of a matrix P, a kernel K and an output y with gradient g,
 
     y = P K        dK = P^T g        dP = g K^T
 
-and pixels get the sum of what the patches around them get. The transposed convolution is dP as a map of g. Once 2x2
-pixels are put together as channels, a patch is 2x2 such places, and so four slices of contiguous memory.
+and a pixel's gradient is the sum over the patches that contain it. The transposed convolution is the map from g to that
+gradient. With 2x2 pixels merged into channels, a patch is 2x2 positions, and so four contiguous slices of memory.
 """
 
 import jax
@@ -18,11 +18,11 @@ from zoo.nn.cpu.barriers import late, settle
 from zoo.nn.cpu.image_chunks import in_chunks
 
 CHUNK = 2**24
-"""Bytes of patches made at a time."""
+"""Bytes of patches per part of the batch."""
 
 
 def patches(x: Float[Array, "b h w c"]) -> Float[Array, "n k"]:
-    """The patch of each of b * h/2 * w/2 output pixels, k = 16 c numbers each."""
+    """Returns the patch of each of the b * h/2 * w/2 output pixels, k = 16 c numbers each."""
     places = rearrange(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), "b (h p) (w q) c -> b h w (p q c)", p=2, q=2)
     places = settle(places)
     h, w = x.shape[1] // 2, x.shape[2] // 2
@@ -31,7 +31,7 @@ def patches(x: Float[Array, "b h w c"]) -> Float[Array, "n k"]:
 
 
 def add_patches(rows: Float[Array, "n k"], height: int, width: int) -> Float[Array, "b h w c"]:
-    """Sums over patches for each pixel, the transpose of `patches`; height and width are the output's."""
+    """Returns the sum over patches for each pixel, the transpose of `patches`; height and width are the result's."""
     parts = rearrange(rows, "(b h w) (u v k) -> u v b h w k", h=height // 2, w=width // 2, u=2, v=2)
     places = sum(jnp.pad(parts[u, v], ((0, 0), (u, 1 - u), (v, 1 - v), (0, 0))) for u in range(2) for v in range(2))
     x = rearrange(settle(places), "b h w (p q c) -> b (h p) (w q) c", p=2, q=2)
@@ -39,7 +39,7 @@ def add_patches(rows: Float[Array, "n k"], height: int, width: int) -> Float[Arr
 
 
 def as_matrix(kernel: Float[Array, "4 4 i o"]) -> Float[Array, "k o"]:
-    """The kernel with the numbers of a patch as rows."""
+    """Returns the kernel as a matrix whose rows have the order of a patch's numbers."""
     return settle(rearrange(kernel, "(u p) (v q) i o -> (u v p q i) o", p=2, q=2))
 
 
@@ -49,7 +49,7 @@ def as_kernel(matrix: Float[Array, "k o"]) -> Float[Array, "4 4 i o"]:
 
 
 def _correlation(left: Float[Array, "n i"], right: Float[Array, "n o"]) -> Float[Array, "i o"]:
-    """left^T right, with the smaller one transposed first where it is wide: XLA is quicker at plain products."""
+    """left^T right; if right is wide it is transposed first, since XLA is faster at plain products."""
     if right.shape[1] < 128:
         return settle(jax.lax.dot_general(left, right, (((0,), (0,)), ((), ()))))
     return settle(settle(right.T) @ left).T
@@ -60,7 +60,7 @@ def _rows(x: Float[Array, "b h w c"]) -> Float[Array, "n c"]:
 
 
 def _gather(x: Float[Array, "b h w i"], matrix: Float[Array, "k o"]) -> Float[Array, "b h2 w2 o"]:
-    """Patches of x through a kernel."""
+    """Multiplies the patches of x with a kernel."""
     h, w = x.shape[1] // 2, x.shape[2] // 2
 
     def gather(x: jax.Array) -> jax.Array:
@@ -80,7 +80,7 @@ def _scatter(x: Float[Array, "b h w o"], matrix: Float[Array, "k o"]) -> Float[A
 
 
 def _correlate(large: Float[Array, "b h w i"], small: Float[Array, "b h2 w2 o"]) -> Float[Array, "4 4 i o"]:
-    """The gradient by a kernel between large and small images."""
+    """Returns the gradient of the kernel, from large images and small ones."""
 
     def correlate(large: jax.Array, small: jax.Array) -> jax.Array:
         return _correlation(patches(large), _rows(small))
@@ -96,7 +96,7 @@ def strided(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Floa
 def strided_gradients(
     x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"], gradient: Float[Array, "b h2 w2 o"]
 ) -> tuple[Float[Array, "b h w i"], Float[Array, "4 4 i o"]]:
-    """The gradients by the image and by the kernel."""
+    """Returns the gradients of the image and of the kernel."""
     x, gradient = settle((late(x, gradient), gradient))
     return _scatter(gradient, as_matrix(kernel)), _correlate(x, gradient)
 
@@ -109,6 +109,6 @@ def strided_transpose(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"
 def strided_transpose_gradients(
     x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"], gradient: Float[Array, "b h2 w2 o"]
 ) -> tuple[Float[Array, "b h w i"], Float[Array, "4 4 i o"]]:
-    """The gradients of `strided_transpose` by the image and by the kernel."""
+    """Returns the gradients of `strided_transpose` with respect to image and kernel."""
     x, gradient = settle((x, gradient))
     return _gather(gradient, as_matrix(kernel.swapaxes(2, 3))), _correlate(gradient, x).swapaxes(2, 3)

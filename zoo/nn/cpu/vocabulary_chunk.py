@@ -1,6 +1,6 @@
-"""The cross-entropy of one chunk of positions, with the gradients of its sum; see `zoo.nn.linear_cross_entropy`.
+"""Cross-entropy of one chunk of positions, with the gradients of its sum; see `zoo.nn.linear_cross_entropy`.
 
-It serves accelerators too, where the barriers do nothing.
+Also used on accelerators, where the barriers do nothing.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from zoo.nn.arithmetic import product
 from zoo.nn.cpu.barriers import settle
 
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
-"""By x, table and bias, the last two in float32; zeros of no size for a bias that there is not."""
+"""Gradients of x, table and bias, the last two in float32; an empty array without a bias."""
 
 
 def chunk_logits(x: Float[Array, "k d"], table: Float[Array, "v d"], bias: Float[Array, " v"] | None) -> jax.Array:
-    """[k v] in float32: the product of every x with every vector of the table."""
+    """Returns logits [k v] in float32: the product of every x with every vector of the table, plus the bias."""
     logits = product(x, table, (1, 1))
     return logits if bias is None else logits + bias[None, :]
 
 
 def chunk_gradients(x, table, bias, target, counts):
-    """The nats of a chunk's positions, [k], and the gradients of their sum."""
+    """Returns the cross-entropy of a chunk's positions in nats, [k], and the gradients of their sum."""
     words = jnp.arange(len(table))[None, :]
     logits = settle(chunk_logits(x, table, bias))
     highest = logits.max(1, keepdims=True)
@@ -41,7 +41,7 @@ def chunk_gradients(x, table, bias, target, counts):
 
 
 def summed(rows: Callable[..., jax.Array], gradients: Callable[..., tuple[jax.Array, Gradients]]) -> Callable[..., Any]:
-    """The sum of `rows` of (x, table, bias, targets, counted), whose gradients come with it from `gradients`."""
+    """Returns a function that sums `rows` (x, table, bias, targets, counted), with `gradients` as its gradient."""
 
     @jax.custom_vjp
     def total(x, table, bias, targets, counted):
