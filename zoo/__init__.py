@@ -1,6 +1,6 @@
-"""A zoo of generative models in JAX: every family in one file, behind one harness.
+"""A zoo of generative models in JAX. Each family is one file; all share one harness.
 
-In a notebook, everything that the scripts do is a call:
+The functions behind the scripts, for notebooks and other programs:
 
     import zoo
     trained = zoo.fit(run)                      # python train.py
@@ -28,7 +28,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: `train.py --help` should not wait for what only training needs.
+    # Imported at first use, so that `train.py --help` does not load modules that only training needs.
     if name not in _HOMES:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
     from importlib import import_module
