@@ -183,7 +183,7 @@ class RunDir:
         log.info("python %s %s on %s in %s", record["python"], versions, ", ".join(record["devices"]), precision)
 
     def cut_back(self, step: int) -> float:
-        """Deletes metrics and samples past `step`, which will be written again; returns the seconds trained until then."""
+        """Deletes metrics and samples past `step`; returns the seconds of training until `step`."""
         path, seconds, kept = self.path / METRICS, 0.0, []
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for line in lines:
