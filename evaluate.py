@@ -23,28 +23,28 @@ USAGE = "usage: python evaluate.py RUN [--split test] [--json]; flags: python ev
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Flags of evaluate.py: the family's scoring, what to score it on, and what to print."""
+    """Flags of evaluate.py: the family's scoring, the data, the checkpoint and the output."""
 
     scoring: Annotated[Any, tyro.conf.arg(name="")]
     data: Data
-    """The data: the run's, or another source of the same kind, of which all is scored unless `--split` is given."""
+    """The data: the run's, or another source of the same kind, all of which is scored unless `--split` is given."""
     split: Split | None = None
-    """Which rows: dev, which chose settings and checkpoints; test, which is reported; or all. None: dev of the run's
-    data, all of another source."""
+    """Rows to score: dev, which selected settings and checkpoints; test, for reported figures; or all. None: dev of the
+    run's data, all of another source."""
     json: bool = False
     """Print one JSON object."""
     seed: int = 0
-    """Seed of the noise, for objectives that have some."""
+    """Seed of the noise, for stochastic objectives."""
     draws: int = 1
-    """How often each row is evaluated, with other noise each time; for bounds that sample."""
+    """Evaluations of each row with independent noise, for bounds that are estimated by sampling."""
     checkpoint: str = "last"
-    """Which checkpoint: last, best, or a step."""
+    """Checkpoint to load: last, best, or a step."""
     trust: tuple[str, ...] = ()
     """Python files or modules whose classes the run uses."""
 
 
 def main() -> None:
-    """Parses, scores, and prints."""
+    """Parses the flags, scores the run, and prints the figures."""
     path, flags = split_arguments(USAGE, "a run directory")
     rundir = RunDir(path)
     rundir.require()

@@ -1,4 +1,4 @@
-"""Makes samples with a trained run: python sample.py RUN [--n 3 --seed 1 --out DIR ...]."""
+"""Draws samples from a trained run: python sample.py RUN [--n 3 --seed 1 --out DIR ...]."""
 
 if __name__ == "__main__":
     from zoo.harness.memory import pause_garbage_collection
@@ -24,23 +24,23 @@ USAGE = "usage: python sample.py RUN [--flag value ...]; flags: python sample.py
 
 @dataclass(frozen=True)
 class Sample:
-    """Flags of sample.py: the family's request, and where to read and write."""
+    """Flags of sample.py: the family's request, the checkpoint and the output."""
 
     request: Annotated[Any, tyro.conf.arg(name="")]
     json: bool = False
-    """Print texts as JSON lines, one object for each."""
+    """Print texts as JSON lines, one object each."""
     seed: int = 0
-    """Seed of the noise; sample i is the same however many are made."""
+    """Seed of the noise; sample i does not depend on the number of samples."""
     out: str = ""
-    """A folder to write the samples to; empty: texts to standard output, images into RUN/samples."""
+    """Folder to write the samples to; empty: texts to standard output, images to RUN/samples."""
     checkpoint: str = "last"
-    """Which checkpoint: last, best, or a step."""
+    """Checkpoint to load: last, best, or a step."""
     trust: tuple[str, ...] = ()
     """Python files or modules whose classes the run uses."""
 
 
 def main() -> None:
-    """Parses the flags, makes the samples, and prints or writes them."""
+    """Parses the flags, draws the samples, and prints or writes them."""
     path, flags = split_arguments(USAGE, "a run directory")
     rundir = RunDir(path)
     rundir.require()
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def dim(prompt: str) -> str:
-    """A prompt, dimmed in a terminal, so that what the model wrote stands out; unchanged in pipes and files."""
+    """Returns the prompt, dimmed if standard output is a terminal, so that the continuation stands out."""
     terminal = sys.stdout.isatty() and not Console().is_dumb_terminal
     return Style(dim=True).render(prompt) if terminal else prompt
 

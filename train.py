@@ -1,4 +1,4 @@
-"""Trains a model: python train.py configs/NAME.py [--flag value ...]; a run that was stopped goes on."""
+"""Trains a model or resumes a stopped run: python train.py configs/NAME.py [--flag value ...]."""
 
 if __name__ == "__main__":
     from zoo.harness.memory import pause_garbage_collection, use_huge_pages
@@ -24,17 +24,17 @@ USAGE = "usage: python train.py configs/NAME.py [--flag value ...]; flags: pytho
 
 @dataclass(frozen=True)
 class Train:
-    """Flags of train.py: the run's settings, and how to start."""
+    """Flags of train.py: the run's settings and how to start it."""
 
     run: Annotated[Run, tyro.conf.arg(name="")]
     fresh: bool = False
-    """Delete what the run directory holds and start over."""
+    """Delete the run in the run directory and start over."""
     trust: tuple[str, ...] = ()
     """Python files or modules whose classes a saved run may use."""
 
 
 def main() -> None:
-    """Parses, trains, and prints where the run is."""
+    """Parses the flags, trains, and prints the run directory."""
     configs = sorted(str(path) for path in Path("configs").glob("*.py"))
     config, flags = split_arguments(USAGE + "\n  ".join(["", "configs:", *configs]), "a config file")
     default = load_config(config)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _source(flags: list[str], rundir: str) -> str:
-    """The run that a new run starts from by `--init.from`; empty for a run that resumes, which needs it no more."""
+    """The run that `--init.from` names; empty if the run resumes, since it then has its own weights."""
     sources, places = values_of("--init.from", flags), values_of("--rundir", flags)
     resumes = RunDir((places or [rundir])[-1]).has_checkpoints() and "--fresh" not in flags
     return sources[-1] if sources and not resumes else ""

@@ -1,11 +1,11 @@
-"""Runs the zoo and other programs on the same work, in turn, and prints how they compare.
+"""Runs the zoo and other programs in turn on the same work and prints the ratios of their rates.
 
     python -m benchmarks {lm_train|lm_decode|lstm_lm|images|cpu_forms} [--rounds 3] [--cases ...] [--peers ...]
         [--peer-python [PEER=]PYTHON ...]
 
-Every line but the last is one program's, as it printed it; the last holds, for each task, the zoo's median rate divided
-by each peer's. --peer-python names the interpreter that has the peers' packages, for all of them or for one. cpu_forms
-compares with no program but layers with their own plain form.
+Every line but the last is the output of one program. The last has, for each task, the zoo's median rate divided by each
+peer's. --peer-python names the interpreter that has the peers' packages, for all peers or for one. cpu_forms has no
+peers; it compares layers with their plain forms.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
-# What each benchmark compares with, and the cases of each; a peer's arguments are its name and the cases.
+# The peers and the cases of each benchmark; a peer script's arguments are the peer's name and the case.
 PROGRAMS = {
     "lm_train": ["gpt"],
     "lm_decode": ["transformers", "ctranslate2", "llama.cpp"],
@@ -37,20 +37,20 @@ CASES = {
 
 
 def interpreters(given: list[str]) -> dict[str, str]:
-    """Which Python runs which peer; "" is the rest."""
+    """The Python interpreter of each peer; that of "" runs all other peers."""
     pairs = [value.split("=", 1) if "=" in value else ["", value] for value in given]
     return {"": os.environ.get("PEER_PYTHON", sys.executable)} | dict(pairs)
 
 
 def run(command: list[str]) -> list[dict]:
-    """Runs a program, passes its JSON lines on and returns them."""
+    """Runs a program, prints its JSON lines and returns them."""
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     print(done.stdout, end="", flush=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _rates(line: dict) -> dict[str, float]:
-    """The rate of each program in a line, which is one program's or one comparison's in milliseconds."""
+    """The rate of each program in a line, which has one program's rate or, for cpu_forms, the milliseconds of both."""
     return {line["peer"]: line["value"]} if "peer" in line else {which: 1 / ms for which, ms in line["ms"].items()}
 
 
@@ -68,7 +68,7 @@ def ratios(lines: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Reads the command line, runs all in turn and compares."""
+    """Parses the command line, runs the programs in turn and prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=PROGRAMS)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,10 +1,10 @@
-"""Times every form that is tuned for XLA's CPU compiler against its plain form: the value and all gradients.
+"""Compares the times of each form tuned for XLA's CPU compiler and its plain form: the value and all gradients.
 
     python -m benchmarks cpu_forms --rounds 1            # every form
     python -m benchmarks.cpu_forms [all | FORM ...] [--tiny]
 
-Prints one JSON line per form: milliseconds of both, in turn in one process; their ratio, plain / zoo; and the memory
-for temporaries. A form whose ratio is 1 or less, and whose temporaries are no smaller, is needless with this XLA.
+Prints one JSON line per form: milliseconds of both, timed in turn in one process; their ratio, plain / zoo; and the
+memory of temporaries. A form whose ratio is at most 1, and whose temporaries are no smaller, has no use with this XLA.
 """
 
 import argparse
@@ -39,17 +39,17 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class Form(NamedTuple):
-    """A layer that has a form for the CPU, as a function of float32 arrays."""
+    """A layer with a form for the CPU, as a function of float32 arrays."""
 
     function: Callable[..., jax.Array]
     shapes: Shapes
-    """Of the arrays, as a configuration of the zoo has them."""
+    """Shapes of the arrays, as in a configuration of the zoo."""
     tiny: Shapes
-    """The smallest that take the same form."""
+    """The smallest shapes for which the same form is used."""
 
 
 class _Layers(nnx.Module):
-    """Some dense layers, of kernels [layers d d]."""
+    """Dense layers with kernels [layers d d], each after a GELU."""
 
     def __init__(self, kernels: jax.Array):
         self.kernels = nnx.Param(kernels)
@@ -75,7 +75,7 @@ def _recurrent(cell):
 def _vocabulary(x, table, bias):
     rows, positions, _ = x.shape
     targets = jnp.arange(rows * positions).reshape(rows, positions) % len(table)
-    # Rows are half as long as the longest in the mean.
+    # The mean length of the rows is half that of the longest.
     counted = jnp.arange(positions)[None, :] * rows < positions * (1 + jnp.arange(rows)[:, None])
     return linear_cross_entropy(x, table, targets, counted, bias)
 
@@ -121,7 +121,7 @@ FORMS = {
 
 
 def inputs(shapes: Shapes) -> list[jax.Array]:
-    """Normal numbers, those of matrices and kernels smaller by the root of what they sum."""
+    """Standard normal arrays; matrices and kernels are divided by the square root of their fan-in."""
     keys = jax.random.split(jax.random.key(0), len(shapes))
     drawn = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
     sums = [x[..., 0].size if x.ndim in (2, 4) and x.shape != shapes[0] else 1 for x in drawn]
@@ -129,13 +129,13 @@ def inputs(shapes: Shapes) -> list[jax.Array]:
 
 
 def compiled(function: Callable[..., jax.Array], arrays: list[jax.Array], plain: bool) -> jax.stages.Compiled:
-    """The gradients of the sum of squares by all arrays."""
+    """The compiled gradients of the sum of squares of the output with respect to all arrays."""
     with plain_forms(plain):
         return jax.jit(jax.grad(lambda arrays: jnp.square(function(*arrays)).sum())).lower(arrays).compile()
 
 
 def compare(name: str, tiny: bool, seconds: float) -> dict:
-    """The line of a form, timed for so many seconds, each at least three times."""
+    """The JSON line of a form; both programs are timed in turn for `seconds` in all, at least three times each."""
     form = FORMS[name]
     arrays = inputs(form.tiny if tiny else form.shapes)
     programs = {"zoo": compiled(form.function, arrays, False), "plain": compiled(form.function, arrays, True)}
@@ -161,7 +161,7 @@ def compare(name: str, tiny: bool, seconds: float) -> dict:
 
 
 def main() -> None:
-    """Reads the command line and prints the lines."""
+    """Parses the command line and prints the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("forms", nargs="*", choices=["all", *FORMS], default="all")
     parser.add_argument("--tiny", action="store_true", help="the smallest shapes, to see that it works")

@@ -1,13 +1,13 @@
-"""FID of several runs by the time that they had trained, in one picture.
+"""Plots the FID of several runs against training time.
 
     python -m benchmarks.fid_by_time runs/ddpm_plain:eta=0 runs/ddpm_plain:eta=1,shift=3 runs/dcgan [--samples 10000]
                                      [--minutes 5 15 30 60] [--out fid.png]
 
-Every run must have kept its checkpoints (`train.py --keep 1000`); of each, those nearest to the minutes asked for are
-scored as `evaluate.py` does, with the flags that follow the run's name, and what it finds is added to the run's
-scores.jsonl. What is there already from as many samples is not done again. The time is that of the training steps
-alone, as the run logged it; of a run that shared its machine, `RUN:seconds=0.09,eta=0` gives the seconds that a step
-takes on a quiet one. Prints one JSON line for each checkpoint.
+Every run must have kept its checkpoints (`train.py --keep 1000`). For each run, the checkpoints nearest to the given
+minutes are scored as by `evaluate.py`, with the settings after the run's name, and the figures are added to the run's
+scores.jsonl. A checkpoint that was already scored with the same settings is not scored again. The time is that of the
+training steps only, as the run logged it; for a run that shared its machine, `RUN:seconds=0.09,eta=0` gives the seconds
+of a step on a quiet machine. Prints one JSON line for each checkpoint.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from zoo.harness.rundir import METRICS, SCORES, RunDir
 
 
 def seconds_at(path: Path, per_step: float | None) -> dict[int, float]:
-    """Seconds of training by step: as the run logged them, or from the seconds that a step takes."""
+    """Seconds of training by step: as the run logged them, or from the given seconds per step."""
     lines = [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
     return {line["step"]: line["seconds"] if per_step is None else line["step"] * per_step for line in lines}
 
 
 def kept_steps(path: Path, seconds: dict[int, float], minutes: list[float]) -> list[int]:
-    """The kept checkpoints nearest to some times of training."""
+    """The steps of the checkpoints nearest to the given training times."""
     checkpoints = Checkpoints(path)
     steps = [step for step in checkpoints.steps() if step in seconds]
     checkpoints.close()
@@ -35,7 +35,7 @@ def kept_steps(path: Path, seconds: dict[int, float], minutes: list[float]) -> l
 
 
 def score(path: Path, step: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one checkpoint: from scores.jsonl where they are, else made now and added to it."""
+    """The figures of one checkpoint, from scores.jsonl if present; else they are computed and added to it."""
     asked = settings | {"step": step, "split": "test", "seed": 0}
     lines = (path / SCORES).read_text(encoding="utf-8").splitlines() if (path / SCORES).is_file() else []
     for record in map(json.loads, lines):
@@ -49,14 +49,14 @@ def score(path: Path, step: int, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_curve(argument: str) -> tuple[Path, dict[str, Any]]:
-    """A run, and the settings of its scoring with `seconds` among them, from RUN or RUN:name=number,..."""
+    """Parses RUN or RUN:name=number,... to the run directory and the settings of its scoring, including `seconds`."""
     path, _, settings = argument.partition(":")
     pairs = (setting.split("=") for setting in settings.split(",") if setting)
     return Path(path), {name: float(value) for name, value in pairs}
 
 
 def draw(curves: dict[str, list[tuple[float, float]]], minutes: list[float], out: Path, samples: int) -> None:
-    """Curves of (minutes, FID) by name, both axes logarithmic."""
+    """Plots curves of (minutes, FID) by name, both axes logarithmic, to a file."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -77,7 +77,7 @@ def draw(curves: dict[str, list[tuple[float, float]]], minutes: list[float], out
 
 
 def main() -> None:
-    """Reads the command line, scores what has to be scored, and draws."""
+    """Parses the command line, scores the checkpoints, and plots after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN[:name=number,...]")
     parser.add_argument("--samples", type=int, default=10000)

@@ -1,14 +1,14 @@
-"""What the zoo does on a GPU: is it right, how fast is it, how much memory does it take.
+"""Checks the zoo on a GPU and measures its speed and memory.
 
-    make gpu                                        # makes an environment and runs this
-    make gpu PYTHON=python                          # with an environment that is there; installs nothing
+    make gpu                                        # creates an environment and runs this
+    make gpu PYTHON=python                          # with an existing environment; installs nothing
     python -m benchmarks.gpu [--minutes 10] [--out benchmarks/results] [--only CASE ...] [--smoke]
 
-Each case runs in a process of its own with a time limit, and one that fails is recorded with its error; when the
-minutes are over, the rest is recorded as not run. Cases that only check run four at a time, those that measure alone.
-Writes gpu.json and the table gpu.md, and prints the table. PEER_PYTHON names the interpreter that has PyTorch, if this
-one has not. --smoke runs tiny sizes on whatever device there is and writes only where --out says. The status is 2
-without a GPU, 1 if a case of the zoo failed, else 0.
+Each case runs in its own process with a time limit. A case that fails is recorded with its error; cases that remain
+after the given minutes are recorded as not run. Checks run four at a time, measurements one at a time. Writes gpu.json
+and the table gpu.md, and prints the table. PEER_PYTHON names an interpreter with PyTorch, if this one lacks it. --smoke
+runs tiny sizes on any device and writes files only to --out. The exit status is 2 without a GPU, 1 if a case of the zoo
+failed, else 0.
 """
 
 import argparse
@@ -50,12 +50,12 @@ MEASURED = (
     *(f"train:{name}:{dtype}" for name in (*TEXT, *IMAGES) for dtype in ("bfloat16", "float32")),
 )
 LIMIT = 180
-"""Seconds that one case may take."""
+"""Time limit of a case in seconds."""
 AT_ONCE = 4
 
 
 def is_there(package: str) -> bool:
-    """Whether a package can be imported, without importing it."""
+    """Whether a package can be found; it is not imported."""
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
@@ -63,7 +63,7 @@ def is_there(package: str) -> bool:
 
 
 def obstacle() -> str | None:
-    """What keeps this interpreter from running anything, in one sentence."""
+    """The reason why this interpreter cannot run any case, in one sentence; None if it can."""
     version = ".".join(map(str, sys.version_info[:2]))
     if sys.version_info < (3, 11):  # noqa: UP036 (the interpreter is the user's)
         return f"{sys.executable} is Python {version}; 3.11 or newer is needed"
@@ -76,7 +76,7 @@ def obstacle() -> str | None:
 
 
 def left_out(case: str) -> str | None:
-    """Why a case cannot run in this environment, if so."""
+    """The reason why a case cannot run in this environment; None if it can."""
     missing = [name for package, name in FOR_IMAGES.items() if not is_there(package)]
     if missing and any(name in case.split(":") for name in IMAGES):
         return f"skipped: the image families need {', '.join(missing)}"
@@ -84,7 +84,7 @@ def left_out(case: str) -> str | None:
 
 
 def command_of(case: str, smoke: bool) -> list[str]:
-    """How a case is run."""
+    """The command line of a case."""
     flags = ["--smoke"] if smoke else []
     if case == "gpt2:torch":
         peer = os.environ.get("PEER_PYTHON") or sys.executable
@@ -93,7 +93,7 @@ def command_of(case: str, smoke: bool) -> list[str]:
 
 
 def run(case: str, smoke: bool, limit: float, cache: str) -> dict[str, Any]:
-    """A case's figures, or its error."""
+    """Runs a case; returns its figures or its error."""
     if reason := left_out(case):
         return {"error": reason}
     # Without filtering, the last line of a traceback is the error.
@@ -117,7 +117,7 @@ def run(case: str, smoke: bool, limit: float, cache: str) -> dict[str, Any]:
 
 
 def run_all(cases: list[str], smoke: bool, end: float) -> dict[str, Any]:
-    """All cases' figures by name; what does not fit in the time is recorded as not run."""
+    """Figures or errors of all cases by name; cases after the time `end` are recorded as not run."""
 
     def within(case: str) -> dict[str, Any]:
         left = end - time.monotonic()
@@ -135,14 +135,14 @@ def run_all(cases: list[str], smoke: bool, end: float) -> dict[str, Any]:
 
 
 def failed(case: str, told: dict[str, Any]) -> bool:
-    """Whether a case shows something wrong with the zoo, rather than with what is installed."""
+    """Whether a case of the zoo failed; PyTorch's case and cases skipped for missing packages do not count."""
     if case == "gpt2:torch" or told.get("error", "").startswith("skipped"):
         return False
     return "error" in told or not told.get("ok", True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line and runs; the exit status."""
+    """Parses the command line and runs the cases; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--out", type=Path)

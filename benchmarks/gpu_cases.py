@@ -1,13 +1,13 @@
-"""One case of `benchmarks.gpu` in a process of its own: prints one JSON line.
+"""Runs one case of `benchmarks.gpu` and prints one JSON line.
 
 python -m benchmarks.gpu_cases CASE [--smoke]
 
-device                      what JAX runs on
-contract:FAMILY             one device = all devices by jit = by pmap, a step twice, and going on from a saved state
-again:FAMILY                the digest of contract:FAMILY's parameters from another process
+device                      description of the device
+contract:FAMILY             compares training on one device, on all by jit and by pmap, and resumed from a saved state
+again:FAMILY                the digest of contract:FAMILY's parameters, computed in another process
 precision:FAMILY            gradients in bfloat16 against float32, leaf by leaf, and 50 steps of both
 train:FAMILY:PRECISION      rows a second and peak memory of a training step
-gpt2:zoo                    the same of GPT-2 124M at context 1,024 in bfloat16, and its utilisation
+gpt2:zoo                    the same for GPT-2 124M at context 1,024 in bfloat16, and its model-FLOPs utilisation
 """
 
 import hashlib
@@ -24,16 +24,17 @@ import numpy as np
 
 PEAK = "peak_bytes_in_use"
 ROUNDING = 1e-3
-"""Programs of other devices round otherwise, and four steps of a GAN make 1e-4 of it; a wrong sum shows as 1e-2."""
+"""Tolerance of relative differences. Programs for different devices round differently, which four steps of a GAN
+amplify to 1e-4; a wrong sum gives 1e-2."""
 
 
 def stand_in_for_tyro() -> bool:
-    """Lets families be imported without tyro, which settings are annotated for; nothing here reads a command line."""
+    """If tyro is missing, replaces it by a stand-in for the annotations of settings; returns whether it did."""
     try:
         import tyro
     except ImportError:
         tyro, conf = types.ModuleType("tyro"), types.ModuleType("tyro.conf")
-        # Every marker is one that may be written around a type, in brackets or in Annotated.
+        # Every attribute of `tyro.conf` is a marker that can be applied to a type, in brackets or in Annotated.
         conf.__dict__["__getattr__"] = lambda name: _marker
         tyro.__dict__["conf"] = conf
         sys.modules |= {"tyro": tyro, "tyro.conf": conf}
@@ -42,7 +43,7 @@ def stand_in_for_tyro() -> bool:
 
 
 class _marker:  # noqa: N801
-    """What stands for tyro's markers: `Marker[type]` is the type, `arg(...)` says nothing."""
+    """Stand-in for tyro's markers: `Marker[type]` is the type, `arg(...)` has no effect."""
 
     def __init__(self, **_: Any) -> None:
         pass
@@ -52,7 +53,7 @@ class _marker:  # noqa: N801
 
 
 def device() -> dict[str, Any]:
-    """What JAX runs on."""
+    """Description of the device and of the versions of Python and JAX."""
     first = jax.devices()[0]
     return {
         "platform": jax.default_backend(),
@@ -66,7 +67,7 @@ def device() -> dict[str, Any]:
 
 
 def contract(name: str) -> dict[str, Any]:
-    """Parameters after four steps of SGD in float32, with dropout, made in several ways."""
+    """Compares parameters after four steps of SGD in float32, with dropout, between strategies and after resuming."""
     from benchmarks.gpu_work import SGD, Program, make_work
     from zoo.core.parallel import Parallel
 
@@ -88,7 +89,7 @@ def contract(name: str) -> dict[str, Any]:
         )
         for strategy in ("jit", "pmap")
     }
-    # The same program from the same state again, in the middle saved to the host and put back, as a checkpoint is.
+    # The same program from the same state; after two steps the state is copied to the host and back, like a checkpoint.
     first = alone.strategy.init(alone.make, jax.random.key(0))
     alone.state = first
     alone.advance(0, 2)
@@ -106,7 +107,7 @@ def contract(name: str) -> dict[str, Any]:
 
 
 def again(name: str) -> dict[str, Any]:
-    """The digest of `contract`'s parameters, from a process of its own."""
+    """The digest of `contract`'s parameters, for comparison between processes."""
     from benchmarks.gpu_work import SGD, Program, make_work
 
     work = make_work(name, tiny=True)
@@ -118,7 +119,7 @@ def again(name: str) -> dict[str, Any]:
 
 
 def digest(params: list[np.ndarray]) -> str:
-    """A check sum of all parameters, bit by bit."""
+    """A checksum of the bits of all parameters."""
     total = hashlib.sha256()
     for leaf in params:
         total.update(np.ascontiguousarray(leaf).tobytes())
@@ -130,7 +131,7 @@ def precision(name: str, smoke: bool) -> dict[str, Any]:
     from benchmarks.gpu_work import ADAM, SGD, Program, make_work
 
     work, steps = make_work(name, tiny=True), 4 if smoke else 50
-    # SGD at rate 1 without momentum: what a step takes off the parameters is the gradient.
+    # With SGD at learning rate 1 and no momentum, a step subtracts the gradient from the parameters.
     plain = replace(SGD, learning_rate=1.0, clip_norm=0.0)
     moved, losses = {}, {}
     for dtype in ("float32", "bfloat16"):
@@ -167,7 +168,7 @@ def timed(program: Any, smoke: bool) -> dict[str, Any]:
     jax.block_until_ready(program.state)
     warm, began = time.perf_counter() - began, time.perf_counter()
     while len(seconds) < (2 if smoke else 10) or (not smoke and time.perf_counter() - began < 3.0):
-        # Several steps between two looks at the clock, since the host runs ahead of the device in training too.
+        # Several steps between two readings of the clock, since the host runs ahead of the device in training too.
         start = time.perf_counter()
         for n in range(5):
             program.state, metrics = program.step(program.state, batches[n % 2], np.int32(n))
@@ -209,7 +210,7 @@ def gpt2(smoke: bool) -> dict[str, Any]:
 
 
 def run(case: str, smoke: bool) -> dict[str, Any]:
-    """A case by its name."""
+    """Runs a case by name."""
     from zoo.harness.platform import exact_float32
 
     kind, *rest = case.split(":")

@@ -1,4 +1,4 @@
-"""The table of `benchmarks.gpu`, in markdown, from what its cases found."""
+"""The results of `benchmarks.gpu` as markdown tables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,24 +7,24 @@ GIB = 2**30
 
 
 def cell(case: dict[str, Any] | None, show: Callable[[dict[str, Any]], str]) -> str:
-    """What a case found, or why it found nothing."""
+    """The text of a case's figures, or its error."""
     if case is None:
         return "not run"
     return case["error"] if "error" in case else show(case)
 
 
 def memory(figures: dict[str, Any]) -> str:
-    """Peak memory in GiB, where the device tells it."""
+    """Peak memory in GiB, if the device reports it."""
     return f"{figures['peak_bytes'] / GIB:.2f} GiB" if figures["peak_bytes"] else "memory unknown"
 
 
 def rate(figures: dict[str, Any]) -> str:
-    """Rows a second and peak memory."""
+    """Units (tokens or images) a second and peak memory."""
     return f"{figures['per_second']:,.0f} {figures['unit']}/s, {memory(figures)}"
 
 
 def head(record: dict[str, Any]) -> list[str]:
-    """What it ran on."""
+    """The device, the versions and what was not checked."""
     device = record["device"]
     lines = [
         f"{device['devices']} x {device['kind']} ({device['platform']}), jax {device['jax']}, "
@@ -37,7 +37,7 @@ def head(record: dict[str, Any]) -> list[str]:
 
 
 def language_model(cases: dict[str, Any]) -> list[str]:
-    """GPT-2 beside PyTorch's."""
+    """GPT-2 of the zoo and of PyTorch."""
     zoo, peer = cases.get("gpt2:zoo"), cases.get("gpt2:torch")
 
     def used(figures: dict[str, Any]) -> str:
@@ -71,7 +71,7 @@ def families(cases: dict[str, Any]) -> list[str]:
 
 
 def checks(cases: dict[str, Any]) -> list[str]:
-    """What was held to be equal."""
+    """Results of the checks."""
     lines = ["| check | found |", "|---|---|"]
 
     def contract(figures: dict[str, Any]) -> str:
@@ -104,7 +104,7 @@ def checks(cases: dict[str, Any]) -> list[str]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """All of it."""
+    """All tables of a record."""
     cases = record["cases"]
     parts = [head(record), language_model(cases), families(cases), checks(cases)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"

@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures: a network and random batches for each family, and the operations of a step."""
+"""The work of `benchmarks.gpu`: networks and random batches for each family, and the operations of a step."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +19,12 @@ FAMILIES = (
     "ddpm",
 )  # fmt: skip
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
-"""Dense bfloat16 FLOP/s of the data sheets (SXM where there are several), by what a device's kind contains."""
+"""Peak dense bfloat16 FLOP/s of data sheets (of SXM if there are several variants), by a part of the device's name."""
 
 
 @dataclass(frozen=True)
 class Symbols(Tokenizer):
-    """So many symbols that stand for nothing; the last ends a text."""
+    """A tokenizer of `count` symbols without meaning; the last is the end of text."""
 
     count: int
     kind = "symbols"
@@ -38,13 +38,13 @@ class Symbols(Tokenizer):
         return self.count - 1
 
     def encode(self, text: str) -> np.ndarray:
-        """The first symbol, once a character."""
+        """The first symbol, once for each character."""
         return np.zeros(len(text), np.int32)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A family, what its data is, and how many rows a step has."""
+    """A family, the spec of its data, and the batch size."""
 
     family: Family
     spec: Any
@@ -52,11 +52,11 @@ class Work:
 
     @property
     def units(self) -> int:
-        """Tokens or images of a step."""
+        """Tokens or images in a step."""
         return self.batch_size * (self.family.length or 1)
 
     def batch(self, seed: int) -> dict[str, np.ndarray]:
-        """Random rows, full ones."""
+        """Random rows of full length."""
         random, b, spec = np.random.default_rng(seed), self.batch_size, self.spec
         t = self.family.length or 0
         batch = {"row": np.arange(b, dtype=np.int32), "valid": np.ones(b, bool), "continues": np.ones(b, bool)}
@@ -87,7 +87,7 @@ class Work:
 
 
 class Program:
-    """A piece of work, compiled as train.py compiles it."""
+    """A `Work` compiled as by train.py."""
 
     def __init__(self, work: Work, optimizer: Optimizer, precision: str, parallel: Parallel | None = None):
         self.work = work
@@ -101,7 +101,7 @@ class Program:
         )
 
     def advance(self, first: int, steps: int) -> list[dict[str, Any]]:
-        """Steps number `first` and on; their metrics."""
+        """Runs `steps` steps from number `first`; returns their metrics."""
         told = []
         for n in range(first, first + steps):
             self.state, metrics = self.step(self.state, self.strategy.put(self.work.batch(n)), np.int32(n))
@@ -109,7 +109,7 @@ class Program:
         return told
 
     def params(self) -> list[np.ndarray]:
-        """All that learns, on the host."""
+        """All trained parameters, on the host."""
         state = jax.device_get(self.strategy.gather(self.state))
         return [np.asarray(leaf) for part in state if hasattr(part, "params") for leaf in jax.tree.leaves(part.params)]
 
@@ -117,7 +117,7 @@ class Program:
 def make_work(name: str, tiny: bool) -> Work:
     """The work of a family: sizes of its paper's smaller models, or tiny ones for checks.
 
-    The families are imported here, since those of images need packages that the others do not.
+    Families are imported here, since those of images need more packages than the others.
     """
     if name in ("image_vae", "dcgan", "ddpm"):
         return _images(name, tiny)
@@ -175,7 +175,7 @@ def _images(name: str, tiny: bool) -> Work:
 
 
 def gpt2(tiny: bool) -> Work:
-    """GPT-2 of 124 M parameters at context 1,024, as the peer in PyTorch has it: no biases, tied, the exact GELU."""
+    """GPT-2 124M at context 1,024, with the settings of the PyTorch peer: no biases, tied embeddings, exact GELU."""
     from zoo.transformer_lm import TransformerLM
 
     if tiny:
@@ -184,11 +184,11 @@ def gpt2(tiny: bool) -> Work:
 
 
 def gpt_flops(layers: int, width: int, context: int, vocabulary: int, tokens: int) -> float:
-    """Floating-point operations of a training step of a GPT, forward and twice that backward.
+    """Floating-point operations of a training step of a GPT; the backward pass counts twice the forward pass.
 
-    A token takes 2 for each weight of a matrix (12 width^2 a layer, width x vocabulary in the head), and 4 width for
-    each of the (context + 1) / 2 keys that it sees on average in each layer. What is computed again does not count, nor
-    do positions that a causal mask hides (so the figure is below nanoGPT's, which counts them).
+    The forward pass of a token has 2 operations for each weight of a matrix (12 width^2 in a layer, width x vocabulary
+    in the head), and 4 width for each of the (context + 1) / 2 keys that it attends to on average in each layer.
+    Recomputation and masked positions are not counted, so the figure is below nanoGPT's, which counts masked positions.
     """
     matrices = layers * 12 * width**2 + width * vocabulary
     attention = layers * 4 * width * (context + 1) / 2
@@ -196,5 +196,5 @@ def gpt_flops(layers: int, width: int, context: int, vocabulary: int, tokens: in
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """The data sheet's dense bfloat16 FLOP/s of a device; None where this table has none."""
+    """The data sheet's dense bfloat16 FLOP/s of a device; None if it is not in `PEAKS`."""
     return next((peak for name, peak in PEAKS.items() if name in device_kind), None)

@@ -1,9 +1,9 @@
-"""What the harness costs: a run as users make it against its compiled step alone, on the same data.
+"""Measures the overhead of the harness: a whole run against its compiled step alone.
 
 python -m benchmarks.harness
 
-The step alone is called on one batch that lies on the device already, so logging, data and checkpoints are all that
-differs. Both are timed in turn in one process, over the same number of steps.
+The step alone is called on one batch that is already on the device, so the difference is the cost of data, logging and
+checkpoints. Both are timed in turn in one process, over the same number of steps.
 """
 
 import json
@@ -23,7 +23,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "transformer_lm.py"
 
 
 def step_alone(run: zoo.Run, steps: int) -> float:
-    """Seconds a step of the compiled step on one batch."""
+    """Seconds per call of the compiled step on one batch."""
     data = run.data.open(length=run.family.length, batch_size=run.batch_size, seed=run.seed)
     strategy, setup = run.parallel.start(run.batch_size), make_setup(run)
     state = strategy.init(lambda key: run.family.init(data.spec, setup, key), jax.random.key(0))
@@ -40,7 +40,7 @@ def step_alone(run: zoo.Run, steps: int) -> float:
 
 
 def whole_run(run: zoo.Run, steps: int) -> float:
-    """Seconds a step of a run with its log lines and checkpoints, from its first logged step to the last."""
+    """Seconds per step of a run with logging and checkpoints, from the first logged step to the last."""
     with tempfile.TemporaryDirectory() as folder:
         zoo.fit(replace(run, steps=steps, rundir=f"{folder}/run"))
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -52,7 +52,7 @@ def whole_run(run: zoo.Run, steps: int) -> float:
 def main(steps: int = 500, rounds: int = 4) -> None:
     """Prints one JSON line."""
     run = zoo.load_config(str(CONFIG))
-    # Evaluations and samples are work of their own; checkpoints are saved every 250 steps, the default of a run.
+    # Without evaluations and samples, which are not overhead; checkpoints every 250 steps, the default of a run.
     run = replace(run, eval_every=0, score_every=0, sample_every=0, save_every=250, eval_batches=1)
     pairs = [(whole_run(run, steps), step_alone(run, steps)) for _ in range(rounds)]
     line = {

@@ -1,12 +1,12 @@
-"""Times how fast the zoo trains its image families and samples from the diffusion model, in float32.
+"""Times training steps of the zoo's image families and sampling from its diffusion model, in float32.
 
     python -m benchmarks images                                          # the zoo and PyTorch in turn, and the ratios
     python -m benchmarks.images {ddpm_train|ddpm_sample|dcgan|vae}       # the zoo alone; one JSON line
 
-The step is the one that train.py compiles, the sampler the one that sample.py calls, on random images; networks, shapes
-and optimizers are those of the peer: a U-Net of 14.7 M parameters for 32x32 in batches of 16, and DDIM with 50 steps in
-batches of 8; DCGAN for 64x64 in batches of 64; a VAE of 784-400-20 units in batches of 128. Compiled programs are
-cached as in train.py; the first time, peak memory is that of the compiler.
+The step is that of train.py and the sampler that of sample.py, on random images. Networks, shapes and optimizers are
+those of the peer: a U-Net of 14.7 M parameters for 32x32 in batches of 16, and DDIM with 50 steps in batches of 8;
+DCGAN for 64x64 in batches of 64; a VAE of 784-400-20 units in batches of 128. Compiled programs are cached as in
+train.py; at the first run, peak memory includes the compiler's.
 """
 
 import sys
@@ -47,7 +47,7 @@ SAMPLES = 8
 
 
 def parameters(state) -> int:
-    """How many numbers the networks of a state learn."""
+    """Number of trained parameters in a state."""
     return sum(leaf.size for learner in state for leaf in jax.tree.leaves(learner.params))
 
 
@@ -80,7 +80,7 @@ def sample() -> None:
     """Times DDIM with 50 steps."""
     setup = Setup(Optimizer(), total_steps=1, batch_size=SAMPLES)
     shapes = jax.eval_shape(lambda key: inference_state(UNET.init(COLOUR, setup, key)), jax.random.key(0))
-    # As sample.py, which reads weights from a checkpoint and compiles no initialisation.
+    # Like sample.py, which reads weights from a checkpoint, this compiles no initialisation.
     random = np.random.default_rng(0)
     state = jax.tree.map(lambda x: jnp.asarray(0.02 * random.standard_normal(x.shape, np.float32), x.dtype), shapes)
     model = Model(UNET, COLOUR, state, step=0)

@@ -1,4 +1,4 @@
-"""Times how fast the zoo decodes GPT-2's 124M shape: float32, random weights, prompt 32, 128 new tokens.
+"""Times decoding by the zoo with the shape of GPT-2 124M: float32, random weights, prompt 32, 128 new tokens.
 
     python -m benchmarks lm_decode                 # the zoo and the peers in turn, and the ratios
     python -m benchmarks.lm_decode [1 8 beam5]     # the zoo alone; one JSON line a case
@@ -31,13 +31,13 @@ from zoo.transformer_lm import Transformer, TransformerLM
 
 PROMPT, NEW, VOCAB = 32, 128, 50257
 NO_END = -1
-"""No token ends a text, as the peers are told not to."""
+"""An id outside the vocabulary, so that no token ends a text; the peers are configured likewise."""
 
 FAMILY = TransformerLM(layers=12, heads=12, width=768, context=1024, mlp="gelu_tanh", bias=True)
 
 
 def make_net() -> Transformer:
-    """GPT-2's small network with random weights, made one array at a time, as a checkpoint is read."""
+    """GPT-2 124M with random weights, created one array at a time, as when a checkpoint is read."""
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Transformer(FAMILY, VOCAB, VOCAB - 1, nnx.Rngs(0))))
     rng = np.random.default_rng(0)
 
@@ -48,7 +48,7 @@ def make_net() -> Transformer:
 
 
 def greedy(net: Transformer, prompts: np.ndarray) -> None:
-    """Writes `NEW` tokens after each prompt."""
+    """Greedy decoding of `NEW` tokens after each prompt."""
     written = []
 
     def accept(new: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def greedy(net: Transformer, prompts: np.ndarray) -> None:
 
 
 def beams(net: Transformer, prompts: np.ndarray, num_beams: int) -> None:
-    """Searches for the best `NEW` tokens after each prompt."""
+    """Beam search for `NEW` tokens after each prompt."""
     found = beam_search(
         net, prompts, num_beams=num_beams, max_new_tokens=NEW, end_of_text=NO_END, context=FAMILY.context
     )

@@ -1,11 +1,11 @@
-"""Held-out loss of the zoo's Transformer LM beside a plain PyTorch GPT's: same weights to start from, same batches.
+"""Compares the held-out losses of the zoo's Transformer LM and a plain PyTorch GPT: same initial weights and batches.
 
     python -m benchmarks.lm_quality [--seeds 0 1 2] [--steps 2000]
 
 For each seed, `zoo.fit` and `benchmarks/peers/lm_quality.py` train the setting of `configs/transformer_lm.py` from the
-same first weights on the same batches, and both are scored on the whole test split. Prints one JSON line for each
-run, and one with the mean difference (positive: the zoo's loss is higher). PEER_PYTHON names the interpreter that has
-PyTorch, where this one has not.
+same initial weights on the same batches, and both are scored on the whole test split. Prints one JSON line for each
+run, and one with the mean difference (positive: the zoo's loss is higher). PEER_PYTHON names an interpreter with
+PyTorch, if this one lacks it.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PEER = Path(__file__).parent / "peers" / "lm_quality.py"
 
 
 def torch_names(params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The first weights under the peer's names; torch.nn.Linear keeps its matrices as [out, in]."""
+    """The initial weights under the peer's names; torch.nn.Linear stores its matrices as [out, in]."""
     tensors = {
         "token.weight": params["embedding"]["table"],
         "position.weight": params["position"]["table"],
@@ -53,14 +53,14 @@ def torch_names(params: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def pairs(batch: dict[str, np.ndarray], end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets [b t] of a batch's real rows; -100 is a target without loss, as PyTorch has it."""
+    """Inputs and targets [b t] of a batch's valid rows; -100, PyTorch's `ignore_index`, is a target without loss."""
     tokens = batch["tokens"]
     targets = np.where(counted(batch, end_of_text), tokens[:, 1:], -100)
     return tokens[batch["valid"], :-1].astype(np.int16), targets[batch["valid"]].astype(np.int16)
 
 
 def write_batches(path: Path, data: DataSet, steps: int) -> None:
-    """Every training batch in order, and the whole test split."""
+    """Writes all training batches in order and the whole test split."""
     end_of_text = data.spec.tokenizer.end_of_text
     train = [pairs(data.batch_at(step), end_of_text) for step in range(steps)]
     test = data.on("test")
@@ -71,7 +71,7 @@ def write_batches(path: Path, data: DataSet, steps: int) -> None:
 
 
 def write_work(run: zoo.Run, folder: Path) -> zoo.Run:
-    """Writes what the peer reads, and returns the zoo's run from the same first weights."""
+    """Writes the peer's input files, and returns the zoo's run with the same initial weights."""
     family, optimizer = run.family, run.optimizer
     data = run.data.open(length=family.length, batch_size=run.batch_size, seed=run.seed)
     first = jax.jit(lambda key: family.init(data.spec, make_setup(run), key))(jax.random.key(run.seed)).lm.params
@@ -90,7 +90,7 @@ def write_work(run: zoo.Run, folder: Path) -> zoo.Run:
 
 
 def compare(run: zoo.Run, folder: Path) -> float:
-    """Trains both; returns how much higher the zoo's held-out loss is, in nats a token."""
+    """Trains both; returns the zoo's held-out loss minus the peer's, in nats a token."""
     run = write_work(run, folder)
     begin = time.perf_counter()
     trained = zoo.fit(run)
@@ -106,7 +106,7 @@ def compare(run: zoo.Run, folder: Path) -> float:
 
 
 def main() -> None:
-    """Reads the command line and compares."""
+    """Parses the command line and compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)

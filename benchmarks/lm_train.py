@@ -1,9 +1,9 @@
-"""Times how fast the zoo trains its Transformer language model, in float32.
+"""Times training steps of the zoo's Transformer language model in float32.
 
     python -m benchmarks lm_train                  # the zoo and PyTorch in turn, and the ratios
     python -m benchmarks.lm_train {small|base}     # the zoo alone; one JSON line
 
-The step is the one that train.py compiles, on random tokens; shapes and optimizer are those of the peer.
+The step is that of train.py, on random tokens; shapes and optimizer are those of the peer.
 """
 
 import sys
@@ -39,14 +39,14 @@ OPTIMIZER = Optimizer(learning_rate=1e-3, schedule="constant", beta2=0.99, weigh
 
 @dataclass(frozen=True)
 class Symbols(Tokenizer):
-    """`VOCAB` symbols that stand for nothing; none of them ends a text."""
+    """A tokenizer of `VOCAB` symbols without meaning; none of them ends a text."""
 
     kind = "symbols"
     pieces = (b"",) * VOCAB
     end_of_text = VOCAB
 
     def encode(self, text: str) -> np.ndarray:
-        """The first symbol, once a character."""
+        """The first symbol, once for each character."""
         return np.zeros(len(text), np.int32)
 
 

@@ -1,9 +1,9 @@
-"""Times how fast the zoo trains a character LSTM: two layers of 256, embedding 128, 65 symbols, 64 steps, 32 rows.
+"""Times training steps of the zoo's character LSTM: two layers of 256, embedding 128, 65 symbols, 64 steps, 32 rows.
 
     python -m benchmarks lstm_lm                 # the zoo and PyTorch's nn.LSTM in turn, and the ratio
     python -m benchmarks.lstm_lm [lstm]          # the zoo alone; one JSON line
 
-The step is the one that train.py compiles, on random tokens; the optimizer is Adam, and gradients are clipped at 1.
+The step is that of train.py, on random tokens; the optimizer is Adam, and gradients are clipped at 1.
 """
 
 import sys

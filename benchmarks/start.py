@@ -1,10 +1,10 @@
-"""How long a person waits: for help, for the first training step, for the first sampled token.
+"""Times the start of the scripts: to the help, to the first training step, and to the first sampled token.
 
 python -m benchmarks.start
 
-Every case is a process of its own. `help` is paired with a process that only imports what the scripts are built on;
-`first_step` is timed from the command to the first line of metrics, with an empty compile cache and with the one that
-this left; `first_token` likewise, to the first characters after the prompt.
+Every case is a new process. `help` is paired with a process that only imports the libraries of the scripts;
+`first_step` is timed from the command to the first line of metrics, with an empty compilation cache and with the cache
+that this fills; `first_token` likewise, to the first characters after the prompt.
 """
 
 import json
@@ -57,7 +57,7 @@ def first_token(rundir: str, environment: dict[str, str]) -> float:
 
 
 def main(rounds: int = 5) -> None:
-    """Runs all cases and prints a JSON line for each."""
+    """Runs all cases and prints one JSON line each."""
     imports = [sys.executable, "-c", "import jax, flax, optax, tyro"]
     usage = [sys.executable, "train.py", CONFIG, "--help"]
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def main(rounds: int = 5) -> None:
 
 
 def emit(case: str, seconds: float, **more: float) -> None:
-    """Prints one case."""
+    """Prints the JSON line of a case."""
     line = {"task": "start", "case": case, "seconds": round(seconds, 2)}
     print(json.dumps(line | {name: round(value, 3) for name, value in more.items()}), flush=True)
 

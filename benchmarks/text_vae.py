@@ -1,10 +1,10 @@
-"""Times what a training step of configs/text_vae.py takes, and what its product with the vocabulary takes of that.
+"""Times a training step of configs/text_vae.py, and its output layer alone.
 
     python -m benchmarks.text_vae
 
-Two JSON lines: the step that train.py compiles, on WordNet's definitions, and `linear_cross_entropy` alone, loss and
-gradients, on features of the same shapes with the same words counted. `value` is in sentences a second; `share` of the
-second is its time over the step's.
+Prints two JSON lines: the step of train.py, on WordNet's definitions; and `linear_cross_entropy` alone, loss and
+gradients, on features of the same shapes with the same words counted. `value` is in sentences a second; `share` in the
+second line is its time divided by the step's.
 """
 
 import sys
@@ -34,7 +34,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "text_vae.py"
 
 
 def main() -> None:
-    """Times the step, then the product."""
+    """Times the step, then the output layer."""
     run = load_config(str(CONFIG))
     family, batch_size, root = run.family, run.batch_size, jax.random.key(0)
     assert isinstance(family, TextVAE)

@@ -1,8 +1,8 @@
-"""Times beam search over a sequence-to-sequence run: the first 1,000 test sources, five beams, after compilation.
+"""Times beam search by sequence-to-sequence runs: the first 1,000 test sources, five beams, after compilation.
 
 python -m benchmarks.translate runs/seq2seq_lstm [runs/seq2seq_transformer ...]
 
-A trained run is asked for, since one that has learned nothing ends its targets elsewhere. One JSON line a run; `value`
+The runs must be trained, since an untrained network's outputs have other lengths. Prints one JSON line a run; `value`
 is in sources a second.
 """
 

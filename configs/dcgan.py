@@ -1,11 +1,11 @@
-"""DCGAN on MNIST padded to 32x32, with half the channels of the paper's.
+"""DCGAN on MNIST padded to 32x32, with half the channels of the paper.
 
 python train.py configs/dcgan.py
 
 30 minutes on two CPU cores. `python evaluate.py runs/dcgan --samples 10000`: FID 1.81 by the MNIST classifier, the
 rarest digit 8.9 % of the samples. With `--steps 20000` (18 minutes) FID 2.55, with `--steps 67000` (60 minutes) 1.52.
 
-These figures are from before the data had a dev split; they are yet to be measured again.
+These figures predate the dev split of the data and have not been measured again yet.
 """
 
 from zoo import Optimizer, Run

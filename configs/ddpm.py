@@ -3,7 +3,7 @@
 python train.py configs/ddpm.py
 
 60 minutes on two CPU cores. With `--family.no-conditional`, `python evaluate.py runs/ddpm --samples 10000`: FID 1.29 by
-the MNIST classifier, sampled in 50 steps of DDIM with eta 1 and shift 3.
+the MNIST classifier, for samples of DDIM in 50 steps with eta 1 and shift 3.
 
 These figures predate the dev split of the data and have not been measured again yet.
 """

@@ -4,8 +4,8 @@ python train.py configs/seq2seq_transformer.py
 python evaluate.py runs/seq2seq_transformer --split test
 python sample.py runs/seq2seq_transformer --source hello --attention hello.png
 
-54 minutes on one CPU core. Of the 5,875 words held out for test, with five beams and stress not counted,
-29.4 % are wrong, and 7.30 % of the phones; one beam: 30.0 and 7.42 %. With stress: 34.8 and 9.36 %.
+54 minutes on one CPU core. On the 5,875 test words, with five beams and without stress, the word error rate is 29.4 %
+and the phone error rate 7.30 %; one beam: 30.0 and 7.42 %. With stress: 34.8 and 9.36 %.
 """
 
 from zoo import Optimizer, Run

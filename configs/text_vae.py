@@ -1,16 +1,16 @@
-"""Sentences from a latent space: a text VAE of WordNet's definitions.
+"""A text VAE of WordNet's definitions.
 
 python train.py configs/text_vae.py
 python evaluate.py runs/text_vae --iw-samples 100
 python sample.py runs/text_vae --between "a small bird" "a large building"
 
-The same decoder as a plain language model, to hold the bound against:
+The same decoder as a plain language model, for comparison with the bound:
 python train.py configs/text_vae.py --family.latent 0 --rundir runs/text_vae_lm
 
 28 minutes on one CPU core. On held-out definitions the bound is 40.24 nats, of which the KL is 4.42 (mutual information
-4.22, all ten units active); the language model's loss is 39.84. Importance-weighted with 100 codes: 39.74.
+4.22, all ten units active); the language model's loss is 39.84. The importance-weighted bound with 100 codes is 39.74.
 
-These figures are from before the data had a dev split; they are yet to be measured again.
+These figures predate the dev split of the data and have not been measured again yet.
 """
 
 from zoo import Optimizer, Run

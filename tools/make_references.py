@@ -1,12 +1,11 @@
-"""Writes what other libraries compute on small random weights, for the tests to compare with.
+"""Writes reference outputs of other libraries on small random weights, for the tests.
 
     pip install -e ".[parity]" && python tools/make_references.py tests/references
 
-For every model a folder in transformers' own layout (config.json, model.safetensors, tokenizer.json) and beside it
-`expected.safetensors` (logits, loss, gradients) and `expected.json` (versions, greedy and beam-search continuations);
-`processors.safetensors` and `processors.json` hold logits before and after transformers' logits processors. The weights
-come from NumPy's generator, so that the same seed gives the same files whatever PyTorch does with its own.
-`tools/references/` has one file a library.
+Each model of transformers has a folder in its own layout (config.json, model.safetensors, tokenizer.json) with
+`expected.safetensors` (logits, loss, gradients) and `expected.json` (versions, greedy and beam-search continuations).
+`processors.safetensors` and `processors.json` have logits before and after transformers' logits processors. Weights are
+drawn by NumPy's generator, so that the files do not depend on PyTorch's. `tools/references/` has one file a library.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from references.transformers_bert import write_bert_reference
 
 
 def write_references(folder: Path, seed: int) -> None:
-    """Writes everything under `folder`; the same seed and versions give the same bytes."""
+    """Writes all references to `folder`; the same seed and versions give the same bytes."""
     torch.set_num_threads(1)
     write_transformers_references(folder, seed)
     write_bert_reference(folder, seed)
@@ -36,7 +35,7 @@ def write_references(folder: Path, seed: int) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Parses the command line and writes the references."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the references go")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,8 @@
-"""Which tests enter which functions of the code, for `tools/mutants.py`.
+"""Map from functions of the code to the tests that enter them, for `tools/mutants.py`.
 
-Measured by group of tests, since the tests of a group share what is compiled: a function that JAX has traced for one
-test is not entered again for the next, though that one runs it. A group is a test file, or a config in the contract
-suite.
+It is measured by group of tests, since the tests of a group share compiled functions: a function that JAX traced for
+one test is not entered again in the next test, although that test runs it. A group is a test file, or a config in the
+contract suite.
 """
 
 import builtins
@@ -18,19 +18,19 @@ from mutant_runner import Cache, Tests, in_child, instrumented, report, serve
 from mutations import Mutation, files
 
 Groups = dict[str, dict[str, Any]]
-"""By name: `files` that hold its tests; once measured, `seconds` by test, `entered`: the tests by function, `failed`:
-tests that fail with the code as it is, `spent`: CPU seconds of all."""
+"""By name: `files` of its tests; once measured, `seconds` by test, `entered`: tests by function, `failed`: tests that
+fail with the unchanged code, `spent`: CPU seconds of all tests."""
 
 
 def measured(root: Path, store: Path, wanted: list[str], again: bool, folder: Path) -> Groups:
-    """The groups of tests, measured where that has not been done since their files changed.
+    """The groups of tests; those whose files changed since they were last measured are measured again.
 
     Args:
-        root: of the repository, and this process's working directory.
-        store: the file that keeps them.
-        wanted: which groups, as patterns.
-        again: whether all those are measured again.
-        folder: for files that are not kept.
+        root: root of the repository, and this process's working directory.
+        store: the file in which they are saved.
+        wanted: the groups to measure, as patterns.
+        again: whether all of these are measured again.
+        folder: folder for temporary files.
     """
     known = json.loads(store.read_text()) if store.exists() else {"code": {}, "tests": {}, "groups": {}}
     tests = _hashes(root, sorted(path.as_posix() for path in _python_files(root) if _is_test(path)))
@@ -61,10 +61,10 @@ def measured(root: Path, store: Path, wanted: list[str], again: bool, folder: Pa
 
 
 def plan(change: Mutation, groups: Groups) -> list[tuple[str, list[str]]]:
-    """The groups of tests that enter the changed function, and their tests that enter it, most devoted ones first.
+    """The groups of tests that enter the changed function, and their tests that enter it, most specific ones first.
 
-    A test is the more devoted to a function the fewer it enters in all, and a group as its most devoted test. What is
-    at a module's level is seen by all that import the module, and best by what enters few others' functions.
+    A test is more specific the fewer functions it enters; a group is as specific as its most specific test. Code at
+    module level is covered by all tests that import the module, most specifically by those that enter few functions.
     """
     name, found = f"{change.file}::{change.function}", []
     for group, of in groups.items():
@@ -81,7 +81,7 @@ def plan(change: Mutation, groups: Groups) -> list[tuple[str, list[str]]]:
 
 
 def _python_files(root: Path) -> list[Path]:
-    """Relative to the root."""
+    """Paths of Python files relative to the root."""
     return [path.relative_to(root) for path in root.glob("*/**/*.py")]
 
 
@@ -94,7 +94,7 @@ def _hashes(root: Path, names: list[str]) -> dict[str, str]:
 
 
 def _collected(folder: Path) -> dict[str, list[str]]:
-    """The files of each group."""
+    """The files of each group, as pytest collects them."""
     found = in_child(lambda: Tests(None).run(["tests"], folder), folder)["found"]
     if not found:
         raise SystemExit((folder / "log").read_text())

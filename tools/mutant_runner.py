@@ -1,8 +1,8 @@
 """Runs a group of tests in a child process whose modules differ from those on disk, for `tools/mutants.py`.
 
-This process has imported what tests need (JAX, Flax, pytest), and nothing of `zoo`; every run is a fork of it. JAX
-starts its threads with its first array, so that nothing is lost in forking before that. What a child imports comes
-through `importlib`, and `serve` gives it other source for some files, whatever hooks lie above.
+This process has imported the libraries that tests need (JAX, Flax, pytest) and no module of `zoo`; every run is a fork
+of it. JAX starts its threads at its first array, so forking before that is safe. A child imports modules by
+`importlib`, in which `serve` replaces the source of some files.
 """
 
 import ast
@@ -24,7 +24,7 @@ import pytest
 
 CACHES = Path(".pytest_cache")
 MEMORY = 16 << 30
-"""Bytes of address space for a mutant: a loop without end must not take the machine's memory."""
+"""Limit of a mutant's address space in bytes, so that an endless loop cannot exhaust the machine's memory."""
 COMMON = (
     "jax", "jax.numpy", "flax.nnx", "optax", "einops", "beartype", "jaxtyping", "scipy.stats", "PIL.Image", "tyro",
     "rich", "safetensors.numpy", "orbax.checkpoint", "tokenizers", "sacrebleu", "grain",
@@ -32,14 +32,14 @@ COMMON = (
 
 
 def preload() -> None:
-    """Imports what most tests need, so that children find it there."""
+    """Imports the libraries that most tests need, so that children do not import them again."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     for name in COMMON:
         importlib.import_module(name)
 
 
 def serve(sources: dict[str, bytes]) -> None:
-    """Lets this process import the given sources in place of what the files hold; their byte code is not kept."""
+    """Makes this process import the given sources instead of the files' contents; their byte code is not cached."""
     by_path = {str(Path(file).resolve()): source for file, source in sources.items()}
     loader = importlib.machinery.SourceFileLoader
     get_data, cache = loader.get_data, loader._cache_bytecode
@@ -63,13 +63,13 @@ def serve(sources: dict[str, bytes]) -> None:
 
 
 def instrumented(file: str, source: bytes) -> bytes:
-    """A module whose functions, and whose import, leave their names in `builtins.entered`."""
+    """A module's source, changed to add the names of entered functions, and of the module, to `builtins.entered`."""
     tree = _Marks(file).visit(ast.parse(source))
     return ast.unparse(ast.fix_missing_locations(tree)).encode()
 
 
 class _Marks(ast.NodeTransformer):
-    """Has each function of a module begin with `entered.add("FILE::NAME")`."""
+    """Inserts `entered.add("FILE::NAME")` at the start of each function of a module."""
 
     def __init__(self, file: str):
         self.file, self.names = file, [""]
@@ -95,12 +95,12 @@ class _Marks(ast.NodeTransformer):
 
 
 class Tests:
-    """A pytest plugin that runs the tests of one group, some first, and notes what happens.
+    """A pytest plugin that runs the tests of one group in a given order and records the results.
 
     Args:
-        group: the name in the `xdist_group` mark; None collects all and runs none.
-        first: node ids of the tests to begin with, in their order.
-        without: node ids of tests that are left out.
+        group: the name in the `xdist_group` mark; None: all tests are collected and none is run.
+        first: node ids of the tests to run first, in this order.
+        without: node ids of tests to skip.
     """
 
     def __init__(self, group: str | None, first: Iterable[str] = (), without: Iterable[str] = ()):
@@ -113,7 +113,7 @@ class Tests:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Keeps the group's tests, those that come first at the front."""
+        """Selects the group's tests and moves those of `first` to the front."""
         groups = {item: item.get_closest_marker("xdist_group").args[0] for item in items}  # type: ignore[union-attr]
         self.found = [(groups[item], item.nodeid) for item in items]
         mine = [item for item in items if groups[item] == self.group and item.nodeid not in self.without]
@@ -121,7 +121,7 @@ class Tests:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        """Measures a test and notes which functions it enters."""
+        """Measures a test and records which functions it enters."""
         begin = time.process_time()
         try:
             return (yield)
@@ -132,32 +132,32 @@ class Tests:
             vars(builtins).get("entered", set()).clear()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Notes a failed test."""
+        """Records a failed test."""
         if report.failed:
             self.failed.append(report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Notes a file that cannot be imported."""
+        """Records a file that cannot be imported."""
         if report.failed:
             self.failed.append(report.nodeid)
 
     def run(self, files: list[str], folder: Path, *options: str) -> dict[str, Any]:
-        """Runs the tests of some files; pytest's files lie in the folder."""
+        """Runs the tests of some files; pytest's temporary files are in the folder."""
         arguments = [*files, "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "pytest"), *options]
         code = pytest.main([*arguments, "-W", "ignore::pytest.PytestAssertRewriteWarning"], plugins=[self])
         return {"code": int(code)} | {name: getattr(self, name) for name in ("found", "seconds", "entered", "failed")}
 
 
 def in_child(work: Callable[[], dict[str, Any]], folder: Path, cpu_seconds: float | None = None) -> dict[str, Any]:
-    """The result of a function that runs in a forked child.
+    """Runs a function in a forked child and returns its result.
 
     Args:
-        work: gives what JSON can hold.
-        folder: where `log` (what it prints) and its result are kept.
-        cpu_seconds: the time that it may compute; ten times as much may pass.
+        work: the function; returns a dict that JSON can represent.
+        folder: folder of `log` (its output) and of its result.
+        cpu_seconds: limit of CPU time; the limit of elapsed time is ten times as much.
 
     Returns:
-        The function's result with the CPU `spent`; `{"signal": number}` instead where the child was ended.
+        The function's result with the CPU seconds `spent`; `{"signal": number}` instead if a signal ended the child.
     """
     result = folder / "result.json"
     result.unlink(missing_ok=True)
@@ -194,7 +194,7 @@ def in_child(work: Callable[[], dict[str, Any]], folder: Path, cpu_seconds: floa
 
 
 def _wait(child: int, seconds: float | None) -> int:
-    """The status of a child, which is killed when its time is over."""
+    """Waits for a child, which is killed after its time limit; returns its status."""
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         done, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
@@ -207,11 +207,11 @@ def _wait(child: int, seconds: float | None) -> int:
 
 
 class Cache:
-    """What JAX has compiled for one job: a copy of what the unchanged code compiles, which mutants leave as it is.
+    """JAX's compilation cache of one job: a copy of the programs of the unchanged code.
 
-    `tests/conftest.py` keeps a folder for each worker of pytest-xdist, named by the environment; a job takes that name.
-    JAX knows a compiled program by its text, so a mutant cannot be given another's; one that is killed may leave half a
-    file, and so whatever a mutant adds is removed.
+    `tests/conftest.py` has a folder for each worker of pytest-xdist, named by the environment; a job uses such a name.
+    JAX identifies a compiled program by its text, so a mutant never receives the program of another. A mutant that is
+    killed may leave an incomplete file, so all files that a mutant adds are removed.
     """
 
     NAME = "-mutants"
@@ -229,11 +229,11 @@ class Cache:
         return set(os.listdir(self.path)) if self.path.exists() else set()
 
     def use(self) -> None:
-        """Has tests of this process and its children keep what they compile here."""
+        """Makes the tests of this process and its children use this cache."""
         os.environ["PYTEST_XDIST_WORKER"] = self.worker
 
     def forget(self) -> None:
-        """Removes what was added."""
+        """Removes the files that were added."""
         for name in self._entries() - self.kept:
             (self.path / name).unlink(missing_ok=True)
 
@@ -243,5 +243,5 @@ class Cache:
 
 
 def report(text: str) -> None:
-    """Prints a line at once."""
+    """Prints a line and flushes the output."""
     print(text, file=sys.stdout, flush=True)

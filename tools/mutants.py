@@ -1,20 +1,26 @@
-"""Changes the code a little, in many places, one at a time, and finds the changes that no test notices.
+"""Mutation testing: makes small changes to the code, one at a time, and reports those that no test detects.
 
-    python tools/mutants.py --seed 0 --count 300           # what `make mutants` does
+    python tools/mutants.py --seed 0 --count 300           # as `make mutants`
     python tools/mutants.py --only zoo/metrics/text.py --count 20
+<<<<<<< HEAD
     python tools/mutants.py --only zoo/ddpm.py --list      # what can be changed there
     python tools/mutants.py --again                        # those that survived the last time
     python tools/mutants.py --tests test_ddpm_loss --only zoo/ddpm.py
+=======
+    python tools/mutants.py --only zoo/ddpm.py --list      # lists all changes of a file
+    python tools/mutants.py --again                        # the changes that survived the last time
+    python tools/mutants.py --tests test_ddpm --only zoo/ddpm.py
+>>>>>>> p4
 
 Changes (`tools/mutations.py`) are drawn from losses, evaluation, metrics, samplers and the learner, from each file in
-proportion to how many there are. For each the tests run that enter the changed function, most devoted ones first,
-until one fails. Which tests those are is measured once (`tools/mutant_map.py`), again for a test file that has changed,
-and for all with `--map`; it lies in `.pytest_cache/mutants`. Nothing is written into the working tree: a changed module
-exists in the memory of a child process only (`tools/mutant_runner.py`). Tests that start other processes see the code
-as it is.
+proportion to its number of changes. For each change, the tests that enter the changed function are run, most specific
+ones first, until one fails. The map from functions to tests is measured once (`tools/mutant_map.py`), again for test
+files that changed, and for all with `--map`; it is saved in `.pytest_cache/mutants`. The working tree is not changed: a
+changed module exists only in the memory of a child process (`tools/mutant_runner.py`). Tests that start other processes
+run the unchanged code.
 
-A change that no test can notice, since nothing that is computed differs, belongs into `tools/mutants_equivalent.toml`
-with its reason, and counts neither way.
+An equivalent change, which no test can detect since all results are the same, belongs in
+`tools/mutants_equivalent.toml` with its reason, and is not counted.
 """
 
 import argparse
@@ -41,14 +47,14 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT / ".pytest_cache" / "mutants"
 EQUIVALENT = ROOT / "tools" / "mutants_equivalent.toml"
 PATIENCE = 4
-"""A mutant may take this many times the CPU time of the unchanged code, and half a minute more."""
+"""Limit of a mutant's CPU time as a multiple of that of the unchanged code; half a minute is added."""
 
 
 # ------------------------------------------------------------------------------------------- one mutant
 
 
 def judge(change: Mutation, known: Groups, folder: Path, budget: float) -> dict[str, Any]:
-    """Whether a test fails: {"killed": what failed, or nothing; "left": groups that the budget left out}."""
+    """Runs the tests of a mutant: {"killed": the failed test, or empty; "left": groups not run, for lack of time}."""
     spent, groups = 0.0, plan(change, known)
     for i, (group, first) in enumerate(groups):
         of = known[group]
@@ -71,7 +77,7 @@ def judge(change: Mutation, known: Groups, folder: Path, budget: float) -> dict[
 
 
 def judge_all(changes: list[Mutation], known: Groups, jobs: int, budget: float) -> list[dict[str, Any]]:
-    """`judge` of each, in `jobs` processes at a time."""
+    """The result of `judge` for each mutant, with `jobs` processes at a time."""
     results: list[dict[str, Any]] = [{} for _ in changes]
     waiting, running, before = list(enumerate(changes)), {}, edited()
     folders = [Path(tempfile.mkdtemp(prefix="mutants")) for _ in range(jobs)]
@@ -104,12 +110,12 @@ def judge_all(changes: list[Mutation], known: Groups, jobs: int, budget: float) 
 
 
 def edited() -> set[tuple[str, int]]:
-    """When each file of the code was last written."""
+    """Time of the last change of each file of the code."""
     return {(path.relative_to(ROOT).as_posix(), path.stat().st_mtime_ns) for path in ROOT.glob("zoo/**/*.py")}
 
 
 def _work(change: Mutation, known: Groups, folder: Path, cache: Cache, budget: float) -> None:
-    """A job's process, which ends here."""
+    """The main function of a job's process."""
     code = 1
     try:
         cache.use()
@@ -132,7 +138,7 @@ def _say(change: Mutation, result: dict[str, Any], number: int, count: int) -> N
 
 
 def draw(sites: dict[str, list[Mutation]], count: int, seed: int) -> list[Mutation]:
-    """`count` of all changes: of each file in proportion to its number, which ones by the seed."""
+    """Draws `count` changes by the seed, from each file in proportion to its number of changes."""
     total = sum(map(len, sites.values()))
     count = min(count, total)
     shares = {file: count * len(of) / total for file, of in sites.items()}
@@ -144,18 +150,18 @@ def draw(sites: dict[str, list[Mutation]], count: int, seed: int) -> list[Mutati
 
 
 def equivalents() -> dict[tuple[str, str, str, str], str]:
-    """Reasons by file, function, and lines before and after."""
+    """The reasons of equivalent changes, by file, function, and lines before and after."""
     entries = tomllib.loads(EQUIVALENT.read_text()).get("mutant", []) if EQUIVALENT.exists() else []
     return {(each["file"], each["function"], each["before"], each["after"]): each["reason"] for each in entries}
 
 
 def key(change: Mutation) -> tuple[str, str, str, str]:
-    """What a change is known by, whatever the number of its line."""
+    """The key of a change, which does not depend on its line number."""
     return change.file, change.function, change.before, change.after
 
 
 def summary(changes: list[Mutation], results: list[dict[str, Any]]) -> str:
-    """The survivors, then the shares."""
+    """The report: the survivors, then the shares."""
     lines, counts = [], Counter()
     for change, result in zip(changes, results, strict=True):
         counts[change.file, bool(result["killed"])] += 1
@@ -174,7 +180,7 @@ def summary(changes: list[Mutation], results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Parses the command, makes the map where it is missing, runs, reports."""
+    """Parses the command line, measures the map if necessary, runs the mutants and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="which changes are drawn")
     parser.add_argument("--count", type=int, default=300, help="how many")
@@ -186,9 +192,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="how many mutants are judged at a time")
     parser.add_argument("--budget", type=float, default=240, help="CPU seconds of further groups for a survivor")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # this process and each job end what they have started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # this process and each job end their child processes
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))  # this `zoo`, whichever is installed
+    sys.path.insert(0, str(ROOT))  # this `zoo`, not an installed one
     sites = {file: mutations(ROOT, file) for file in files(ROOT)}
     reasons, everywhere = equivalents(), {key(change) for of in sites.values() for change in of}
     for entry in reasons.keys() - everywhere:

@@ -1,8 +1,8 @@
-"""Small wrong changes of a module's source, one at a time, for `tools/mutants.py`.
+"""Mutations of a module's source, for `tools/mutants.py`.
 
-A mutation replaces one piece of a module's text. Left alone are docstrings, annotations, imports, decorators,
+A mutation replaces one piece of a module's text. Not changed are docstrings, annotations, imports, decorators,
 f-strings, assertions, `raise` statements, logging, defaults of settings (fields of a class), and the networks of
-families and metrics, which references of other programs hold in place.
+families and metrics, which are tested against references of other programs.
 """
 
 import ast
@@ -32,7 +32,7 @@ SCOPE = {
         )
     },
 }  # fmt: skip
-"""Which files are mutated, as patterns, and where not all of a file is: in which functions."""
+"""Patterns of the files that are mutated and, if not all of a file is, of the functions."""
 
 COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -52,12 +52,12 @@ DROPPED = {
     "abs", "cumsum", "clip", "exp", "expm1", "flip", "log", "log1p", "log2", "log_softmax", "relu", "round", "sigmoid",
     "softmax", "sorted", "sqrt", "square", "stop_gradient", "tanh", "where",
 }  # fmt: skip
-"""Functions that are replaced by an argument (`where`: by either of its values)."""
+"""Functions whose calls are replaced by an argument (`where`: by either of its values)."""
 SYMMETRIC = {"maximum", "minimum", "max", "min", "logaddexp", "gcd", "add", "union", "multiply"}
 LEFT = {"isinstance", "getattr", "setattr", "zip", "partial", "cast", *SYMMETRIC}
-"""Functions whose arguments are not left out and not swapped."""
+"""Functions whose arguments are neither omitted nor swapped."""
 LEFT_FUNCTIONS = {"__post_init__", "__repr__", "describe", "check", "draw_weights"}
-"""Refusals and how things are shown: names, and where in a picture letters stand."""
+"""Not mutated: checks that raise errors, and display (names, and positions of letters in images)."""
 PARENTHESISED = (ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Lambda, ast.UnaryOp, ast.NamedExpr, ast.Await)
 
 
@@ -66,14 +66,14 @@ class Mutation:
     """One change.
 
     Attributes:
-        file: relative to the repository.
-        function: the qualified name of the innermost function or class around it; empty at a module's level.
-        begin: where the replaced piece starts in the file's bytes.
-        end: where it ends.
-        text: what stands there instead.
-        line: the number of the piece's first line.
+        file: path relative to the repository.
+        function: the qualified name of the innermost function or class around it; empty at module level.
+        begin: offset of the replaced piece in the file's bytes.
+        end: offset of its end.
+        text: the replacement.
+        line: number of the piece's first line.
         before: the lines around the piece, joined.
-        after: the same after the change.
+        after: these lines after the change.
     """
 
     file: str
@@ -91,13 +91,13 @@ class Mutation:
 
 
 def files(root: Path) -> list[str]:
-    """All files in scope that hold a statement."""
+    """All files in scope that have a statement."""
     found = [path.relative_to(root).as_posix() for path in sorted(root.glob("zoo/**/*.py"))]
     return [file for file in found if _functions(file) is not False and (root / file).stat().st_size]
 
 
 def mutations(root: Path, file: str) -> list[Mutation]:
-    """All changes of a file, in the order of the text."""
+    """All changes of a file, in the order of its text."""
     source, only = (root / file).read_bytes(), _functions(file)
     starts = [0, *(match.end() for match in re.finditer(b"\n", source))]
     found = {}
@@ -130,13 +130,13 @@ def _joined(text: str) -> str:
 
 
 class _Finder:
-    """Walks a module and yields (function, node that is replaced, text instead)."""
+    """Walks a module and yields (function, replaced node, replacement)."""
 
     def __init__(self, file: str):
         self.left_bases = {"Protocol"} if file.startswith("zoo/nn/") else {"Protocol", "nnx.Module"}
 
     def changes(self, node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.AST, str]]:
-        """Changes of a node and of all below it."""
+        """Changes of a node and of its descendants."""
         if self._is_left(node, function):
             return
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -164,7 +164,7 @@ class _Finder:
         return isinstance(node, ast.ClassDef) and any(ast.unparse(base) in self.left_bases for base in node.bases)
 
     def children(self, node: ast.AST) -> list[ast.AST]:
-        """What below a node is looked at: no annotations, decorators and defaults of settings."""
+        """The children of a node that are searched: not annotations, decorators and defaults of settings."""
         if isinstance(node, ast.FunctionDef):
             return [*node.args.defaults, *filter(None, node.args.kw_defaults), *node.body]
         if isinstance(node, ast.ClassDef):
@@ -180,7 +180,7 @@ class _Finder:
         return list(ast.iter_child_nodes(node))
 
     def own(self, node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST | str]]:
-        """Changes of a node itself: pairs of the node that is replaced and what replaces it."""
+        """Changes of a node itself: pairs of the replaced node and its replacement."""
         method = getattr(self, f"of_{type(node).__name__}", None)
         if method is not None:
             yield from method(node)
@@ -235,7 +235,7 @@ class _Finder:
             yield node, ast.AugAssign(node.target, ARITHMETIC[type(node.op)](), node.value)
 
     def of_Assign(self, node):  # noqa: N802
-        """Where the old value would do as well as the new one: `x = f(x)` is left out."""
+        """Omits an assignment `x = f(x)`, so that the old value is kept."""
         used = {name.id for name in ast.walk(node.value) if isinstance(name, ast.Name)}
         if len(node.targets) == 1 and isinstance(node.targets[0], ast.Name) and node.targets[0].id in used:
             yield node, "pass"
@@ -251,7 +251,7 @@ class _Finder:
                 yield node, ast.Slice(**parts)
 
     def of_Call(self, node):  # noqa: N802
-        """Another function, an argument instead, a keyword left out, the first two arguments swapped."""
+        """Replaces the function, replaces the call by an argument, omits a keyword, swaps the first two arguments."""
         name, plain = _name(node.func), not any(isinstance(each, ast.Starred) for each in node.args)
         builtin = isinstance(node.func, ast.Name) and SWAPPED.get(name) not in vars(builtins)
         if name in SWAPPED and not builtin and not ast.unparse(node.func).startswith("parallel."):
@@ -268,7 +268,7 @@ class _Finder:
 
 
 def _name(function: ast.AST) -> str:
-    """The last part of a called function's name."""
+    """The last part of the name of a called function."""
     return ast.unparse(function).rsplit(".", 1)[-1]
 
 

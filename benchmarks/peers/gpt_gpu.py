@@ -1,9 +1,9 @@
-"""Times a compiled PyTorch GPT of lm_train.py on a GPU in bfloat16: torch.compile, autocast, fused attention and AdamW.
+"""Times lm_train.py's PyTorch GPT on a GPU in bfloat16: torch.compile, autocast, fused attention and AdamW.
 
     python benchmarks/peers/gpt_gpu.py [--smoke]
 
-GPT-2 124M at context 1,024 in batches of 32, as `benchmarks.gpu_work.gpt2`; --smoke is a tiny one on the CPU, not
-compiled. Prints one JSON line.
+GPT-2 124M at context 1,024 in batches of 32, like `benchmarks.gpu_work.gpt2`; --smoke runs a tiny one on the CPU,
+without compilation. Prints one JSON line.
 """
 
 import json
@@ -26,7 +26,7 @@ def main(smoke):
     torch.set_default_device("cpu" if smoke else "cuda")
     device = torch.get_default_device().type
     torch.set_float32_matmul_precision("high")
-    # 50,304 rows, as nanoGPT has them: matrix units want multiples of 64. No target is one of the 47 that are added.
+    # 50,304 rows as in nanoGPT, since matrix units need multiples of 64; no target is one of the 47 added rows.
     model = GPT(layers, heads, width, context, -(-vocabulary // 64) * 64)
     run = model if smoke else torch.compile(model)
     options = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}

@@ -1,4 +1,4 @@
-"""Times how fast PyTorch trains image models on the CPU and samples from a diffusion model, in float32.
+"""Times training of image models and sampling from a diffusion model by PyTorch on the CPU, in float32.
 
     python benchmarks/peers/images.py torch {ddpm_train|ddpm_sample|dcgan|vae}
 

@@ -1,8 +1,8 @@
-"""What numpy, PyTorch or JAX reach of the machine: matrix products in GFLOP/s, memory in GB/s.
+"""Measures the matrix product rate (GFLOP/s) and memory bandwidth (GB/s) of NumPy, PyTorch or JAX on this machine.
 
     python benchmarks/peers/limits.py {numpy|torch|jax}
 
-`peak.c` beside it gives the machine's own peak. Prints one JSON line a figure: best and median of several calls.
+`peak.c` in this folder measures the machine's peak. Prints one JSON line a figure: best and median of several calls.
 """
 
 import json
@@ -23,7 +23,7 @@ STREAM = 64 * 1024 * 1024
 
 
 def report(library, metric, unit, work, call, times=5):
-    """Times call() and prints how much of `work` (in units) it does a second."""
+    """Times call(), which does an amount `work` in the given unit, and prints the rate per second."""
     call()
     seconds = []
     for _ in range(times):

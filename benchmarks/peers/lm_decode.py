@@ -1,12 +1,12 @@
-"""Times how fast other programs decode GPT-2's 124M shape: float32, random weights, prompt 32, 128 new tokens.
+"""Times decoding by other programs with the shape of GPT-2 124M: float32, random weights, prompt 32, 128 new tokens.
 
     python benchmarks/peers/lm_decode.py prepare                  # once: random weights in every program's format
     python benchmarks/peers/lm_decode.py gguf                     # once, for llama.cpp: needs the package gguf
     python benchmarks/peers/lm_decode.py PROGRAM [1 8 beam5]      # batch sizes, or five beams for one prompt
 
 PROGRAM: transformers, ctranslate2, llama.cpp (needs the package xllamacpp) or keras-hub; only transformers is timed
-with beams. The files lie in the folder that PEER_DECODE names, by default one in the temporary directory. Prints one
-JSON line a case.
+with beams. The files are in the folder PEER_DECODE, by default one in the temporary directory. Prints one JSON line a
+case.
 """
 
 import json
@@ -57,7 +57,7 @@ def prepare():
 
 
 def read_weights():
-    """Reads the safetensors file by hand: the environment of llama.cpp may have nothing that can."""
+    """Reads the safetensors file without the safetensors package, which llama.cpp's environment may lack."""
     with open(FOLDER / "hf" / "model.safetensors", "rb") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         header, body = json.loads(file.read(size)), file.read()
@@ -108,7 +108,7 @@ def gguf():
         for kind in ("weight", "bias"):
             names |= {f"h.{i}.{theirs}.{kind}": f"blk.{i}.{ours}.{kind}" for theirs, ours in parts.items()}
     for theirs, ours in names.items():
-        # GPT-2's checkpoint keeps its matrices as [in, out], llama.cpp as [out, in].
+        # GPT-2's checkpoint stores its matrices as [in, out], llama.cpp as [out, in].
         matrix = theirs.startswith("h.") and weights[theirs].ndim == 2
         writer.add_tensor(ours, np.ascontiguousarray(weights[theirs].T if matrix else weights[theirs]))
     writer.add_tensor("output.weight", weights["wte.weight"])

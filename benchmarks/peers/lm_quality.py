@@ -1,10 +1,10 @@
-"""Trains a plain PyTorch GPT (nanoGPT's shape and recipe) on batches and from weights that another program made.
+"""Trains a plain PyTorch GPT (nanoGPT's shape and recipe) from given initial weights on given batches.
 
     python benchmarks/peers/lm_quality.py FOLDER
 
-FOLDER holds `settings.json` (shape, optimizer and schedule), `init.safetensors` (first weights under this program's
+FOLDER has `settings.json` (shape, optimizer and schedule), `init.safetensors` (initial weights under this program's
 names) and `batches.npz`: `inputs` and `targets` [steps b t], `held_out_inputs` and `held_out_targets` [n t]; targets of
--100 carry no loss. Prints one JSON line with the mean loss of all held-out targets after the last step.
+-100 have no loss. Prints one JSON line with the mean loss of all held-out targets after the last step.
 """
 
 import json
@@ -21,7 +21,7 @@ from timing import THREADS
 
 
 def learning_rate(step, s):
-    """nanoGPT's schedule: linear warm-up, then half a cosine."""
+    """nanoGPT's schedule: linear warm-up, then cosine decay."""
     if step < s["warmup_steps"]:
         return s["learning_rate"] * (step + 1) / (s["warmup_steps"] + 1)
     done = (step - s["warmup_steps"]) / (s["steps"] - s["warmup_steps"])

@@ -1,4 +1,4 @@
-"""Times how fast PyTorch trains a language model on the CPU, in float32.
+"""Times training of a language model by PyTorch on the CPU, in float32.
 
     python benchmarks/peers/lm_train.py {gpt|transformers} {small|base} [compile]
 

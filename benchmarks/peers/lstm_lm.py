@@ -1,4 +1,4 @@
-"""Times how fast PyTorch trains a character LSTM on the CPU: two layers of 256, embedding 128, 65 symbols.
+"""Times training of a character LSTM by PyTorch on the CPU: two layers of 256, embedding 128, 65 symbols.
 
     python benchmarks/peers/lstm_lm.py torch lstm
 

@@ -1,4 +1,4 @@
-"""Times a piece of work and prints one JSON line: rate, share of the machine that others took, peak memory."""
+"""Times a function and prints one JSON line: rate, share of the machine used by other processes, peak memory."""
 
 import json
 import os
@@ -11,7 +11,7 @@ THREADS = int(os.environ.get("PEER_THREADS", "2"))
 
 
 def _machine_seconds():
-    """CPU seconds that the whole machine has worked, where the system tells; else 0."""
+    """CPU seconds used by the whole machine since it started; 0 if /proc/stat does not exist."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return 0.0
@@ -34,7 +34,7 @@ def wait_until_quiet(busy=0.25, tries=20):
 
 
 def timed(step, warm=2, min_s=8.0, min_n=3):
-    """Calls step() until `min_s` seconds and `min_n` calls have passed; seconds a call, and how quiet it was."""
+    """Calls step() for at least `min_s` seconds and `min_n` times; returns seconds per call and the load by others."""
     began = time.perf_counter()
     for _ in range(warm):
         step()
@@ -57,7 +57,7 @@ def timed(step, warm=2, min_s=8.0, min_n=3):
 
 
 def emit(peer, task, metric, units_per_call, timing, **more):
-    """Prints the line; value and best are in units a second."""
+    """Prints the JSON line; `value` and `best` are in units a second."""
     line = {
         "peer": peer,
         "task": task,

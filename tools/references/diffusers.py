@@ -1,4 +1,4 @@
-"""What diffusers' U-Nets, noise schedules and samplers compute."""
+"""References of diffusers: U-Nets, noise schedules and samplers."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ UNETS = {
              "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
              "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
              "block_out_channels": [8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4},
-    # The details in which the networks differ that were converted from DDPM's own checkpoints.
+    # Settings of networks converted from DDPM's checkpoints that differ from the defaults.
     "unet_ddpm": {"sample_size": 8, "attention_head_dim": None, "flip_sin_to_cos": False, "freq_shift": 1,
                   "downsample_padding": 0, "norm_eps": 1e-6, "down_block_types": ["AttnDownBlock2D", "DownBlock2D"],
                   "up_block_types": ["UpBlock2D", "AttnUpBlock2D"], "block_out_channels": [8, 16],
@@ -20,7 +20,7 @@ UNETS = {
 
 
 def write_unet_references(folder: Path, seed: int) -> None:
-    """Small U-Nets of diffusers and what they compute: `output` of pictures `x` [b h w c] at times `t`, of classes."""
+    """Writes small U-Nets of diffusers and their `output` for images `x` [b h w c], times `t` and classes."""
     from diffusers import UNet2DModel
 
     for number, (name, config) in enumerate(UNETS.items()):
@@ -48,7 +48,7 @@ COSINE, NO_CLIP = {"beta_schedule": "squaredcos_cap_v2"}, {"clip_sample": False}
 SCHEDULERS = [
     ("DDPMScheduler", 7, "eps", 0.0, EVEN | NO_CLIP),
     ("DDPMScheduler", 7, "x0", 0.0, EVEN | NO_CLIP | COSINE),
-    # With other spacings than these this scheduler does not step to the next of its own levels.
+    # With other spacings, this scheduler does not step to the next of its own levels.
     ("DDIMScheduler", 8, "eps", 0.0, {"timestep_spacing": "trailing"} | NO_CLIP),
     ("DDIMScheduler", 8, "v", 0.6, {"timestep_spacing": "trailing"} | NO_CLIP),
     ("DDIMScheduler", 8, "x0", 1.0, {"timestep_spacing": "leading"} | NO_CLIP | COSINE),
@@ -60,14 +60,14 @@ SCHEDULERS = [
     ("DPMSolverMultistepScheduler", 20, "v", 0.0, KARRAS),
     ("DPMSolverMultistepScheduler", 20, "x0", 0.0, EVEN),
 ]
-"""(scheduler, steps, what the network predicts, eta, other settings) of diffusers."""
+"""(scheduler, steps, prediction type, eta, other settings) of diffusers."""
 
 
 def scheduler_reference(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """What diffusers' schedulers make of random noise and of random network outputs, step by step.
+    """Trajectories of diffusers' schedulers for random noise and random network outputs.
 
-    `x` [calls + 1 ...] is what the scheduler holds before each call of the network and at the end, `outputs` what the
-    network says at each, `noise` what a step draws, if any. Euler's and Heun's x is of scale sqrt(1 + sigma^2).
+    `x` [calls + 1 ...] is the scheduler's sample before each call of the network and at the end, `outputs` are the
+    network's outputs, and `noise` is the noise of each step, if any. Euler's and Heun's x has scale sqrt(1 + sigma^2).
     """
     import diffusers
 
@@ -87,7 +87,7 @@ def scheduler_reference(rng: np.random.Generator) -> tuple[dict[str, np.ndarray]
             output = torch.tensor(rng.standard_normal(x.shape), dtype=torch.float32)
             calls["outputs"].append(output)
             if name == "DDPMScheduler":
-                # This scheduler draws for itself: the same generator gives what it draws.
+                # This scheduler draws its own noise, which an equal generator reproduces.
                 calls["noise"].append(torch.randn(x.shape, generator=torch.Generator().manual_seed(int(t))))
                 step = scheduler.step(output, t, x, generator=torch.Generator().manual_seed(int(t)))
             elif eta:
@@ -109,7 +109,7 @@ def scheduler_reference(rng: np.random.Generator) -> tuple[dict[str, np.ndarray]
 
 
 def write_scheduler_references(folder: Path, seed: int) -> None:
-    """The noise schedules and samplers of diffusers."""
+    """Writes the references of diffusers' noise schedules and samplers."""
     arrays, cases = scheduler_reference(np.random.default_rng([seed, 200]))
     write_arrays(folder / "schedulers.safetensors", arrays)
     write_json(folder / "schedulers.json", {"cases": cases})

@@ -1,4 +1,4 @@
-"""How references are written: arrays as safetensors, lists as JSON with the versions of the libraries."""
+"""Writers of references: arrays as safetensors, lists as JSON with the versions of the libraries."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from safetensors.numpy import save_file
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """safetensors writes a buffer as it lies in memory, so rows must follow each other there."""
+    """Writes arrays as safetensors, made contiguous first, since safetensors writes their memory unchanged."""
     save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
 
 
 def write_json(path: Path, lists: dict[str, list]) -> None:
-    """An object of lists, an entry a line, and the versions of the libraries that the numbers come from."""
+    """Writes an object of lists, one entry a line, with the versions of the libraries."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
     fields = [f'"versions": {json.dumps(versions)}']
     for name, entries in lists.items():

@@ -1,4 +1,4 @@
-"""What PyTorch computes: a DCGAN in the layout of its example, LSTM and GRU layers, a file in its earlier format."""
+"""References of PyTorch: a DCGAN in the layout of its example, LSTM and GRU layers, a file in its earlier format."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -9,10 +9,10 @@ from references.files import write_arrays
 
 
 def write_dcgan_reference(folder: Path, seed: int) -> None:
-    """DCGAN of 32 pixels in the layout of PyTorch's example, tiny, and what it computes; images are [b h w c].
+    """Writes a tiny DCGAN of 32 pixels in the layout of PyTorch's example and its outputs; images are [b h w c].
 
-    `generator.pth` and `discriminator.safetensors` hold the weights. Expected are images, logits and moving moments in
-    evaluation and in training, and gradients of the non-saturating game.
+    `generator.pth` and `discriminator.safetensors` have the weights. The outputs are images, logits and moving moments
+    in evaluation and in training, and gradients of the non-saturating game.
     """
     from torch import nn
 
@@ -76,7 +76,7 @@ def write_dcgan_reference(folder: Path, seed: int) -> None:
 
 
 def recurrent_reference(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Two layers of LSTM and GRU: states, gradients, and what both directions make of rows of different length."""
+    """Two layers of LSTM and GRU: states, gradients, and bidirectional outputs for rows of different lengths."""
     rows, steps, features, width = 4, 6, 3, 5
     arrays: dict[str, np.ndarray] = {}
 
@@ -108,7 +108,7 @@ def recurrent_reference(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def write_legacy_reference(folder: Path) -> None:
-    """A file as `torch.save` wrote it before PyTorch 1.6, and the tensors in it."""
+    """Writes a file in the format of `torch.save` before PyTorch 1.6, and its tensors."""
     whole = torch.arange(24.0).reshape(4, 6)
     tensors = {"whole": whole, "part": whole.T[1:4, ::2], "half": whole[0].half(), "count": torch.tensor(7),
                "none": torch.zeros(0, 3)}  # fmt: skip

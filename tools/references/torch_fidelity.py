@@ -1,4 +1,4 @@
-"""What torch-fidelity computes: metrics of features, and the features of Inception-v3."""
+"""References of torch-fidelity: metrics of features, and the features of Inception-v3."""
 
 import zlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from references.files import write_arrays
 
 
 def import_torch_fidelity():
-    """The package, without torchvision: it imports that for metrics that are not compared here."""
+    """Imports the package without torchvision, which it needs only for metrics that are not compared here."""
     import importlib
     import sys
     from unittest.mock import MagicMock
@@ -25,7 +25,7 @@ def import_torch_fidelity():
 
 
 def metric_reference(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What torch-fidelity finds of features: more vectors than dimensions, and fewer, whose covariance is singular."""
+    """Metrics of features: with more vectors than dimensions, and with fewer, whose covariance is singular."""
     import_torch_fidelity()
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
@@ -51,7 +51,7 @@ def metric_reference(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A value for a tensor of Inception's, the same wherever it is made: activations keep their size through it."""
+    """A reproducible random value for a tensor of Inception's, scaled so that activations keep their size."""
     noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
     if len(shape) > 1:
         return noise * np.float32((2 / np.prod(shape[1:])) ** 0.5)
@@ -59,7 +59,7 @@ def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def narrow(module: torch.nn.Module, factor: int) -> None:
-    """Divides the channels of every convolution in a module, but for those of colours."""
+    """Divides the channels of every convolution in a module, except the colour channels of the input."""
     for name, child in module.named_children():
         if isinstance(child, torch.nn.Conv2d):
             channels = child.in_channels if child.in_channels == 3 else child.in_channels // factor
@@ -74,7 +74,7 @@ def narrow(module: torch.nn.Module, factor: int) -> None:
 
 
 def write_inception_reference(folder: Path, seed: int, factor: int) -> None:
-    """Features and logits of torch-fidelity's Inception-v3, narrower by a factor, with weights from `random_tensor`."""
+    """Writes features and logits of torch-fidelity's Inception-v3, narrowed, with weights from `random_tensor`."""
     from unittest import mock
 
     import_torch_fidelity()
@@ -99,6 +99,6 @@ def write_inception_reference(folder: Path, seed: int, factor: int) -> None:
 
 
 def write_metric_references(folder: Path, seed: int) -> None:
-    """Metrics of images: figures from features, and the features of Inception-v3."""
+    """Writes the references of image metrics: metrics of features, and the features of Inception-v3."""
     write_arrays(folder / "metrics.safetensors", metric_reference(np.random.default_rng([seed, 500])))
     write_inception_reference(folder / "inception", seed, factor=16)

@@ -1,4 +1,4 @@
-"""What transformers' GPT-2 and Llama compute on small random weights, and its logits processors."""
+"""References of transformers: GPT-2 and Llama with small random weights, and logits processors."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ PROCESSOR_CASES = [
 
 
 def make_tokenizer() -> Tokenizer:
-    """A byte-level BPE of `VOCABULARY` entries whose number 0 is the end of text."""
+    """A byte-level BPE of `VOCABULARY` entries, of which number 0 is the end of text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -62,7 +62,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def make_models() -> dict[str, PreTrainedModel]:
-    """The shapes that are compared: GPT-2, and Llama with grouped queries, its embedding untied and tied."""
+    """The models: GPT-2, and Llama with grouped queries, with its embedding untied and tied."""
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     gpt2 = GPT2Config(vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, **ends)
     llama = {
@@ -81,9 +81,9 @@ def make_models() -> dict[str, PreTrainedModel]:
 
 
 def randomise(model: PreTrainedModel, rng: np.random.Generator) -> None:
-    """Gives every parameter a value far enough from its usual start that no two of them could be taken for each other.
+    """Sets all parameters to distinct random values, so that confusing two of them changes the results.
 
-    Biases and norms are random too, and matrices large enough that the logits are far from uniform.
+    Biases and norms are random too, and matrices are large enough that the logits are far from uniform.
     """
     for name, parameter in sorted(model.named_parameters()):
         noise = rng.standard_normal(parameter.shape)
@@ -95,7 +95,7 @@ def randomise(model: PreTrainedModel, rng: np.random.Generator) -> None:
 
 
 def pad_left(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of one length and their mask: `(tokens [b, t], 0 where a slot is padding [b, t])`."""
+    """Pads rows on the left to one length: `(tokens [b, t], mask [b, t])`; the mask is 0 at padding."""
     length = max(map(len, prompts))
     tokens = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -103,7 +103,7 @@ def pad_left(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def forward_reference(model: PreTrainedModel, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Logits of whole rows and of left-padded ones; loss and gradients of rows that end in padding."""
+    """Logits of full rows and of left-padded rows; loss and gradients of rows that end in padding."""
     tokens = torch.tensor(rng.integers(1, VOCABULARY, (3, 17)))
     padded, mask = pad_left([row[: length + 8].tolist() for row, length in zip(tokens, (2, 9, 0), strict=True)])
     with torch.no_grad():
@@ -129,7 +129,7 @@ def forward_reference(model: PreTrainedModel, rng: np.random.Generator) -> dict[
 
 
 def continuations(sequences: torch.Tensor, prompt_length: int, end: int) -> list[list[int]]:
-    """What follows the prompt, up to and with the end of text; what transformers fills up with is cut off."""
+    """The tokens after the prompt, up to and including the end of text; transformers' padding is removed."""
     rows = sequences[:, prompt_length:].tolist()
     return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
@@ -137,8 +137,8 @@ def continuations(sequences: torch.Tensor, prompt_length: int, end: int) -> list
 def generation_reference(model: PreTrainedModel, rng: np.random.Generator) -> dict:
     """Greedy and beam-search continuations of prompts of different lengths, alone and in one batch.
 
-    `end` is the token that ends a text: the tokenizer's own, which random weights seldom predict, so that most searches
-    run into the limit of new tokens, and one that greedy search is seen to meet.
+    `end` is the token that ends a text: the tokenizer's, which random weights seldom predict, so that most searches
+    reach the limit of new tokens; and a token that greedy search produces.
     """
     prompts = [rng.integers(1, VOCABULARY, length).tolist() for length in PROMPT_LENGTHS]
     tokens, mask = pad_left(prompts)
@@ -194,7 +194,7 @@ def processor_reference(rng: np.random.Generator) -> tuple[dict[str, np.ndarray]
 
 
 def write_transformers_references(folder: Path, seed: int) -> None:
-    """A folder for each model in transformers' own layout with what it computes, and the logits processors."""
+    """Writes a folder for each model, in transformers' layout with its outputs, and the logits processors."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     texts = [TEXT, "the quick fox", " water,  jugs\nand boxes."]

@@ -1,4 +1,4 @@
-"""What transformers' BERT computes on small random weights, with a small WordPiece tokenizer."""
+"""References of transformers: BERT with small random weights and a small WordPiece tokenizer."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def make_word_pieces() -> Tokenizer:
-    """A WordPiece with BERT's special tokens and normalisation: letters, marks, and the words that are used most."""
+    """A WordPiece tokenizer with BERT's special tokens and normalisation: letters, marks and frequent words."""
     words = re.findall(r"\w+|[^\w\s]", TEXT.lower())
     letters = sorted({letter for word in words for letter in word})
     common = sorted({word for word in words if words.count(word) > 1 and len(word) > 1})
@@ -29,7 +29,7 @@ def make_word_pieces() -> Tokenizer:
 
 
 def write_bert_reference(folder: Path, seed: int) -> None:
-    """A small BERT and what it computes of padded pairs: hidden states, logits of tokens and of the next sentence."""
+    """Writes a small BERT and its outputs for padded pairs: hidden states, token and next-sentence logits."""
     rng, tokenizer = np.random.default_rng([seed, 700]), make_word_pieces()
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=CONTEXT, hidden_size=16, intermediate_size=40,

@@ -1,4 +1,4 @@
-"""What families make: texts and images, how they are shown and how they are written."""
+"""Artifacts, the outputs of families: texts and images, their display and their files."""
 
 import html
 import io
@@ -16,13 +16,13 @@ from jaxtyping import UInt8
 
 @dataclass(frozen=True)
 class Text:
-    """A text that a family made.
+    """A generated text.
 
     Attributes:
-        text: as a person reads it.
-        scores: numbers worth showing beside it; {}: none, but the text is a line of a list. None: it stands alone.
-        record: what JSON lines hold of it; None: the text and its scores.
-        prompt: the beginning of the text that was given, not written; may be empty.
+        text: the whole text, prompt included.
+        scores: numbers shown beside it; {}: none, but the text is a line of a list. None: it is shown alone.
+        record: its JSON object; None: the text and its scores.
+        prompt: the beginning of the text that was given and not generated; may be empty.
     """
 
     text: str
@@ -31,7 +31,7 @@ class Text:
     prompt: str = ""
 
     def marked(self, mark: Callable[[str], str]) -> str:
-        """The text with its prompt changed by `mark`, so that a reader sees which part was given."""
+        """The text with `mark` applied to its prompt, to distinguish it from the generated part."""
         return (mark(self.prompt) if self.prompt else "") + self.text.removeprefix(self.prompt)
 
     def json(self) -> str:
@@ -39,19 +39,19 @@ class Text:
         return json.dumps(self.record or {"text": self.text} | (self.scores or {}), ensure_ascii=False)
 
     def _repr_html_(self) -> str:
-        """The text in a notebook, with its prompt dimmed."""
+        """HTML for notebooks, with the prompt dimmed."""
         shown = replace(self, text=html.escape(self.text), prompt=html.escape(self.prompt))
         return "<pre>" + shown.marked('<span style="opacity: 0.5">{}</span>'.format) + "</pre>"
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture that a family made.
+    """A generated image.
 
     Attributes:
         pixels: grey (c = 1) or colour (c = 3).
-        name: what kind of picture it is, where it is more than one sample (a strip, a traversal).
-        file: where it was asked to be written to, if that was said.
+        name: the kind of image if it shows several samples (a strip, a traversal); may be empty.
+        file: the path to write it to if the request gave one; else empty.
     """
 
     pixels: UInt8[np.ndarray, "h w c"]
@@ -62,7 +62,7 @@ class Image:
         return isinstance(other, Image) and self.name == other.name and np.array_equal(self.pixels, other.pixels)
 
     def png(self) -> bytes:
-        """The picture as a PNG file."""
+        """The image as a PNG file."""
         import PIL.Image
 
         pixels = self.pixels[..., 0] if self.pixels.shape[-1] == 1 else self.pixels
@@ -71,7 +71,7 @@ class Image:
         return file.getvalue()
 
     def _repr_png_(self) -> bytes:
-        """How a notebook shows it: small pictures enlarged, each pixel a square."""
+        """PNG for notebooks; small images are enlarged by repeating pixels."""
         factor = max(1, 128 // max(self.pixels.shape[:2]))
         return Image(self.pixels.repeat(factor, 0).repeat(factor, 1)).png()
 
@@ -81,12 +81,12 @@ Artifacts = Sequence[Artifact]
 
 
 def grid(images: Sequence[Image] | UInt8[np.ndarray, "n h w c"], columns: int = 0, gap: int = 2) -> Image:
-    """Images of one size side by side, row after row.
+    """A grid of images of one size, filled row by row.
 
     Args:
         images: all of one shape.
-        columns: how many in a row; 0: as many as make it square.
-        gap: white pixels between them.
+        columns: images in a row; 0: as many as make the grid square.
+        gap: white pixels between images.
     """
     pixels = np.stack([image.pixels if isinstance(image, Image) else image for image in images])
     columns = columns or math.ceil(math.sqrt(len(pixels)))
@@ -99,12 +99,12 @@ def grid(images: Sequence[Image] | UInt8[np.ndarray, "n h w c"], columns: int = 
 
 
 def sheet(rows: UInt8[np.ndarray, "r k h w c"], name: str) -> Image:
-    """Rows of k images each as one picture of that name."""
+    """A grid with k images in each row, as one image of the given name."""
     return replace(grid(rearrange(rows, "r k h w c -> (r k) h w c"), columns=rows.shape[1]), name=name)
 
 
 def deliver(artifacts: Artifacts) -> Artifacts:
-    """Writes the pictures that were asked for in a file of their own, and returns the other artifacts."""
+    """Writes the images whose `file` is set, and returns the other artifacts."""
     for artifact in artifacts:
         if isinstance(artifact, Image) and artifact.file:
             Path(artifact.file).parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +113,11 @@ def deliver(artifacts: Artifacts) -> Artifacts:
 
 
 def listing(artifacts: Artifacts, mark: Callable[[str], str] = str) -> str:
-    """Texts for a reader: one line each with its scores if all are single lines with scores, else separated by rules.
+    """Texts for printing: one line each with its scores if all are single lines with scores, else separated by rules.
 
     Args:
-        artifacts: texts and others, which are left out.
-        mark: applied to the prompt that a text begins with.
+        artifacts: texts; others are ignored.
+        mark: applied to the prompt of each text.
     """
     texts = [artifact for artifact in artifacts if isinstance(artifact, Text)]
     if any(text.scores is None or "\n" in text.text for text in texts):
@@ -142,7 +142,7 @@ def write_artifact(stem: Path, artifact: Artifact) -> Path:
 
 
 def write_artifacts(folder: Path, artifacts: Artifacts) -> list[Path]:
-    """Writes artifacts into a folder as sample_0000, sample_0001, ..., and several images of one size as a grid too."""
+    """Writes artifacts into a folder as sample_0000, sample_0001, ...; several images of one size also as a grid."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [
         write_artifact(folder / f"sample_{i:04d}{'_' * bool(name)}{name}", artifact)
@@ -154,7 +154,7 @@ def write_artifacts(folder: Path, artifacts: Artifacts) -> list[Path]:
 
 
 def write_summary(stem: Path, artifacts: Artifacts) -> Path:
-    """Writes artifacts as one file where one can show them all, else into a folder; returns which."""
+    """Writes artifacts as one file if `together` can combine them, else into a folder; returns the path."""
     whole = together(artifacts)
     if whole is not None:
         return write_artifact(stem, whole)
@@ -163,7 +163,7 @@ def write_summary(stem: Path, artifacts: Artifacts) -> Path:
 
 
 def together(artifacts: Artifacts) -> Artifact | None:
-    """One artifact that shows all: the only one, or a grid where they are images of one size."""
+    """One artifact that shows all: the only one, or a grid of images of one size; None if there is no such artifact."""
     if len(artifacts) == 1:
         return artifacts[0]
     images = [artifact for artifact in artifacts if isinstance(artifact, Image)]

@@ -1,4 +1,4 @@
-"""Bounds of settings, which stand beside their fields: `layers: Annotated[int, Ge(1)] = 4`.
+"""Bounds of settings, declared in the annotations of their fields: `layers: Annotated[int, Ge(1)] = 4`.
 
 `zoo.core.errors.require` checks them, and `--help` shows them.
 """
@@ -21,17 +21,17 @@ class Why:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the annotation of a field asks of its value."""
+    """The bounds that the annotation of a field declares."""
 
     metadata: tuple[BaseMetadata, ...]
     reason: str = ""
 
     def hold(self, value: Any) -> bool:
-        """Whether a value lies within all bounds; None, the absence of a value, always does."""
+        """Whether a value is within all bounds; None always is."""
         return value is None or all(_holds(bound, value) for bound in self.metadata)
 
     def __str__(self) -> str:
-        """In words: "at least 1", "from 0 to below 1". That a value is finite goes without saying."""
+        """The bounds in words: "at least 1", "from 0 to below 1". An infinite upper bound is omitted."""
         low = next((bound for bound in self.metadata if isinstance(bound, Ge | Gt)), None)
         high = next((bound for bound in self.metadata if isinstance(bound, Le | Lt)), None)
         return _words(low, None if _infinite(high) else high) + (f" ({self.reason})" if self.reason else "")
@@ -55,7 +55,7 @@ def _infinite(bound: Any) -> bool:
 
 
 def _words(low: Any, high: Any) -> str:
-    """A lower and an upper bound, of which one may be None."""
+    """A lower and an upper bound in words; either may be None."""
     if isinstance(low, Ge):
         match high:
             case None:
@@ -71,7 +71,7 @@ def _words(low: Any, high: Any) -> str:
 
 @functools.cache
 def bounds_of(kind: type) -> Mapping[str, Bounds]:
-    """The bounds of a dataclass's fields, by name; fields without any are left out."""
+    """The bounds of a dataclass's fields by name; fields without bounds are omitted."""
     found = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if typing.get_origin(hint) is Annotated:

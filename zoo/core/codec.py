@@ -1,7 +1,7 @@
-"""Codecs: trained models that turn data into tokens or latents and back, for models of those.
+"""Codecs: trained models that encode data as tokens or latents and decode them, for models of those codes.
 
-A data set names a codec's run by its setting `codec`; the harness loads it, hands it to `Data.open`, and copies its
-evaluation weights into `RUN/codec/`, so that a run needs no other run.
+A data set's setting `codec` names the codec's run. The harness loads it, passes it to `Data.open`, and copies its
+evaluation weights into `RUN/codec/`, so that a run does not depend on another run's directory.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Codec(Protocol):
     """A family whose evaluation networks are a codec."""
 
     def encode(self, state: Any, batch: dict[str, Any]) -> Any:
-        """Codes of each row of a batch, [b ...]. Traced."""
+        """Codes of a batch, [b ...]. Traced."""
 
     def decode(self, state: Any, codes: Any) -> Any:
-        """Rows of data [b ...] from codes, as a batch of the codec's own data holds them. Traced."""
+        """Decodes codes to rows [b ...], in the form of a batch of the codec's own data. Traced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class Coder:
     """A trained codec.
 
     Attributes:
-        family: its settings; implements `Codec`.
-        spec: of the data that it encodes.
-        state: its evaluation weights.
+        family: settings of the codec; implements `Codec`.
+        spec: spec of the data that it encodes.
+        state: evaluation weights.
     """
 
     family: Any
@@ -39,11 +39,11 @@ class Coder:
     state: Any
 
     def encode(self, batch: dict[str, Any]) -> jax.Array:
-        """Codes of each row of a batch; compiled once for each shape."""
+        """Codes of a batch [b ...]; compiled once for each shape."""
         return _encode(self.family, self.state, batch)
 
     def decode(self, codes: Any) -> jax.Array:
-        """Rows of data from codes; compiled once for each shape."""
+        """Decodes codes to rows of data [b ...]; compiled once for each shape."""
         return _decode(self.family, self.state, codes)
 
 

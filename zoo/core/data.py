@@ -1,4 +1,4 @@
-"""Data as a function: batch number `step` is `batch_at(step)`, and nothing else has to be remembered."""
+"""Interface of data sets: batch number `step` is `batch_at(step)`, so that a data set has no state to save."""
 
 import abc
 import dataclasses
@@ -14,65 +14,64 @@ Batch = dict[str, np.ndarray]
 
 
 Split = Literal["dev", "test", "all"]
-"""Which rows are scored: `dev` to choose by, `test` to report, or `all` of a source that nothing is trained on."""
+"""Rows to score: `dev` for selection, `test` for reported figures, or `all` of a source that is not trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What data is: enough to build networks, and to sample without the data at hand; saved in the run directory."""
+    """Description of data, sufficient to build networks and to sample without the data; saved in the run directory."""
 
 
 class DataSet(abc.ABC):
     """An opened data set: a spec, training batches by number, and the held-out rows of one split.
 
-    Held-out rows come in an order without meaning, so that the first of them are a random sample. Subclasses are
-    dataclasses.
+    The order of held-out rows is random, so that the first of them are a random sample. Subclasses are dataclasses.
     """
 
     spec: Spec
     split: Split = "dev"
-    """Which rows are held out; training looks at dev."""
+    """The held-out rows; training evaluates dev."""
 
     def on(self, split: Split) -> "DataSet":
-        """The same data with the held-out rows of another split; nothing is read again."""
+        """The same data with the held-out rows of another split; the source is not read again."""
         return self if split == self.split else dataclasses.replace(self, split=split)  # type: ignore[type-var]
 
     @property
     @abc.abstractmethod
     def held_out_batches(self) -> int:
-        """How many batches hold all rows of the split."""
+        """Number of batches in the split."""
 
     @abc.abstractmethod
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Training batch number `step`, a pure function of (seed, step); `rows` takes part of the global batch."""
+        """Training batch number `step`, a pure function of (seed, step); `rows` selects part of the global batch."""
 
     @abc.abstractmethod
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`; rows that only fill up the last one have `valid` false, and `row` counts on."""
+        """Held-out batch `index`; `row` is the index in the split, and `valid` is false for padding rows at its end."""
 
     def augment(self, batch: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-        """Changes a training batch at random, row by row, on the device. Traced within the training step."""
+        """Augments a training batch at random, row by row, on the device. Traced within the training step."""
         return batch
 
     def preview(self, key: jax.Array) -> Artifacts:
-        """What the first training batch, changed by `augment`, looks like to a person; kept in the run directory."""
+        """The first training batch after `augment`, in readable form; written to the run directory."""
         return []
 
     def coverage(self) -> dict[str, float]:
-        """What the held-out split leaves out, as shares; nothing where it is whole.
+        """Shares of the held-out split that are left out or unknown; empty if there are none.
 
         Returns:
-            `left_out_share` of the rows and `left_out_token_share` of the tokens (end-of-text aside), since they are
-            too long, and `unknown_share`, of the tokens that are scored, where the tokenizer lacks some.
+            `left_out_share` of the rows and `left_out_token_share` of the tokens (excluding end-of-text) that are too
+            long, and `unknown_share`, the share of scored tokens that the tokenizer lacks, if any.
         """
         return {}
 
     def fingerprint(self) -> str:
-        """Changes when the training data does."""
+        """A string that changes when the training data changes."""
         return self.describe()
 
     def describe(self) -> str:
-        """One line that says what the data is and how much of it there is."""
+        """One line about the kind and amount of the data."""
         return type(self).__name__
 
 
@@ -81,35 +80,35 @@ class Data(abc.ABC):
 
     @property
     def name(self) -> str:
-        """What the source is called; another name is another source."""
+        """The source's name; different sources have different names."""
         return type(self).__name__
 
     @property
     def codec(self) -> str:
-        """The run directory of the codec that the data is encoded by; empty: none.
+        """The run directory of the codec that encodes the data; empty: none.
 
-        Data that has such a setting gets the loaded codec, a `zoo.core.codec.Coder`, as `open(..., codec=...)`.
+        If it is not empty, `open` is called with the loaded codec, a `zoo.core.codec.Coder`, as `codec=`.
         """
         return ""
 
     def check_tokenizer(self, spec: Any) -> None:  # noqa: B027 - most data has no tokenizer
-        """Refuses a spec of an earlier run whose tokenizer is not the kind that these settings ask for.
+        """Checks that the tokenizer in the spec of an earlier run is of the kind that these settings select.
 
         Raises:
-            UserError: it is not; the message says which flag agrees.
+            UserError: it is of another kind; the message names the flag that matches.
         """
 
     def fitting(self, spec: Any) -> "Data":
-        """These settings, changed where they ask for another spec than that of an earlier run; see `--init.from`."""
+        """These settings, adapted to the spec of an earlier run; see `--init.from`."""
         return self
 
     def excerpt(self, folder: Path) -> "Data":
-        """The same settings for a small piece of the data: what tests train on.
+        """The same settings for a small excerpt of the data, for tests.
 
-        A few dozen images or some hundred short texts are enough; by default, all of the data.
+        A few dozen images or a few hundred short texts are enough; the default is all of the data.
 
         Args:
-            folder: an existing folder, into which the piece may be written.
+            folder: an existing folder, to which the excerpt may be written.
         """
         return self
 
@@ -120,14 +119,13 @@ class Data(abc.ABC):
         """Reads the data.
 
         Args:
-            length: positions in a sequence, from the family; None where the data has none.
+            length: positions in a sequence, from the family; None if rows have no length.
             batch_size: rows in the global batch.
-            seed: of the order of the training rows.
-            spec: of an earlier run, whose tokenizer must be used and must fit; None makes one from the data.
-            split: the rows that are held out; with `all`, nothing is kept for training, and a source may be of any
-                size.
+            seed: seed of the order of the training rows.
+            spec: spec of an earlier run, whose tokenizer is used and must fit the data; None: made from the data.
+            split: the held-out rows; with `all`, no rows are kept for training, and the source may have any size.
 
         Raises:
-            UserError: the data is missing, empty, too short, too little for three parts, unreadable, or does not fit
+            UserError: the data is missing, empty, too short, too small for three splits, unreadable, or does not fit
                 `spec`.
         """

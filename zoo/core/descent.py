@@ -1,4 +1,4 @@
-"""How one update is assembled around the optimizer: microbatches before it, moving averages of the weights after it."""
+"""The parts of an update around the optimizer: microbatches and moving averages of the weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from zoo.core.family import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """Settings of an update that are not the optimizer's. `Optimizer` inherits them, so their flags stay its own."""
+    """Settings of microbatches and averages. `Optimizer` inherits them, so their flags are `--optimizer.*`."""
 
     microbatches: Annotated[int, Ge(1)] = 1
-    """Parts that a batch is taken in, one after another, to save memory; the sum of their gradients is one step."""
+    """Parts into which a batch is split, computed one after another to save memory; their gradients are summed."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Decay of the exponential moving average of the weights that samples and scores are made with; 0: none."""
+    """Decay of the exponential moving average of the weights, which samples and scores use; 0: no average."""
 
     def __post_init__(self) -> None:
         require(self, "optimizer.")
 
     def parts(self, batch: Batch) -> Batch:
-        """The microbatches, stacked; each takes every m-th row, so that all devices have a share of each."""
+        """The microbatches, stacked; each has every m-th row, so that its rows are spread over all devices."""
         return jax.tree.map(lambda x: rearrange(x, "(b m) ... -> m b ...", m=self.microbatches), batch)
 
     def accumulate(self, function: Callable[[Any, Batch], tuple[Any, Any, Any]], memory: Any, batch: Batch) -> Any:
         """Calls `function(memory, batch) -> (sums, rows, memory)` for each microbatch.
 
         Returns:
-            The sums added over microbatches, the rows in the order of the batch, and the memory that the last
-            microbatch left; each microbatch starts from the memory of the one before.
+            The sums added over microbatches, the rows in the order of the batch, and the memory after the last
+            microbatch; each microbatch starts from the memory of the previous one.
         """
         if self.microbatches == 1:
             return function(memory, batch)
@@ -54,10 +54,10 @@ class Descent:
         """Moving averages after one more update.
 
         Args:
-            averages: before the update.
-            values: what they are averages of, after the update; integers are copied and not averaged.
-            updates: how many updates there were, this one included. The decay is at most (1 + n) / (10 + n), so that
-                the first weights fade quickly.
+            averages: the averages before the update.
+            values: the averaged quantities after the update; integers are copied and not averaged.
+            updates: number n of updates, this one included. The decay is at most (1 + n) / (10 + n), so that the
+                weight of the first values falls quickly.
         """
         n = updates.astype(jnp.float32)
         decay = jnp.minimum(self.ema_decay, (1 + n) / (10 + n))

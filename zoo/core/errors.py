@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend: a sentence, exit status 2, no traceback."""
+"""`UserError`: an error the user can fix, printed as one sentence without a traceback; exit status 2."""
 
 import errno
 import os
@@ -13,23 +13,23 @@ from zoo.core.bounds import bounds_of
 SURROUNDINGS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
-"""Errors of the operating system that say something about the user's disk and not about this program."""
+"""Errors of the operating system that are due to the user's files and disk and not to this program."""
 
 
 class UserError(Exception):
-    """Something that the user gave cannot be used.
+    """An error the user can fix.
 
-    The message is one sentence that names the value and says what would be right.
+    The message is one sentence that names the wrong value and what it must be.
     """
 
 
 def require(settings: Any, prefix: str, *conditions: tuple[str, str, bool]) -> None:
-    """Checks the bounds beside the fields of settings (see `zoo.core.bounds`), and then what relates fields.
+    """Checks the bounds of the fields of settings (see `zoo.core.bounds`), then conditions that relate fields.
 
     Args:
         settings: a dataclass.
         prefix: the prefix of its flags on the command line, such as "family."; may be empty.
-        conditions: (field, what it must be, whether it is) of each relation.
+        conditions: for each, the field's name, what it must be, and whether it is.
 
     Raises:
         UserError: names the first field that is out of bounds or breaks a condition.
@@ -46,7 +46,7 @@ _reading_saved: ContextVar[bool] = ContextVar("_reading_saved", default=False)
 
 @contextmanager
 def reading_saved() -> Iterator[None]:
-    """While the settings of a saved run are read, `refuse` lets them pass."""
+    """Context in which the settings of a saved run are read: `refuse` raises no error."""
     token = _reading_saved.set(True)
     try:
         yield
@@ -55,9 +55,9 @@ def reading_saved() -> Iterator[None]:
 
 
 def refuse(message: str, when: bool) -> None:
-    """Refuses settings that earlier versions took, and with which nothing is to be trained from now on.
+    """Rejects settings for training that earlier versions accepted.
 
-    A run that was trained with them still samples, scores and starts others: see `reading_saved`.
+    A run that was trained with them can still sample, be scored and initialise others: see `reading_saved`.
 
     Raises:
         UserError: with the message.
@@ -67,7 +67,7 @@ def refuse(message: str, when: bool) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal, after it had saved.
+    """Training was stopped by a signal, after the run was saved.
 
     Attributes:
         signum: the signal.
@@ -82,14 +82,14 @@ _in_script: ContextVar[bool] = ContextVar("_in_script", default=False)
 
 
 def is_script() -> bool:
-    """Whether the process is one of the scripts, and not a notebook or another program."""
+    """Whether the process runs one of the scripts; false in notebooks and other programs."""
     return _in_script.get()
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's main function and turns the errors a user can cause into exit statuses.
+    """Runs a script's main function and converts errors that a user can cause to exit statuses.
 
-    0: done; 1: standard output was closed; 2: `UserError`, or files that cannot be written or read; 130 and 143:
+    0: success; 1: standard output was closed; 2: `UserError`, or files that cannot be written or read; 130 and 143:
     stopped by Ctrl-C and by SIGTERM.
     """
     token = _in_script.set(True)
@@ -105,7 +105,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # Python flushes standard output once more on its way out, and would complain.
+        # Python flushes standard output again at exit, which would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

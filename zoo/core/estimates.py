@@ -1,7 +1,7 @@
 """Means over held-out rows, each with its standard error.
 
-A mean over rows is a ratio of two sums, r = sum_i s_i / sum_i w_i: nats over tokens, for example. Rows are independent,
-while the tokens of a row are not, so the error is that of a ratio estimator over the n rows (Cochran 1977, "Sampling
+A mean over rows is a ratio of two sums, r = sum_i s_i / sum_i w_i, such as nats over tokens. Rows are independent and
+the tokens of a row are not, so the error is that of a ratio estimator over the n rows (Cochran 1977, "Sampling
 Techniques", section 2.11; the delta method):
 
     Var r = n / (n - 1) sum_i (s_i - r w_i)^2 / (sum_i w_i)^2
@@ -18,17 +18,17 @@ from jaxtyping import Bool, Float
 from zoo.core.family import Metrics
 
 STDERR = "_stderr"
-"""What the name of a standard error ends with, after the name of the figure that it belongs to."""
+"""Suffix of the name of a standard error, after the name of its figure."""
 DRAWS_STDERR = "_draws" + STDERR
-"""The same for the part of the error that is due to noise in the evaluation: more draws make it smaller."""
+"""Suffix for the part of the error that is due to noise in the evaluation; more draws reduce it."""
 
 
 def standard_error(sums: Any, weights: Any) -> float | None:
-    """Standard error of sum(sums) / sum(weights); None of a single row, which has none.
+    """Standard error of sum(sums) / sum(weights); None for fewer than two rows.
 
     Args:
         sums: s of each row [n].
-        weights: w of each row [n]; a row that has neither s nor w does not count as one.
+        weights: w of each row [n]; rows with s = w = 0 are not counted.
     """
     s, w = np.asarray(sums, np.float64), np.asarray(weights, np.float64)
     n = np.count_nonzero((s != 0) | (w != 0))
@@ -39,11 +39,11 @@ def standard_error(sums: Any, weights: Any) -> float | None:
 
 
 def row_mean(name: str, sums: Any, weights: Any = None) -> Metrics:
-    """The mean of a figure over rows, as metric `name`, with its standard error where there is one.
+    """The mean of a figure over rows, as metric `name`, with its standard error if there are at least two rows.
 
     Args:
-        name: of the figure.
-        sums: its value for each row, or s where there are weights [n].
+        name: name of the figure.
+        sums: s of each row [n]; without weights, the figure's value for each row.
         weights: w of each row [n]; None: 1.
     """
     s = np.asarray(sums, np.float64)
@@ -53,10 +53,10 @@ def row_mean(name: str, sums: Any, weights: Any = None) -> Metrics:
 
 
 class RowMeans:
-    """Adds up the statistics of held-out batches, each evaluated with several draws of the noise.
+    """Accumulates the statistics of held-out batches, each evaluated with several draws of the noise.
 
     Args:
-        draws: how many evaluations of a batch there are; a row's s and w are means over them.
+        draws: evaluations of each batch; a row's s and w are means over them.
     """
 
     def __init__(self, draws: int = 1) -> None:
@@ -68,8 +68,8 @@ class RowMeans:
         """Adds one batch.
 
         Args:
-            draws: its `RowStatistics` under each draw, on the host.
-            valid: which rows are not padding.
+            draws: its `RowStatistics` for each draw, on the host.
+            valid: true for rows that are not padding.
         """
         self._rows += int(valid.sum())
         for name in draws[0]:
@@ -78,11 +78,11 @@ class RowMeans:
             self._parts.setdefault(name, []).append(pairs.mean(axis=0))
 
     def metrics(self) -> Metrics:
-        """Each mean, `loss` first, with its standard error; of several draws, also the error that the noise leaves.
+        """Each mean, `loss` first, with its standard error and, for several draws, the error due to the noise.
 
         Returns:
-            `NAME`, `NAME_stderr` unless there is one row only, with several draws `NAME_draws_stderr`, and `rows`, how
-            many rows there were.
+            `NAME`, `NAME_stderr` if there are at least two rows, `NAME_draws_stderr` if there are several draws, and
+            `rows`, the number of rows.
         """
         found: Metrics = {}
         for name in ["loss", *(name for name in self._totals if name != "loss")]:

@@ -1,11 +1,11 @@
-"""Feature extractors: what turns images into the vectors that generative models are compared by.
+"""Feature extractors: maps from images to the feature vectors that image metrics (FID, KID, ...) compare.
 
-An extractor is a name, a hash and a function; a notebook makes its own by
+An extractor is a name, a hash and a function; a notebook can define one by
 
     Extractor("mine", "v1", lambda images: (features, logits))        uint8 [b h w c] -> [b d], [b classes]
 
-A family that implements `Extracts` can be trained into one. `zoo.harness.extractors` loads extractors from files and
-runs; families get the loader as `Model.extractor`.
+A trained family that implements `Extracts` can be used as one. `zoo.harness.extractors` loads extractors from files and
+runs; families receive the loader as `Model.extractor`.
 """
 
 from collections.abc import Callable
@@ -29,15 +29,15 @@ class Extracted(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """Turns images into feature vectors and class logits.
+    """Maps images to feature vectors and class logits.
 
     Attributes:
-        name: what it is.
-        hash: tells weights of one name apart; of files, the first 12 digits of their SHA-256.
+        name: its name in reports.
+        hash: identifies the weights; for files, the first 12 digits of their SHA-256.
         apply: maps images uint8 [b h w c] to features [b d] and logits [b classes].
-        classes: their names, if the share of each class among samples is to be reported.
-        batch_size: images given to `apply` at once, at most.
-        takes: spec of the images that it takes; None: all images.
+        classes: names of the classes, if the share of each class among samples is to be reported.
+        batch_size: maximum number of images in a call of `apply`.
+        takes: spec of the images that it accepts; None: all images.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Extractor:
     takes: Spec | None = None
 
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Extracted:
-        """Features and logits of images, in batches; the last batch is filled up, so that one size is compiled."""
+        """Features and logits of images, in batches; the last batch is padded, so that one size is compiled."""
         size = min(self.batch_size, 1 << max(len(images) - 1, 0).bit_length())
         parts = []
         for begin in range(0, len(images), size):
@@ -71,18 +71,18 @@ class Extracts(Protocol):
 
 
 class NoExtractorError(UserError):
-    """No extractor was named, and none that is at hand fits the images."""
+    """No extractor was named, and no embedded one fits the images."""
 
 
 LoadExtractor = Callable[[str, Any], Extractor]
-"""`load(name, spec)`: the extractor that a setting names, for images of a spec.
+"""`load(name, spec)` returns the extractor that a setting names, for images of a spec.
 
-It raises `NoExtractorError` if no name is given and nothing fits, and `UserError` if there is no extractor of that name
-or it takes other images."""
+It raises `NoExtractorError` if no name is given and no embedded one fits, and `UserError` if there is no extractor of
+that name or it accepts other images."""
 
 
 def no_extractor(name: str, spec: Any) -> Extractor:
-    """The `LoadExtractor` of a model that was made by hand.
+    """The `LoadExtractor` of a `Model` that `zoo.load_run` or `zoo.fit` did not create.
 
     Raises:
         NoExtractorError: always.

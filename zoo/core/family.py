@@ -1,8 +1,8 @@
-"""The contract between a model family and everything that is shared.
+"""The interface between a model family and the shared code.
 
-A family is a frozen dataclass whose fields are its hyper-parameters. It turns a data set's spec into a state, a state
-and a batch into the next state, a state and held-out rows into statistics, and a trained model into samples. It never
-names a device, and what is shared never names a family.
+A family is a frozen dataclass whose fields are its hyper-parameters. Its methods map a data set's spec to the initial
+state, a state and a batch to the next state, a state and held-out rows to statistics, and a trained model to samples. A
+family never names a device, and shared code never names a family.
 """
 
 import abc
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from zoo.core.optimizer import Optimizer
 
 Batch = dict[str, Any]
-"""Arrays that lead with the batch row: `row` int32 [b] (the index in the global batch), `valid` bool [b] (false on the
-rows that fill up a last batch), and what the spec promises (`tokens` int32 [b, t + 1] with `length` int32 [b], ...)."""
+"""Arrays whose first axis is the batch row: `row` int32 [b] (the index in the global batch), `valid` bool [b] (false
+for padding rows of the last batch), and those of the data set (`tokens` int32 [b, t + 1], `length` int32 [b], ...)."""
 
 State = Any
-"""Everything that must survive a crash, as one pytree."""
+"""Everything that a checkpoint must hold to resume training, as one pytree."""
 
 Metrics = dict[str, Any]
-"""Scalars by name; in names `_nats`, `_bits`, `per_token`, ... say the unit. What `score` returns may hold strings too:
-how a figure was come by (sampler, extractor, number of samples) is kept beside it."""
+"""Scalars by name; `_nats`, `_bits`, `per_token`, ... in a name give the unit. What `score` returns may also contain
+strings: the provenance of a figure (sampler, extractor, number of samples)."""
 
 RowStatistics = dict[str, tuple[jax.Array, jax.Array]]
-"""A held-out batch, row by row: each metric is a pair (sum [b], weight [b]); sums and weights are added over all rows
-and then divided, since a mean of means is wrong as soon as rows differ in length. `loss` must be one of them."""
+"""Metrics of a held-out batch, row by row, each a pair (sum [b], weight [b]). Sums and weights are added over all rows
+and then divided, since a mean of means is wrong if rows differ in length. `loss` is required."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Marks part of a state whose arrays lead with the global batch row (an LSTM's carry).
+    """Marks part of a state whose arrays have the global batch row as first axis (an LSTM's carry).
 
     Such leaves are sharded and split into microbatches like the batch, and never averaged.
     """
@@ -52,7 +52,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class AllRows(Rows):
-    """Marks a metric of a loss that `Learner.descend` returns with the rows of the whole batch, on every device."""
+    """Marks a metric of a loss that `Learner.descend` returns for all rows of the global batch, on every device."""
 
 
 for _kind in (Rows, AllRows):
@@ -61,9 +61,9 @@ for _kind in (Rows, AllRows):
 
 @dataclass(frozen=True)
 class MemorySums:
-    """Marks a metric that is no metric: arrays summed over rows, from which the network's memory is updated.
+    """Marks an entry of a loss's metrics that is used to update the network's memory: arrays summed over rows.
 
-    The learner adds them over microbatches and devices; then `update_memory` of `Learner.descend` is called with them.
+    The learner adds them over microbatches and devices and passes them to `update_memory` of `Learner.descend`.
     """
 
     value: Any
@@ -74,10 +74,10 @@ jax.tree_util.register_dataclass(MemorySums, data_fields=["value"], meta_fields=
 
 @dataclass(frozen=True)
 class Setup:
-    """What a family needs to know of the run to make its state.
+    """Settings of the run that a family needs to create its state.
 
     Attributes:
-        optimizer: how the networks learn.
+        optimizer: settings of the optimizer.
         total_steps: length of the run, for schedules.
         batch_size: rows in the global batch.
         precision: name of the dtype that networks compute in, float32 or bfloat16; parameters stay float32.
@@ -92,32 +92,32 @@ class Setup:
 
     @property
     def dtype(self) -> Any:
-        """`precision` as a dtype: networks take it when they are made, and cast their matrices to it."""
+        """`precision` as a dtype; networks are constructed with it and cast their matrices to it."""
         return jnp.dtype(self.precision)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained family, ready to sample and score: its state holds networks only, no optimizer state."""
+    """A trained family for sampling and scoring; its state holds networks only, no optimizer state."""
 
     family: "Family"
     spec: Any
     state: State
     step: int
     data: "Callable[[], DataSet] | None" = None
-    """Opens the data that it was trained on, for samplers that start from real examples."""
+    """Opens the training data set, for samplers that start from real examples."""
     extractor: LoadExtractor = no_extractor
     """Loads the feature extractor that a setting of `score` names."""
     codec: Coder | None = None
-    """What encoded the data, which decodes samples, if the data has a codec."""
+    """The codec of the data, which decodes samples; None if the data has none."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What every sampler can be asked for; a family's own `Request` adds to it."""
+    """Settings of every sampler; a family's own `Request` adds to them."""
 
     n: Annotated[int, Ge(1)] = 1
-    """How many samples to make."""
+    """Number of samples."""
 
     def __post_init__(self) -> None:
         require(self, "")
@@ -125,18 +125,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Settings of a family's `score`; a family's own `Scoring` adds to it. By default nothing costly is computed."""
+    """Settings of a family's `score`; a family's own `Scoring` adds to them. The defaults compute nothing costly."""
 
     def check(self, family: "Family", spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
-        """Checks the settings before the work, and not after hours of it.
+        """Checks the settings before training starts.
 
         Args:
-            family: what is scored.
-            spec: of its data.
+            family: the family that is scored.
+            spec: spec of its data.
             extractor: loads the feature extractor that a setting names.
 
         Returns:
-            The settings that ask for figures which cannot be had with such data: by name, why not, and how to get them.
+            By name, the settings whose figures cannot be computed with such data, each with the reason and a remedy.
 
         Raises:
             UserError: a setting is wrong for this family or data.
@@ -148,80 +148,80 @@ class Family(abc.ABC):
     """A model family; see the module's docstring. Subclasses are frozen dataclasses."""
 
     accepts: ClassVar[type[Spec]]
-    """Which data it takes: any data set whose spec is of this type."""
+    """Type of the spec of the data sets that the family accepts."""
 
     unit: ClassVar[str] = "rows"
-    """What throughput is counted in: tokens where the family has a `length`, or images."""
+    """Unit of throughput: tokens if the family has a `length`, or images."""
 
     monitor: ClassVar[tuple[str, str]] = ("loss", "min")
-    """The held-out metric that says which checkpoint is best, and whether "min" or "max" is."""
+    """The held-out metric that selects the best checkpoint, and "min" or "max"."""
 
     couples_rows: ClassVar[str] = ""
-    """Why the loss is no sum over rows, if it is none (batch normalisation): a step then depends on the number of
-    microbatches, which training warns of with these words."""
+    """If the loss is not a sum over rows, the reason (such as batch normalisation); else empty. A step then depends on
+    the number of microbatches, and training logs a warning with this text."""
 
     Request: ClassVar[type[Request]] = Request
     Scoring: ClassVar[type[Scoring]] = Scoring
 
     @property
     def length(self) -> int | None:
-        """How many positions of a sequence the family sees at once; None where data has no length."""
+        """Positions of a sequence that the family is trained on; None if its data has no length."""
         return None
 
     def for_fine_tuning(self, config: Any) -> "Family":
-        """The settings of a trained run, as a new run that starts from its weights takes them.
+        """These settings of a trained run, adapted for a new run that starts from its weights.
 
         Args:
-            config: the settings that the new run's config has for the same family; what does not belong to the weights
-                and decides how much memory a step takes may come from there.
+            config: the family's settings in the new run's config; settings that the weights do not depend on and that
+                determine the memory of a step may be copied from it.
         """
         return self
 
     @abc.abstractmethod
     def init(self, spec: Any, setup: Setup, key: jax.Array) -> State:
-        """Makes the state before the first step. Traced under `jax.jit`."""
+        """The state before the first step. Traced under `jax.jit`."""
 
     @abc.abstractmethod
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        """One training step. Traced; pure; all noise drawn per row from `key` by `zoo.core.random`."""
+        """One training step. Traced; pure; all noise is drawn per row from `key` by `zoo.core.random`."""
 
     @abc.abstractmethod
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        """Scores a held-out batch row by row with the evaluation networks. Traced.
+        """Metrics of each row of a held-out batch by the evaluation networks. Traced.
 
-        Noise is drawn from `key` by the row, so that another key is another draw of a bound that samples.
+        Noise is drawn per row from `key`, so that another key gives another draw of a bound that is sampled.
         """
 
     def score(self, model: Model, rows: dict[str, Any], data: "DataSet", scoring: Any, key: jax.Array) -> Metrics:
         """Figures for the whole held-out split, computed on the host.
 
-        Means over rows come with their standard errors: `zoo.core.estimates.row_mean`.
+        Means over rows are returned with their standard errors: `zoo.core.estimates.row_mean`.
 
         Args:
             model: the trained networks.
-            rows: means over the split of what `evaluate` returned, by name, with standard errors; see `RowMeans`.
+            rows: means over the split of the metrics of `evaluate`, by name, with standard errors; see `RowMeans`.
             data: the data set, for metrics that need more than `rows`.
-            scoring: settings from the command line.
-            key: randomness, for metrics that sample.
+            scoring: an instance of the family's `Scoring`.
+            key: random key, for metrics that sample.
         """
         return {}
 
     @abc.abstractmethod
     def sample(self, model: Model, request: Any, key: jax.Array) -> Artifacts:
-        """Makes samples: host code that calls compiled functions which later calls reuse.
+        """Draws samples. Host code, whose compiled functions are reused by later calls.
 
         Args:
             model: the trained networks.
             request: an instance of the family's `Request`.
-            key: randomness; sample i draws from `fold_in(key, i)`, whatever else is sampled beside it.
+            key: random key; sample i draws from `fold_in(key, i)`, so it does not depend on the other samples.
         """
 
     def stream(self, model: Model, request: Any, key: jax.Array, show: Callable[[str], None]) -> Artifacts:
-        """Makes the same samples as `sample`; a family that writes text token by token shows it as it is written.
+        """Draws the same samples as `sample`; a family that generates text token by token can show it meanwhile.
 
         Args:
             model, request, key: as in `sample`.
-            show: where one text is asked for, called first with its prompt and then with each new piece; all
-                pieces together are the text. Families that override nothing never call it.
+            show: if one text is requested, called first with its prompt and then with each new piece; the
+                concatenated pieces are the text. The default implementation never calls it.
         """
         return self.sample(model, request, key)

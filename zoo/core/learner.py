@@ -1,4 +1,4 @@
-"""One network in training, and the one place where gradients are taken."""
+"""`Learner`: a network in training. Its `descend` computes the gradient of a loss and updates the network."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -15,16 +15,15 @@ from zoo.core.family import AllRows, Batch, MemorySums, Metrics, Rows, Setup
 from zoo.core.optimizer import Optimizer
 
 LossFn = Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
-"""`loss_fn(net, batch, key) -> (total, weight, metrics)`: the loss summed over rows, what to divide it by, and metrics
-as pairs (sum, weight). A metric given as `Rows(value)` leads with the batch row and is returned as it is; one given as
-`AllRows(value)` is returned with the rows of all devices; `MemorySums(value)` goes to `update_memory` and is not
-returned."""
+"""`loss_fn(net, batch, key) -> (total, weight, metrics)`: the loss summed over rows, its divisor, and metrics as pairs
+(sum, weight). A metric `Rows(value)` has the batch row as first axis and is returned unchanged; `AllRows(value)` is
+returned with the rows of all devices; `MemorySums(value)` is passed to `update_memory` and not returned."""
 
 SumsFn = Callable[[Any, Batch, jax.Array], tuple[Any, jax.Array]]
-"""`sums_fn(net, batch, key) -> (sums, weight)`: arrays summed over rows, and what to divide them by for their means."""
+"""`sums_fn(net, batch, key) -> (sums, weight)`: arrays summed over rows, and the divisor that gives their means."""
 
 UpdateMemory = Callable[[Any, dict[str, Any]], None]
-"""`update_memory(net, sums)`: changes variables of the network in place, given the values of the loss's `MemorySums` by
+"""`update_memory(net, sums)` updates variables of the network in place, given the values of the loss's `MemorySums` by
 name, each summed over the whole batch (a codebook by moving averages: van den Oord et al. 2017, appendix A.1)."""
 
 
@@ -38,14 +37,14 @@ class Learner:
     """A network, its optimizer and its averages, as a pytree of arrays.
 
     Attributes:
-        params: what the gradient moves; nested dicts, the first level being the network's submodules.
-        memory: what the network remembers without a gradient (BatchNorm's statistics, codebooks).
-        frozen: submodules with no gradient, no average and no optimizer state.
+        params: trained parameters, as nested dicts; the first level is the network's submodules.
+        memory: variables that are updated without a gradient (BatchNorm's statistics, codebooks).
+        frozen: submodules without gradient, average and optimizer state.
         opt_state: the optimizer's state, one entry for each submodule in `params`.
         ema: moving averages of `params` and `memory`, or None.
-        updates: how many times `descend` was called.
+        updates: number of updates; batches that `descend` skipped are not counted.
         graphdef: the network without its arrays.
-        optimizer: settings.
+        optimizer: settings of the optimizer.
         total_steps: length of the run, for schedules.
     """
 
@@ -61,9 +60,9 @@ class Learner:
 
     @classmethod
     def create(cls, net: nnx.Module, setup: Setup, frozen: Collection[str] = ()) -> "Learner":
-        """Takes a network apart; `frozen` names submodules that stay as they are."""
+        """The learner of a network; `frozen` names submodules that are not trained."""
         graphdef, params, memory = _take_apart(net)
-        # A weakly typed initial value would make the second step compile again.
+        # A weakly typed initial value would make the second step recompile.
         strong = partial(jax.tree.map, lambda x: jnp.asarray(x, x.dtype))
         params, memory = strong(params), strong(memory)
         still = {name: params.pop(name) for name in frozen}
@@ -72,7 +71,7 @@ class Learner:
             memory=memory,
             frozen=still,
             opt_state={name: setup.optimizer.transform(name).init(part) for name, part in params.items()},
-            # Copies: the state is donated, and one buffer cannot be given away twice.
+            # Copies, since the state is donated and a buffer cannot be donated twice.
             ema=jax.tree.map(jnp.copy, (params, memory)) if setup.optimizer.ema_decay else None,
             updates=jnp.zeros((), jnp.int32),
             graphdef=graphdef,
@@ -85,26 +84,26 @@ class Learner:
         return self._merge(self.params, self.memory)
 
     def eval_net(self) -> Any:
-        """The network that samples and scores: averaged weights and memory where they are kept."""
+        """The evaluation network, used to sample and score: averaged weights and memory if there are averages."""
         return self._merge(*self.ema) if self.ema is not None else self.net()
 
     @property
     def eval_params(self) -> Any:
-        """The parameters that `eval_net` has."""
+        """The parameters of `eval_net`."""
         return self.params if self.ema is None else self.ema[0]
 
     def inference(self) -> "Learner":
-        """This learner with nothing but what `eval_net` needs."""
+        """This learner reduced to the arrays that `eval_net` needs."""
         lean = replace(self, opt_state=None)
         return lean if self.ema is None else replace(lean, params={}, memory={})
 
     @property
     def eval_memory(self) -> dict[str, Any]:
-        """The memory that `eval_net` has."""
+        """The memory of `eval_net`."""
         return self.memory if self.ema is None else self.ema[1]
 
     def with_params(self, params: dict[str, Any], memory: dict[str, Any] | None = None) -> "Learner":
-        """This learner starting from other weights, and memory if it is given: averages start there too."""
+        """This learner with other weights and, if given, other memory; its averages are reset to them."""
         memory = self.memory if memory is None else memory
         ema = None if self.ema is None else jax.tree.map(jnp.copy, (params, memory))
         return replace(self, params=params, memory=memory, ema=ema)
@@ -122,25 +121,26 @@ class Learner:
         """One update by the gradient of `sum of totals / sum of weights` over microbatches and devices.
 
         Args:
-            loss_fn: see `LossFn`; its network is live, and what it leaves in memory is kept.
-            batch: arrays that lead with the batch row.
-            step: how many training steps were done before: what the schedule reads, whatever this learner has taken.
-            key: the same for all microbatches and devices: noise is drawn per row.
-            only: the submodules to update; other parameters and their optimizer state stay untouched.
-            sums_fn: of a loss that needs means over the whole batch (free bits). With microbatches, or where a device
-                sees only its own rows (pmap), it runs over the batch first, without gradients, and `loss_fn` is given
-                the means as `means=`; a batch that is taken whole is not run twice: without `means=`, `loss_fn` takes
-                them over its own rows.
+            loss_fn: see `LossFn`; changes that it makes to the network's memory are kept.
+            batch: arrays whose first axis is the batch row.
+            step: number of training steps before this one, at which the learning rate schedule is evaluated; it may
+                differ from the learner's own count of updates.
+            key: the same for all microbatches and devices; noise is drawn per row.
+            only: the submodules to update; other parameters and their optimizer state do not change.
+            sums_fn: for a loss that needs means over the whole batch (free bits). With microbatches, or if a device
+                holds only its own rows (pmap), it first runs over the batch without gradients, and `loss_fn` receives
+                the means as `means=`. Otherwise it is not run, and `loss_fn`, called without `means=`, computes the
+                means over its rows, which are the whole batch.
             update_memory: see `UpdateMemory`. It is called once, after all microbatches, with the parameters before the
-                update and the memory that the last microbatch left; only changes to memory are kept.
+                update and the memory after the last microbatch; only its changes to memory are kept.
 
         Raises:
-            ValueError: `only` names a submodule that does not exist; or `loss_fn` returns `MemorySums` and
-                `update_memory` is missing, or the other way round.
+            ValueError: `only` names a submodule that does not exist; or only one of `MemorySums` in the metrics of
+                `loss_fn` and `update_memory` is given.
 
         Returns:
-            The learner after the update, and the metrics: `loss`, `grad_norm`, `learning_rate`, `skipped` and
-            `loss_fn`'s own. A batch whose weights sum to 0 has no loss: nothing changes, and `skipped` is 1, else 0.
+            The learner after the update, and the metrics: `loss`, `grad_norm`, `learning_rate`, `skipped` and those of
+            `loss_fn`. If the weights of a batch sum to 0, the learner does not change and `skipped` is 1, else 0.
         """
         if unknown := set(only or ()) - set(self.params):
             raise ValueError(f"only names {sorted(unknown)}; the submodules that can learn are {sorted(self.params)}")
@@ -167,7 +167,7 @@ class Learner:
         grads, weight, pairs, for_memory = parallel.total(sums)
         if bool(for_memory) != (update_memory is not None):
             raise ValueError(f"the loss has MemorySums {sorted(for_memory)} and update_memory is {update_memory}")
-        empty = weight == 0  # then nothing is divided by it, and all stays as it was
+        empty = weight == 0  # then there is no mean gradient, and the learner does not change
         rate = jnp.asarray(self.optimizer.learning_rate_at(self.total_steps)(jnp.asarray(step)))
         new, norm = jax.lax.cond(
             empty,
@@ -190,7 +190,7 @@ class Learner:
         return _take_apart(net)[2]
 
     def _updated(self, grads: Any, memory: Any, rate: jax.Array) -> tuple["Learner", jax.Array]:
-        """This learner after one step along the mean gradient of some submodules, and the gradient's norm."""
+        """This learner after one update by the mean gradient of some submodules, and the gradient's norm."""
         norm = optax.tree.norm(grads)
         if self.optimizer.clip_norm:
             scale = jnp.minimum(1.0, self.optimizer.clip_norm / (norm + 1e-6))
@@ -205,18 +205,18 @@ class Learner:
         return new, norm
 
     def _merge(self, params: Any, memory: Any) -> Any:
-        """The live network."""
+        """The network with the given weights and memory and the frozen submodules."""
         return nnx.merge(self.graphdef, params | self.frozen, memory)
 
     def _means(self, sums_fn: SumsFn, batch: Batch, key: jax.Array) -> Any:
-        """Means over the whole batch, taken a microbatch at a time; constants to the gradient."""
+        """Means over the whole batch, computed one microbatch at a time, without gradients."""
         parts = jax.lax.map(lambda part: sums_fn(self.net(), part, key), self.optimizer.parts(batch))
         sums, weight = parallel.total(jax.tree.map(lambda x: x.sum(0), parts))
         return jax.tree.map(lambda x: x / weight, sums)
 
 
 def _take_apart(net: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The network's graph, its parameters, and what it remembers besides, as plain nested dicts."""
+    """The network's graph, and its parameters and other variables as plain nested dicts."""
     graphdef, *states = nnx.split(net, nnx.Param, ...)
     params, memory = map(nnx.to_pure_dict, states)
     return graphdef, params, memory

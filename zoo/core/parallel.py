@@ -1,8 +1,8 @@
-"""Devices: how state and batches lie on them, and how a pure step is compiled for them.
+"""Placement of state and batches on devices, and compilation of a pure step for them.
 
-Two strategies with one result. `jit` traces the step over the global batch, and the compiler splits it over a mesh with
-the axes `data` and `fsdp`; `pmap` traces it once for each device's rows, and what is summed over rows is summed over
-devices by `total`. Noise is drawn per row, so both agree with each other and with one device.
+There are two strategies with the same results. `jit` traces the step over the global batch, and the compiler splits it
+over a mesh with the axes `data` and `fsdp`. `pmap` traces it over the rows of one device, and `total` adds sums over
+rows across devices. Noise is drawn per row, so both strategies agree with each other and with one device.
 """
 
 import abc
@@ -27,23 +27,25 @@ _in_pmap: ContextVar[bool] = ContextVar("_in_pmap", default=False)
 
 @dataclass(frozen=True)
 class Parallel:
-    """How a run uses the devices that it finds."""
+    """Settings of the use of devices."""
 
     strategy: Literal["jit", "pmap"] = "jit"
     """jit: one program over a device mesh; pmap: one program per device, data-parallel."""
     devices: Annotated[int, Ge(0)] = 0
-    """How many devices to use; 0: all."""
+    """Number of devices; 0: all."""
     fsdp: Annotated[int, Ge(1)] = 1
-    """Over how many devices each parameter and its optimizer state are split (jit only); batches are split too."""
+    """Number of devices over which each parameter and its optimizer state are split (jit only); it must divide the
+    number of devices. Batches are always split over all devices."""
 
     def __post_init__(self) -> None:
         require(self, "parallel.")
 
     def start(self, batch_size: int, microbatches: int = 1) -> "Strategy":
-        """Checks the settings against the machine and the batch, and makes the strategy.
+        """Checks the settings against the machine and the batch, and returns the strategy.
 
         Raises:
-            UserError: more devices asked for than there are, or numbers that do not divide.
+            UserError: there are fewer devices than the settings name; the numbers of devices and rows do not divide; or
+                `pmap` is used with `fsdp` or with several processes.
         """
         found = jax.device_count()
         count = self.devices or found
@@ -68,22 +70,22 @@ class Parallel:
 
 
 def total(tree: Any) -> Any:
-    """Sums over devices what each has summed over its own rows; the identity where rows are global (jit)."""
+    """The sum over devices of sums over their rows; the identity under jit, where rows are global."""
     return jax.lax.psum(tree, AXIS) if _in_pmap.get() else tree
 
 
 def mean(tree: Any) -> Any:
-    """Averages over devices what each has averaged over equally many rows; the identity under jit."""
+    """The mean over devices of means over equal numbers of rows; the identity under jit, where rows are global."""
     return jax.lax.pmean(tree, AXIS) if _in_pmap.get() else tree
 
 
 def rows_are_split() -> bool:
-    """Whether a device sees only its own rows of the batch (pmap); under jit, rows are global."""
+    """Whether the traced batch has the rows of one device only (pmap); under jit, rows are global."""
     return _in_pmap.get()
 
 
 def all_rows(tree: Any) -> Any:
-    """The rows of all devices, in the order of the global batch; the identity where rows are global (jit)."""
+    """The rows of all devices, in the order of the global batch; the identity under jit, where rows are global."""
     return jax.lax.all_gather(tree, AXIS, tiled=True) if _in_pmap.get() else tree
 
 
@@ -97,15 +99,15 @@ def _tracing_for_pmap() -> Iterator[None]:
 
 
 def _run_once() -> dict[str, int] | None:
-    """Compiler options for what runs once: on the CPU, code that is not optimised is there in a third of the time."""
+    """Compiler options for a function that runs once: no optimisation on the CPU, which takes a third of the time."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 class _CompiledOnce:
-    """A compiled function for arguments of one kind.
+    """A function that is compiled at its first call and never again.
 
     Raises:
-        TypeError: when later arguments have other shapes or dtypes than the first.
+        TypeError: later arguments have other shapes or dtypes than the first.
     """
 
     def __init__(self, function: Any) -> None:
@@ -129,17 +131,17 @@ class Strategy(abc.ABC):
         self.devices = devices
 
     def rows(self, size: int) -> slice:
-        """The rows that this process reads of a global batch of `size` rows."""
+        """The rows of a global batch of `size` rows that this process reads."""
         processes, index = jax.process_count(), jax.process_index()
         return slice(index * size // processes, (index + 1) * size // processes)
 
     @abc.abstractmethod
     def init(self, make: Callable[..., State], key: jax.Array, *saved: Any) -> State:
-        """Makes the state `make(key, *saved)` where it will live; `saved` are trees of arrays, as `gather` returns."""
+        """Computes the state `make(key, *saved)` on its devices; `saved` are trees of arrays, as `gather` returns."""
 
     @abc.abstractmethod
     def place(self, state: State) -> State:
-        """Lays a global state (as `gather` gives it) on the devices."""
+        """Puts a global state, as `gather` returns it, on the devices."""
 
     @abc.abstractmethod
     def gather(self, state: State) -> State:
@@ -147,19 +149,19 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def abstract(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
-        """Shapes, dtypes and shardings of the global state, for reading a checkpoint into."""
+        """Shapes, dtypes and shardings of the global state, for restoring a checkpoint."""
 
     @abc.abstractmethod
     def put(self, batch: Batch) -> Batch:
-        """Lays this process's rows of a batch on its devices."""
+        """Puts this process's rows of a batch on its devices."""
 
     @abc.abstractmethod
     def compile_step(self, step: Callable[..., tuple[State, Any]]) -> Callable[..., tuple[State, Any]]:
-        """Compiles `step(state, batch, number) -> (state, metrics)`; the state passed in is given up."""
+        """Compiles `step(state, batch, number) -> (state, metrics)`; the state passed in is donated."""
 
     @abc.abstractmethod
     def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Compiles `function(state, batch, number) -> arrays that lead with the batch row`."""
+        """Compiles `function(state, batch, number) -> arrays`, whose first axis is the batch row."""
 
 
 class MeshStrategy(Strategy):
@@ -170,12 +172,13 @@ class MeshStrategy(Strategy):
         shape = (len(devices) // fsdp, fsdp)
         self.mesh = jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
         self.everywhere = NamedSharding(self.mesh, PartitionSpec())
-        # A step gives what lies on one device back as lying everywhere; by another name it would compile again.
+        # On one device, a step returns arrays with the replicated sharding; another one for the same placement would
+        # make the next step recompile.
         split = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
         self.by_row = split if len(devices) > 1 else self.everywhere
 
     def _sharding(self, leaf: Any) -> NamedSharding:
-        """Splits the largest axis that divides over `fsdp`; small leaves and the rest are on every device."""
+        """Splits the largest axis that `fsdp` divides; small leaves and those without such an axis are replicated."""
         fsdp = self.mesh.shape["fsdp"]
         axes = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
         if fsdp == 1 or not axes or leaf.size < 1024:
@@ -225,7 +228,7 @@ class MeshStrategy(Strategy):
 
 
 class PmapStrategy(Strategy):
-    """`jax.pmap`: every array leads with the device; each device works on its own rows."""
+    """`jax.pmap`: the first axis of every array is the device; each device computes on its own rows."""
 
     def init(self, make: Callable[..., State], key: jax.Array, *saved: Any) -> State:
         return self.place(jax.jit(make, compiler_options=_run_once())(key, *saved))
@@ -285,6 +288,6 @@ class PmapStrategy(Strategy):
         return rearrange(np.asarray(x), "(d b) ... -> d b ...", d=len(self.devices))
 
     def _put(self, tree: Any) -> Any:
-        """Lays stacked arrays one slice a device, so that the first call finds what later calls will."""
+        """Puts one slice of stacked arrays on each device, with the sharding that later calls have."""
         mesh = jax.sharding.Mesh(np.array(self.devices), (AXIS,))
         return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))

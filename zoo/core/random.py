@@ -1,6 +1,6 @@
 """Noise drawn row by row, so that results do not depend on how a batch is split.
 
-Row r of the global batch draws from `fold_in(key, r)`, whichever device or microbatch it lies in.
+Row r of the global batch draws from `fold_in(key, r)` on every device and in every microbatch.
 """
 
 import jax
@@ -14,7 +14,7 @@ def row_keys(key: Key[Array, ""], rows: Int[Array, " b"]) -> Key[Array, " b"]:
 
 
 def split(key: Key[Array, ""] | None, n: int) -> list:
-    """Makes n keys of one; n times None where there is no key, which means evaluation."""
+    """Splits a key into n keys; without a key, as in evaluation, returns n times None."""
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
@@ -34,10 +34,10 @@ def dropout(
 
 
 def normal(key: Key[Array, ""], rows: Int[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """Standard normal noise of a shape for each row."""
+    """Standard normal noise of the given shape for each row."""
     return jax.vmap(lambda row_key: jax.random.normal(row_key, shape))(row_keys(key, rows))
 
 
 def uniform(key: Key[Array, ""], rows: Int[Array, " b"], shape: tuple[int, ...] = ()) -> Float[Array, "b ..."]:
-    """Noise uniform in [0, 1) of a shape for each row."""
+    """Noise uniform in [0, 1), of the given shape for each row."""
     return jax.vmap(lambda row_key: jax.random.uniform(row_key, shape))(row_keys(key, rows))

@@ -1,7 +1,7 @@
-"""Checkpoints on disk, by Orbax: asynchronous, atomic, the last few and the best, each with a check sum.
+"""Checkpoints on disk by Orbax: asynchronous, atomic, with checksums; the last few and the best are kept.
 
 A state is stored as a flat mapping from a leaf's path (`lm.params.blocks.0.attention.query_key_value.kernel`) to its
-array, so that any part of it can be read alone and whatever does not fit can be named.
+array, so that any part of it can be read alone and errors can name the leaf that does not fit.
 """
 
 import functools
@@ -26,28 +26,29 @@ _log = logging.getLogger("zoo")
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint cannot be read, or is not what was written."""
+    """A checkpoint cannot be read, or its contents have changed since it was saved."""
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """The leaves of a tree by their dotted paths."""
+    """The leaves of a tree by dotted path."""
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def unflatten(like: Any, leaves: dict[str, Any]) -> Any:
-    """A tree shaped as `like` with the leaves that `flatten` would give its paths."""
+    """The inverse of `flatten`: a tree with the structure of `like` and the given leaves."""
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in flatten(like)])
 
 
 def _check_sums(leaves: dict[str, Array]) -> dict[str, int]:
-    """The check sum of each leaf, one leaf after another, so that their temporary arrays never exist side by side."""
+    """The checksum of each leaf, computed one leaf at a time to limit the memory of temporary arrays."""
     return {name: int(_check_sum(leaf)) for name, leaf in leaves.items()}
 
 
 @jax.jit
 def _check_sum(leaf: Array) -> UInt32[Array, ""]:
-    """The sum of a leaf's bits weighted by position, modulo 2^32: exact, so it does not depend on the order."""
+    """The sum of a leaf's elements, as unsigned integers, weighted by odd numbers that increase with the position,
+    modulo 2^32. It is exact, so it does not depend on the order of summation."""
     width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
     flat = bits.astype(jnp.uint32).reshape(-1)
@@ -58,23 +59,23 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, rundir: Path, keep: int = 1, monitor: tuple[str, str] = ("loss", "min")) -> None:
-        """Opens the folder; creates it when the first checkpoint is saved.
+        """Opens the folder, which is created when the first checkpoint is saved.
 
         Args:
             rundir: the run directory.
-            keep: how many of the last checkpoints survive, beside the best.
-            monitor: the held-out metric that says which is best, and whether "min" or "max" is.
+            keep: number of last checkpoints to keep, in addition to the best.
+            monitor: the held-out metric that selects the best checkpoint, and "min" or "max".
         """
         import orbax.checkpoint as ocp  # takes a second to import: not at start-up
 
         options = ocp.CheckpointManagerOptions(
-            # Orbax's own policies forget the scores of checkpoints that an earlier process has written.
+            # Orbax's own policies do not know the scores of checkpoints that an earlier process saved.
             preservation_policy=_LastAndBest(self, keep),
             # The harness decides when to save; Orbax's own policy would skip a step while a save is running.
             save_decision_policy=_Always(),
             step_prefix=PREFIX,
             step_format_fixed_length=8,
-            cleanup_tmp_directories=False,  # another process may be writing them: see `clear_after`
+            cleanup_tmp_directories=False,  # another process may be writing to them: see `clear_after`
             create=False,
         )
         self.folder = rundir.resolve() / FOLDER
@@ -93,7 +94,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps()) if self._manager else []
 
     def best(self) -> tuple[int, float] | None:
-        """The step whose checkpoint scored best and its score, or None where none was scored."""
+        """The step and the score of the best checkpoint; None if none has a score."""
         return self.best_of(self.steps())
 
     def best_of(self, steps: Iterable[int]) -> tuple[int, float] | None:
@@ -110,29 +111,29 @@ class Checkpoints:
         return self._scores[step]
 
     def _about(self, step: int) -> dict[str, Any]:
-        """What is written beside a state: step, config, score, and each leaf's shape, dtype and check sum."""
+        """The description saved with a state: step, config, score, and each leaf's shape, dtype and checksum."""
         args = self._ocp.args
         try:
             about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))["about"]
             if about["sum"] != _sum_of_json(about):
                 raise ValueError("its description is not what was saved")
             return about
-        except Exception as error:  # whatever a broken file makes a reader raise
+        except Exception as error:  # a damaged file can make a reader raise any exception
             raise DamagedCheckpointError(f"step {step}: {_first_line(error)}") from error
 
     def save(self, step: int, state: Any, config: Any, score: float | None = None) -> None:
-        """Saves in the background; returns once the arrays are copied, so that the state may be given up.
+        """Saves in the background; returns once the arrays are copied, so that the state may then be donated.
 
         Args:
-            step: how many steps are done.
+            step: number of steps done.
             state: a global state.
-            config: plain JSON that is kept beside the state.
-            score: the held-out metric, where this step has been evaluated.
+            config: plain JSON that is saved with the state.
+            score: the held-out metric, if this step has been evaluated.
         """
         if not self._manager:
             self._open()
         leaves = flatten(state)
-        # On the CPU a host array can share memory with the device's, which the next step overwrites: save a copy.
+        # On the CPU a host array can share memory with the device array, which the next step overwrites: save a copy.
         leaves, sums = jax.tree.map(jnp.copy, leaves), _check_sums(leaves)
         self._scores[step] = float(score) if score is not None and math.isfinite(score) else None
         about: dict[str, Any] = {
@@ -150,15 +151,15 @@ class Checkpoints:
         self._manager.save(step, args=items, force=True)
 
     def restore(self, step: int, like: Any) -> Any:
-        """Reads what `like` has, and nothing else, into its shardings.
+        """Reads only the leaves of `like`, with its shardings.
 
         Args:
-            step: which checkpoint.
+            step: step of the checkpoint.
             like: a tree of `ShapeDtypeStruct`, the state or part of it.
 
         Raises:
-            DamagedCheckpointError: files are missing or cannot be read, or an array is not what was saved.
-            UserError: the checkpoint holds a state of another shape.
+            DamagedCheckpointError: files are missing or cannot be read, or an array's checksum is wrong.
+            UserError: the checkpoint lacks a leaf, or has it with another shape or dtype.
         """
         args, wanted = self._ocp.args, flatten(like)
         saved = self._about(step)["leaves"]
@@ -178,7 +179,14 @@ class Checkpoints:
         return unflatten(like, leaves)
 
     def restore_last(self, like: Any) -> tuple[int, Any]:
-        """Reads the last checkpoint, or the one before where it is damaged, and says so."""
+        """Reads the last checkpoint that is not damaged, with a warning for each damaged one.
+
+        Returns:
+            Its step and state.
+
+        Raises:
+            UserError: no checkpoint can be read, or the state does not fit; see `restore`.
+        """
         steps = self.steps()
         for step in reversed(steps):
             try:
@@ -190,9 +198,10 @@ class Checkpoints:
         )
 
     def clear_after(self, step: int) -> None:
-        """Makes way for a run that goes on from `step`: later checkpoints, which are damaged, are put aside.
+        """Prepares the folder for a run that resumes from `step`.
 
-        What a save that was killed left behind is deleted.
+        Later checkpoints, which are damaged, are moved to `damaged/`; temporary folders of interrupted saves are
+        deleted.
         """
         for partial in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(partial)
@@ -205,7 +214,7 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until all saves are on disk."""
         if self._manager:
             self._manager.wait_until_finished()
             self._manager.close()
@@ -225,12 +234,12 @@ class Checkpoints:
 
 
 def _sum_of_json(about: dict[str, Any]) -> int:
-    """A check sum of what is written beside a state."""
+    """The checksum of the description saved with a state."""
     return zlib.crc32(json.dumps({key: about[key] for key in sorted(about) if key != "sum"}, sort_keys=True).encode())
 
 
 class _LastAndBest:
-    """Keeps the last few checkpoints and the best."""
+    """Orbax policy that keeps the last few checkpoints and the best."""
 
     def __init__(self, checkpoints: Checkpoints, last: int) -> None:
         self.checkpoints, self.last = checkpoints, last
@@ -243,7 +252,7 @@ class _LastAndBest:
 
 
 class _Always:
-    """Saves whenever it is asked to."""
+    """Orbax policy that never skips a save."""
 
     def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         return True
@@ -259,7 +268,7 @@ def _first_line(error: Exception) -> str:
 
 @functools.cache
 def _hush_abandoned_reads() -> None:
-    """When one read fails, Orbax leaves the others behind; what they say later would bury what is wrong."""
+    """Silences the later errors of reads that Orbax abandons when one read fails; they would hide its message."""
     logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
     hook = sys.unraisablehook
 
@@ -273,12 +282,12 @@ def _hush_abandoned_reads() -> None:
 
 
 def has_checkpoints(rundir: Path) -> bool:
-    """Whether a run directory has a finished checkpoint, found without importing Orbax."""
+    """Whether a run directory has a finished checkpoint; does not import Orbax."""
     folder = rundir / FOLDER
     return folder.is_dir() and any(_step_of(path) is not None for path in folder.iterdir())
 
 
 def _step_of(path: Path) -> int | None:
-    """The step of a finished checkpoint's folder; None where it is something else."""
+    """The step of a finished checkpoint's folder; None for other paths."""
     prefix, _, number = path.name.rpartition("_")
     return int(number) if prefix == PREFIX and number.isdigit() else None

@@ -1,7 +1,7 @@
-"""The codec that a run's data is encoded by: loaded from the run that `--data.codec` names, and kept in `RUN/codec/`.
+"""The codec that encodes a run's data: loaded from the run that `--data.codec` names, and copied to `RUN/codec/`.
 
-`RUN/codec/` is a run directory of its own, with the codec's settings, its spec and one checkpoint of its evaluation
-weights; from the first start on it is what is read, whatever becomes of the run that it was copied from.
+`RUN/codec/` is a run directory with the codec's settings, its spec and one checkpoint of its evaluation weights. After
+the first start the codec is always read from there, so the source run may be changed or deleted.
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ from zoo.harness.trained import Trained, load_run
 
 
 def codec_of(data: Data, path: Path | None = None) -> Trained | None:
-    """The codec that data names; None if it names none.
+    """The codec that data settings name; None if they name none.
 
     Args:
         data: the settings.
-        path: a run directory that may hold a copy, which takes precedence.
+        path: a run directory; if it has a copy of the codec, the copy takes precedence.
 
     Raises:
-        UserError: there is no such run, or its family is no codec.
+        UserError: there is no such run, or its family does not implement `Codec`.
     """
     if not data.codec:
         return None
@@ -38,7 +38,7 @@ def codec_of(data: Data, path: Path | None = None) -> Trained | None:
 
 
 def as_coder(codec: Trained | None) -> Coder | None:
-    """What `Data.open` and `Model` get of a codec."""
+    """The codec in the form that `Data.open` and `Model` take."""
     return None if codec is None else Coder(codec.model.family, codec.model.spec, codec.model.state)
 
 

@@ -1,7 +1,7 @@
-"""A run's settings: typed dataclasses, flags on the command line, and JSON that is safe to read back.
+"""A run's settings: typed dataclasses, flags on the command line, and JSON that is safe to read.
 
-A config file is a Python file that constructs `run = Run(...)`; every field of it, at any depth, is a flag. Saved
-settings are data: reading them constructs dataclasses of the zoo (or of a module that the user names) and runs nothing.
+A config file is a Python file that defines `run = Run(...)`; every field of it, at any depth, is a flag. Reading saved
+settings constructs dataclasses of the zoo (or of a module that the user names) and runs no other code.
 """
 
 import dataclasses
@@ -32,16 +32,16 @@ from zoo.harness.formats import FORMAT, upgrade
 
 @dataclass(frozen=True)
 class Init:
-    """Where the first weights come from."""
+    """Source of the initial weights."""
 
     source: Annotated[str, tyro.conf.arg(name="from", metavar="RUN")] = ""
-    """A trained run whose weights this one starts from (fine-tuning); empty: random weights. On the
-    command line its family settings, tokenizer and size of images become the defaults of the other flags."""
+    """A trained run whose weights this run starts from (fine-tuning); empty: random weights. On the
+    command line its family settings, tokenizer and image size become the defaults of the other flags."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides what a run does."""
+    """All settings of a run."""
 
     family: Family
     """The model family and its hyper-parameters."""
@@ -52,13 +52,13 @@ class Run:
     parallel: Parallel = Parallel()
     """Use of the devices."""
     init: Init = Init()
-    """First weights."""
+    """Initial weights."""
     steps: Annotated[int, Ge(1)] = 2000
-    """Training steps in all."""
+    """Total number of training steps."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Rows in a batch, over all devices."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of the first weights, the order of the data and all noise."""
+    """Seed of the initial weights, the order of the data and all noise."""
     log_every: Annotated[int, Ge(1)] = 10
     """Steps between lines of training metrics."""
     eval_every: Annotated[int, Ge(0)] = 250
@@ -66,7 +66,7 @@ class Run:
     eval_batches: Annotated[int, Ge(0)] = 0
     """Held-out batches in an evaluation during training; 0: the whole split."""
     save_every: Annotated[int, Ge(0)] = 250
-    """Steps between checkpoints; 0: only at the end. The best by held-out score is saved beside them."""
+    """Steps between checkpoints; 0: only at the end. The best by held-out score is also saved."""
     sample_every: Annotated[int, Ge(0)] = 0
     """Steps between samples; 0: never."""
     score_every: Annotated[int, Ge(0)] = 0
@@ -74,34 +74,34 @@ class Run:
     scoring: Scoring = Scoring()
     """Settings of those scores."""
     keep: Annotated[int, Ge(1)] = 2
-    """How many of the last checkpoints to keep, beside the best."""
+    """Number of last checkpoints to keep, in addition to the best."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What networks compute in; parameters stay float32. auto: bfloat16 on GPU and TPU, float32 on CPU."""
+    """The dtype that networks compute in; parameters stay float32. auto: bfloat16 on GPU and TPU, float32 on CPU."""
     parts: dict[str, str] = dataclasses.field(default_factory=dict)
     """Trained runs that the family is built on, by name (a latent space, a teacher)."""
     rundir: str = ""
-    """Where the run lives; empty: runs/ and the config's name."""
+    """The run directory; empty: runs/ and the config's name."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.scoring, self.family.Scoring):
-            # Those of a parent class, such as an earlier version saved, are kept.
+            # The values of a parent class, which earlier versions saved, are kept.
             kept = vars(self.scoring) if issubclass(self.family.Scoring, type(self.scoring)) else {}
             object.__setattr__(self, "scoring", self.family.Scoring(**kept))
         require(self, "")
 
 
 CHANGEABLE = ("steps", "log_every", "eval_every", "save_every", "sample_every", "score_every", "scoring", "parallel")
-"""What may differ when a run goes on: how long, how often to look, and on which devices."""
+"""Settings that may change when a run resumes: its length, the intervals of its actions, scoring and the devices."""
 
 PARTIAL = ".part"
-"""What the name of a file ends with until it is whole."""
+"""Suffix of the name of a file that is being written."""
 
 
 # ---------------------------------------------------------------------------------------------- JSON
 
 
 def to_json(value: Any) -> Any:
-    """Turns nested dataclasses into plain JSON values; each says its class as `module:Class`."""
+    """Converts nested dataclasses to plain JSON values; each has its class as `module:Class`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"class": f"{type(value).__module__}:{type(value).__qualname__}"} | fields
@@ -115,12 +115,12 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(data: Any, expected: Any, where: str) -> Any:
-    """Rebuilds what `to_json` wrote and checks every name and type on the way.
+    """The inverse of `to_json`; checks every name and type.
 
     Args:
         data: parsed JSON.
-        expected: the type that must come out; a dataclass may come out as any of its subclasses.
-        where: how to call the value in an error, such as `config.json: family`.
+        expected: the type of the result; for a dataclass, a subclass is accepted.
+        where: name of the value in errors, such as `config.json: family`.
 
     Raises:
         UserError: an unknown class or field (the nearest valid ones are named), or a value of the wrong type.
@@ -136,7 +136,7 @@ def from_json(data: Any, expected: Any, where: str) -> Any:
         if data is None and type(None) in arguments:
             return None
         kinds = [kind for kind in arguments if kind is not type(None)]
-        # Such as int | Literal["auto"]: a choice, or else a value of the first type.
+        # For a type such as int | Literal["auto"]: one of the choices, or a value of the first type.
         choices = (kind for kind in kinds if typing.get_origin(kind) is Literal and data in typing.get_args(kind))
         return from_json(data, next(choices, kinds[0]), where)
     if origin in (tuple, list) and isinstance(data, list):
@@ -162,7 +162,7 @@ def _dataclass_from_json(data: Any, expected: Any, where: str) -> Any:
     kind = typing.cast(Any, kind)
     hints = typing.get_type_hints(kind, include_extras=True)
     names = [field.name for field in dataclasses.fields(kind)]
-    # What an earlier version saved and this one does not have.
+    # Fields that earlier versions saved and this version has removed are ignored.
     without = {"class", *getattr(kind, "removed", ())}
     given = {name: item for name, item in data.items() if name not in without}
     for name in given:
@@ -179,7 +179,7 @@ def _dataclass_from_json(data: Any, expected: Any, where: str) -> Any:
 
 
 def _find_class(name: str, where: str) -> Any:
-    """Finds `module:Class` in the zoo or in modules already imported; never imports anything else."""
+    """The class `module:Class`, from the zoo or a module that is already imported; nothing else is imported."""
     module_name, _, class_name = name.partition(":")
     module = sys.modules.get(module_name)
     if module is None and module_name.startswith("zoo.") and importlib.util.find_spec(module_name.rpartition(".")[0]):
@@ -196,7 +196,11 @@ def _find_class(name: str, where: str) -> Any:
 
 
 def read_json(path: Path, expected: Any) -> Any:
-    """Reads a dataclass that `write_json` wrote."""
+    """Reads a dataclass from a file of `write_json`, of this format or an earlier one.
+
+    Raises:
+        UserError: the file is not JSON, or its contents are refused by `upgrade` or `from_json`.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -206,12 +210,12 @@ def read_json(path: Path, expected: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a dataclass as JSON with its format number, whole or not at all."""
+    """Writes a dataclass as JSON with the format number, atomically."""
     write_whole(path, json.dumps(to_json(value) | {"format": FORMAT}, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a file atomically."""
     partial = path.with_name(path.name + PARTIAL)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
@@ -221,7 +225,11 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def load_config(path: str) -> Run:
-    """Runs a config file and returns its `run`."""
+    """Runs a config file and returns its `run`.
+
+    Raises:
+        UserError: it defines no `run`, or `trust` cannot import it.
+    """
     run = getattr(trust(path), "run", None)
     if not isinstance(run, Run):
         raise UserError(f"{path} does not define `run = Run(...)`, so it is not a config file")
@@ -229,7 +237,11 @@ def load_config(path: str) -> Run:
 
 
 def trust(name: str) -> types.ModuleType:
-    """Imports a Python file or module that the user has named, so that its classes can be found."""
+    """Imports a Python file or module that the user named, so that saved settings can use its classes.
+
+    Raises:
+        UserError: it does not exist, is not valid Python, or raises an exception.
+    """
     path = Path(name)
     if path.suffix != ".py":
         try:
@@ -239,7 +251,7 @@ def trust(name: str) -> types.ModuleType:
     if not path.is_file():
         near = ", ".join(sorted(map(str, path.parent.glob("*.py")))) if path.parent.is_dir() else ""
         raise UserError(f"there is no file {name}" + (f"; beside it are {near}" if near else ""))
-    # Under a name of its own, so that a config called ddpm.py does not shadow a module of that name.
+    # The module name includes the folder, so that a config called ddpm.py does not shadow a module of that name.
     module_name = f"{path.resolve().parent.name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
@@ -259,16 +271,20 @@ def trust(name: str) -> types.ModuleType:
 
 
 def _line_in(path: Path, error: Exception) -> str:
-    """Where in a file an exception came through, as `, line 3`."""
+    """The line of a file at which an exception was raised or passed through, as `, line 3`; empty if there is none."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
 
 
 def split_arguments(usage: str, first: str) -> tuple[str, list[str]]:
-    """The first argument of the command line, and the flags after it; `--help` alone prints the usage.
+    """The first argument of the command line and the flags after it; `--help` alone prints the usage and exits.
+
+    Args:
+        usage: text of the usage.
+        first: description of the first argument, for the error.
 
     Raises:
-        UserError: there is no first argument.
+        UserError: the first argument is missing.
     """
     arguments = sys.argv[1:]
     if arguments and not arguments[0].startswith("-"):
@@ -280,13 +296,13 @@ def split_arguments(usage: str, first: str) -> tuple[str, list[str]]:
 
 
 def trust_named(flags: list[str]) -> None:
-    """Imports what `--trust` names: a saved run needs its classes before the other flags can be known."""
+    """Imports the files and modules of `--trust`: their classes define the other flags."""
     for value in values_of("--trust", flags):
         trust(value)
 
 
 def values_of(name: str, flags: list[str]) -> list[str]:
-    """The values that the command line gives one flag, read before the other flags can be parsed."""
+    """The values of one flag on the command line, read before all flags are parsed."""
     values, naming = [], False
     for flag in flags:
         begin, _, value = flag.partition("=")
@@ -300,7 +316,7 @@ def values_of(name: str, flags: list[str]) -> list[str]:
 
 
 def parse_flags(kind: Any, default: Any, flags: list[str], program: str, description: str = "") -> Any:
-    """Parses flags over a default; every field of it, at any depth, is a flag. `--help` shows the bounds of fields."""
+    """Parses flags over `default`; every field of it, at any depth, is a flag. `--help` shows the bounds of fields."""
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_with_bounds_in_help)
     return tyro.cli(kind, default=default, args=flags, prog=program, description=description, registry=registry)
@@ -312,10 +328,10 @@ _asking: ContextVar[bool] = ContextVar("_asking", default=False)
 def _with_bounds_in_help(
     info: tyro.constructors.StructTypeInfo,
 ) -> tyro.constructors.StructConstructorSpec | None:
-    """tyro's own rule for a dataclass, with the bounds of its fields added to their help."""
+    """tyro's rule for a dataclass, with the bounds of its fields added to their help."""
     if _asking.get() or not dataclasses.is_dataclass(info.type):
         return None
-    token = _asking.set(True)  # the registry asks this rule too
+    token = _asking.set(True)  # `get_struct_spec` calls this rule again
     try:
         spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
     finally:
@@ -338,13 +354,13 @@ def _with_bound(field: tyro.constructors.StructFieldSpec, bound: Bounds | None) 
 
 
 def typed(kind: Any, flags: list[str]) -> set[str]:
-    """The fields of a dataclass that flags name; a field's value alone does not say whether it was asked for."""
+    """The fields of a dataclass that flags set explicitly, also to their default."""
     names = {flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
     return names.intersection(field.name for field in dataclasses.fields(kind))
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields, by dotted name, in which two settings differ: name -> (old, new)."""
+    """The fields in which two settings differ, by dotted name: name -> (old, new)."""
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):
         return {} if old == new and type(old) is type(new) else {prefix: (old, new)}
     found: dict[str, tuple[Any, Any]] = {}
@@ -360,10 +376,10 @@ def flag(name: str) -> str:
 
 
 def check_may_go_on(saved: Run, run: Run) -> None:
-    """Refuses to go on with settings that would make it another run.
+    """Checks that a saved run can resume with the given settings: only those in `CHANGEABLE` and `rundir` may differ.
 
     Raises:
-        UserError: names the flags that differ.
+        UserError: other settings differ; the message names their flags.
     """
     differing = differences(saved, run)
     refused = [name for name in differing if name.partition(".")[0] not in (*CHANGEABLE, "rundir")]

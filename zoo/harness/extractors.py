@@ -1,8 +1,8 @@
 """Loads feature extractors from files of weights and from runs, and writes a trained classifier to a file.
 
-Two kinds come from files: networks that were trained here, of which a classifier of MNIST's digits is embedded, and
-FID's Inception-v3, whose weights the user has to give. `python -m zoo.harness.extractors RUN FILE` writes the network
-of a run to such a file. A run's family must implement `zoo.core.extractor.Extracts`.
+Two kinds of files are supported: networks of this project, of which a classifier of MNIST's digits is embedded, and
+FID's Inception-v3, whose weights the user must provide. `python -m zoo.harness.extractors RUN FILE` writes the network
+of a run to such a file; its family must implement `zoo.core.extractor.Extracts`.
 """
 
 import functools
@@ -37,23 +37,24 @@ from zoo.metrics import inception
 
 MNIST = Path(__file__).parents[1] / "metrics" / "weights" / "mnist_classifier.safetensors"
 TRACE = 100.0
-"""The trace of the covariance that a network's features have over its held-out images, by a scale that is stored with
-its weights: so scores by different networks are of one size."""
+"""The trace of the covariance of a network's features over its test images. The scale of the features, which is stored
+with the weights, is set to give this trace, so that scores by different networks are comparable in size."""
 MARGIN = 4
-"""How many pixels larger than its own an image may be that a network takes: MNIST is 28 pixels, padded often 32."""
+"""Maximum excess of an image's height and width, in pixels, over those of a network's training images: MNIST has 28
+pixels, and is often padded to 32."""
 
 
 def load_extractor(name: str, spec: ImageSpec) -> Extractor:
-    """The extractor that a setting names, for images of a kind; see `zoo.core.extractor.LoadExtractor`.
+    """The extractor that a setting names, for images of a spec; see `zoo.core.extractor.LoadExtractor`.
 
     Args:
-        name: "mnist"; a file of weights; a run directory; or "auto", the embedded one that fits.
-        spec: of the images.
+        name: "mnist"; a file of weights; a run directory; or "auto", the embedded one if it fits.
+        spec: spec of the images.
 
     Raises:
-        NoExtractorError: nothing embedded fits.
-        UserError: there is no such file, it holds no weights that are known here, the run's family extracts no
-            features, or the network takes other images.
+        NoExtractorError: `name` is "auto" and the embedded extractor does not fit.
+        UserError: there is no such file, its weights are not of a known network, the run's family does not implement
+            `Extracts`, or the network accepts other images.
     """
     if name == "auto" and not (spec.channels == 1 and spec.height == spec.width and spec.height in (28, 32)):
         raise NoExtractorError(
@@ -86,7 +87,7 @@ def _load(path: str) -> Extractor:
 
 
 def _metadata(file: Path) -> dict[str, str] | None:
-    """What `write_extractor` stored beside the weights in a file; None if another program wrote it."""
+    """The metadata that `write_extractor` stored in a file; None for files of other programs."""
     try:
         with safe_open(file, "numpy") as opened:
             about = opened.metadata() or {}
@@ -96,7 +97,7 @@ def _metadata(file: Path) -> dict[str, str] | None:
 
 
 def _extracting(family: Any, path: Any) -> Any:
-    """The family, if it implements `Extracts`."""
+    """Returns the family if it implements `Extracts`; raises `UserError` otherwise."""
     if not isinstance(family, Extracts):
         raise UserError(
             f"{path} is a run of {type(family).__name__}, which extracts no features; give a run of a classifier"
@@ -109,10 +110,10 @@ class Features:
     """A network of this project as an extractor.
 
     Attributes:
-        family: its settings; implements `Extracts`.
-        spec: of the images that it was trained on.
-        weights: evaluation weights by dotted names, in half precision, as files hold them.
-        scale: of the features.
+        family: settings of the network; implements `Extracts`.
+        spec: spec of the images that it was trained on.
+        weights: evaluation weights by dotted name, in half precision, as in the files.
+        scale: factor that multiplies the features.
     """
 
     family: Any
@@ -122,10 +123,10 @@ class Features:
 
     @classmethod
     def of_run(cls, trained: Trained) -> "Features":
-        """The network of a run; the scale is that of its held-out images of the split test.
+        """The network of a run; the scale gives the features of its test images the trace `TRACE`.
 
         Raises:
-            UserError: its family extracts no features.
+            UserError: its family does not implement `Extracts`.
         """
         family, spec = _extracting(trained.model.family, trained.path), trained.model.spec
         learner = _learner(trained.model.state)
@@ -136,7 +137,7 @@ class Features:
         return cls(family, spec, unscaled.weights, float(scale))
 
     def extractor(self, name: str, digest: str) -> Extractor:
-        """The network as an extractor; without a digest, that of its weights."""
+        """The network as an extractor; an empty digest is replaced by that of the weights."""
         state, scale = self._state(), self.scale
         if not digest:
             whole = b"".join(name.encode() + x.tobytes() for name, x in sorted(self.weights.items()))
@@ -172,14 +173,14 @@ class Features:
 
 
 def _learner(state: State) -> Learner:
-    """The one `Learner` of a state."""
+    """The only `Learner` of a state."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Learner))
     (learner,) = (node for node in nodes if isinstance(node, Learner))
     return learner
 
 
 def _test_images(trained: Trained) -> tuple[UInt8[np.ndarray, "n h w c"], np.ndarray]:
-    """Images of the run's split test, and their labels."""
+    """Images and labels of the run's test split."""
     data = trained.held_out("test")
     batches = [data.held_out_at(index) for index in range(data.held_out_batches)]
     valid = np.concatenate([batch["valid"] for batch in batches])
@@ -188,10 +189,10 @@ def _test_images(trained: Trained) -> tuple[UInt8[np.ndarray, "n h w c"], np.nda
 
 
 def centre(images: UInt8[np.ndarray, "b h w c"], spec: ImageSpec) -> UInt8[np.ndarray, "b h2 w2 c"]:
-    """The middle of images that are at most `MARGIN` pixels larger than `spec`.
+    """The centre crop, of the size of `spec`, of images at most `MARGIN` pixels larger.
 
     Raises:
-        UserError: they are of another size or number of channels.
+        UserError: they have another size or number of channels.
     """
     _, height, width, channels = images.shape
     check_kind(spec, ImageSpec(height, width, channels))
@@ -200,10 +201,10 @@ def centre(images: UInt8[np.ndarray, "b h w c"], spec: ImageSpec) -> UInt8[np.nd
 
 
 def check_kind(takes: ImageSpec, spec: ImageSpec) -> None:
-    """Checks that images are of the kind that a classifier takes, or at most `MARGIN` pixels larger.
+    """Checks that images have the size that a classifier accepts, or are at most `MARGIN` pixels larger.
 
     Raises:
-        UserError: they are of another size or number of channels.
+        UserError: they have another size or number of channels.
     """
     larger = (spec.height - takes.height, spec.width - takes.width)
     if spec.channels != takes.channels or not all(0 <= pixels <= MARGIN for pixels in larger):
@@ -218,13 +219,13 @@ def _kind(spec: ImageSpec) -> str:
 
 
 def write_extractor(trained: Trained, path: Path) -> dict[str, str]:
-    """Writes a run's evaluation weights as an extractor, in half precision, with what it takes to use them.
+    """Writes a run's evaluation weights, in half precision, to a safetensors file that `load_extractor` reads.
 
     Returns:
-        The file's metadata.
+        The file's metadata: family, spec, scale, data, steps and held-out accuracy.
 
     Raises:
-        UserError: the run's family extracts no features.
+        UserError: the run's family does not implement `Extracts`.
     """
     features = Features.of_run(trained)
     image, label = _test_images(trained)
@@ -242,7 +243,7 @@ def write_extractor(trained: Trained, path: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Writes the classifier of a run to a file."""
+    """Writes the classifier of a run to a file and prints the metadata."""
     if len(sys.argv) != 3:
         raise UserError("usage: python -m zoo.harness.extractors RUN FILE.safetensors")
     about = write_extractor(load_run(sys.argv[1]), Path(sys.argv[2]))

@@ -1,6 +1,6 @@
-"""The format number of saved settings and specs, and how to read earlier formats.
+"""The format number of saved settings and specs, and the conversion of earlier formats.
 
-Format 1 had no number; it was written until the modules moved into the present folders.
+Files of format 1 have no number; they were written before the modules moved into the present folders.
 """
 
 from typing import Any
@@ -21,14 +21,18 @@ MOVED = {
     "zoo.ddpm:DDPMScoring": "zoo.metrics.diffusion_scoring:DiffusionScoring",
     "zoo.metrics.classifier:Classifier": "zoo.classifier:Classifier",
 }
-"""Classes of format 1 that have another name in format 2."""
+"""Classes whose name differs between formats 1 and 2: old name -> new name."""
 
 
 def upgrade(data: Any, where: str) -> Any:
-    """Parsed JSON as the present format has it, without its number.
+    """Converts parsed JSON to the present format and removes the format number.
+
+    Args:
+        data: parsed JSON.
+        where: name of the file, for the error.
 
     Raises:
-        UserError: a later version wrote it.
+        UserError: it has a later format.
     """
     if not isinstance(data, dict):
         return data

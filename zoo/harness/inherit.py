@@ -11,7 +11,7 @@ log = logging.getLogger("zoo")
 
 
 def inherit(config: Run, source: str) -> Run:
-    """The settings of a config with those of a trained run that its weights depend on: the family's and the spec's.
+    """A config's settings with the family settings of a trained run, and data settings that fit the run's spec.
 
     Args:
         config: the settings of the new run's config.

@@ -53,8 +53,8 @@ def first_state(run: Run, spec: Any, strategy: Strategy, source: Trained | None)
     """The state before the first step, on its devices.
 
     With a source, evaluation gives the same results as in the source: parameters, memory and their moving averages
-    start from its evaluation weights, while the optimizer starts anew. No random weights are computed then: the
-    compiler drops what the source replaces.
+    start from its evaluation weights, and the optimizer's state is new. No random weights are computed then, since the
+    compiler removes those that the source replaces.
 
     Raises:
         UserError: the source's weights do not fit.

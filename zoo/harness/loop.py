@@ -58,7 +58,7 @@ def fit(run: Run, *, fresh: bool = False) -> Trained:
     run = replace(
         run,
         rundir=run.rundir or f"runs/{type(family).__module__.rpartition('.')[2]}",
-        # Constructed again, so that settings are checked which are accepted only in saved runs.
+        # Constructed again, to reject settings that are accepted only in saved runs.
         family=replace(family),
         optimizer=replace(run.optimizer),
     )
@@ -216,7 +216,7 @@ def _evaluate(session: Session, state: State, done: int, with_scores: bool, seco
 
 
 def _score(session: Session, state: State, done: int, means: Metrics) -> Metrics:
-    """The family's scores; if they cannot be computed, none, with a warning the first time: training goes on."""
+    """The family's scores; if they cannot be computed, none, with a warning the first time, and training continues."""
     model = session.model(state, done)
     try:
         return session.run.family.score(model, means, session.data, session.scoring, session.keys.evaluation)

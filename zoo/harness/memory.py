@@ -1,4 +1,5 @@
-"""The C library's allocator and Python's collector; imported before all else, so it imports next to nothing."""
+"""Settings of the C allocator and of Python's garbage collector. The scripts import this module first; its imports are
+few and fast."""
 
 import ctypes
 import gc
@@ -10,11 +11,11 @@ _paused = False
 
 
 def use_huge_pages() -> None:
-    """Starts the program again, in the same process, with an allocator that asks for pages of 2 MiB.
+    """Restarts the program in the same process with an allocator that requests pages of 2 MiB.
 
-    XLA's CPU backend allocates a training step's memory, hundreds of MiB, anew at every step. In pages of 4 KiB that is
-    a hundred thousand page faults, and a fifth to a third of the step's time. glibc reads this setting only when a
-    program starts, so call it first of all. Nothing happens on other systems, or where the variable is set already.
+    XLA's CPU backend allocates a training step's memory, hundreds of MiB, again at every step. With pages of 4 KiB that
+    is a hundred thousand page faults, a fifth to a third of the step's time. glibc reads this setting only when a
+    program starts, so this function must be called first. It does nothing on other systems, or if the variable is set.
     """
     if sys.platform == "linux" and TUNABLES not in os.environ:
         os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
@@ -22,19 +23,19 @@ def use_huge_pages() -> None:
 
 
 def give_back() -> None:
-    """Gives memory that is free back to the system, where the C library is glibc.
+    """Returns free memory to the system, if the C library is glibc.
 
-    Compiling leaves hundreds of MiB in pieces that the allocator keeps and a training step has no use for.
+    Compilation leaves hundreds of MiB in fragments that the allocator keeps and a training step cannot use.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
 
 
 def pause_garbage_collection() -> None:
-    """Stops Python from looking for garbage while a script imports; `resume_garbage_collection` ends it.
+    """Disables Python's garbage collector while a script imports modules, until `resume_garbage_collection`.
 
-    JAX and Flax make a million objects as they are imported, and all of them stay. Looking through them again and again
-    takes a quarter of the time to the first line of help.
+    Importing JAX and Flax creates a million objects, none of which is garbage. Scanning them repeatedly takes a quarter
+    of the time that `--help` takes.
     """
     global _paused
     _paused = True
@@ -42,7 +43,7 @@ def pause_garbage_collection() -> None:
 
 
 def resume_garbage_collection() -> None:
-    """Looks for garbage again, if it was paused, but no more among what has been imported."""
+    """Enables the garbage collector if it was paused; existing objects are excluded from later collections."""
     global _paused
     if _paused:
         _paused = False

@@ -1,4 +1,4 @@
-"""Settings of the process that must stand before the first computation."""
+"""Settings of the process: compilation cache, memory and matrix product precision."""
 
 import functools
 import os
@@ -13,36 +13,36 @@ from zoo.harness.memory import give_back, resume_garbage_collection
 CACHE = "jax_compilation_cache_dir"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 LONG = 0.1
-"""Seconds of compiling, or of reading from the cache, after which there is memory to give back."""
+"""Seconds of compilation, or of reading from the cache, above which free memory is returned to the system."""
 
 
 def prepare() -> None:
-    """Turns the compile cache on, in the user's cache folder; `JAX_COMPILATION_CACHE_DIR` names another.
+    """Enables JAX's compilation cache, in the user's cache folder or in `JAX_COMPILATION_CACHE_DIR`.
 
-    From then on, what compiling leaves behind is given back to the system before the program runs.
+    It also resumes garbage collection, and makes each later compilation return its free memory to the system.
     """
     resume_garbage_collection()
     _give_back_after_compiling()
     if not getattr(jax.config, CACHE, None):
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update(CACHE, str(Path(home) / "generative-zoo" / "jax"))
-    # By default only what took a second to compile is cached, which is almost nothing on small models.
+    # By default only compilations of at least a second are cached, which are few for small models.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def exact_float32() -> AbstractContextManager[None]:
-    """Within it, products of float32 arrays are float32 on every device.
+    """Context in which matrix products of float32 arrays are computed in float32 on every device.
 
-    By default JAX lets an NVIDIA GPU round their operands to TF32 and a TPU to bfloat16. Products of bfloat16 arrays
-    stay as they are.
+    By default, JAX rounds their operands to TF32 on NVIDIA GPUs and to bfloat16 on TPUs. Products of bfloat16 arrays do
+    not change.
     """
     return jax.default_matmul_precision("highest")
 
 
 @functools.cache
 def _give_back_after_compiling() -> None:
-    """Once a process, since JAX keeps every listener."""
+    """Registers a listener that calls `give_back` after each compilation; once in a process, as JAX keeps listeners."""
 
     def compiled(event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILED and duration_secs > LONG:

@@ -150,7 +150,7 @@ class _TerminalBar:
 
 
 class _Lines:
-    """A line at most every two seconds, besides the first and the last step: more would fill a log file."""
+    """Prints the first and the last step and, between them, at most one line every two seconds, to keep logs short."""
 
     def __init__(self, start: int, steps: int) -> None:
         self._start, self._steps, self._shown = start, steps, time.perf_counter()

@@ -1,12 +1,12 @@
-"""A run's directory: everything a run writes for people and for other programs, and nothing that training needs.
+"""The directory of a run: settings, logs, samples and scores.
 
-config.json    the settings            metrics.jsonl   one flat JSON object a line
-spec.json      what the data is        tensorboard/    the same as TensorBoard events
-data/          its first batch, as     samples/        what the model made as it trained, and when asked
-               the model sees it       scores.jsonl    what evaluate.py found
-launches.jsonl each start: command,    log.txt         what was said
-               versions, devices       damaged/        checkpoints that could not be read, put aside
-checkpoints/   see checkpoint.py
+config.json    the settings            metrics.jsonl   training and evaluation metrics, one flat JSON object a line
+spec.json      the data's spec         tensorboard/    the same metrics as TensorBoard events
+data/          preview of the first    samples/        samples of training and of sample.py
+               training batch          scores.jsonl    results of evaluate.py
+launches.jsonl each start: command,    log.txt         log messages
+               versions, devices       damaged/        checkpoints that could not be read
+checkpoints/   see checkpoint.py       codec/          the data's codec, if any; see codecs.py
 """
 
 import fcntl
@@ -57,11 +57,11 @@ class RunDir:
         return (self.path / CONFIG).is_file()
 
     def has_checkpoints(self) -> bool:
-        """Whether a run can go on from here."""
+        """Whether the run can be resumed."""
         return self.has_config() and has_checkpoints(self.path)
 
     def require(self) -> None:
-        """Checks that this is the directory of a run that has saved something.
+        """Checks that this is the directory of a run with a checkpoint.
 
         Raises:
             UserError: it is not.
@@ -76,11 +76,11 @@ class RunDir:
             raise UserError(f"{self.path} has no checkpoint yet; let `train.py` run until it saves one")
 
     def config(self) -> Run:
-        """The settings, checked."""
+        """The saved settings."""
         return read_json(self.path / CONFIG, Run)
 
     def spec(self) -> Spec:
-        """What the data was."""
+        """The saved spec of the data."""
         if not (self.path / SPEC).is_file():
             raise UserError(f"{self.path} lacks {SPEC}; it is not a whole run directory")
         return read_json(self.path / SPEC, Spec)
@@ -91,10 +91,10 @@ class RunDir:
         """Checks that a new run can start here.
 
         Args:
-            fresh: whether a run that is here may be deleted.
+            fresh: whether an existing run may be deleted.
 
         Raises:
-            UserError: something is here that is not a run's, or a run that may not be deleted.
+            UserError: the path is a file, the directory has other files, or it holds a run that may not be deleted.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; --rundir must name a directory")
@@ -104,22 +104,22 @@ class RunDir:
             raise UserError(f"{self.path} holds a run; --fresh deletes it and starts over")
 
     def _is_ours(self) -> bool:
-        """Whether the directory is a run's, or empty: another program's config.json is not for us to delete."""
+        """Whether the directory is empty or a run's; another program's config.json must not be deleted."""
         if self.has_config():
             settings = (self.path / CONFIG).read_bytes()
             return any(name in settings for name in RUN_CLASSES)
         return all(path.name == CONFIG + PARTIAL for path in self.path.iterdir())
 
     def create(self, run: Run, spec: Spec, fresh: bool) -> None:
-        """Makes the directory of a new run.
+        """Creates the directory of a new run.
 
         Args:
             run: the settings.
-            spec: what the data is.
-            fresh: delete a run that is here; without it, only what a run that never saved left is deleted.
+            spec: spec of the data.
+            fresh: whether an existing run is deleted; the files of a run without checkpoints are always deleted.
 
         Raises:
-            UserError: the directory cannot be made, or `check_free` refuses it.
+            UserError: the directory cannot be created, `check_free` refuses it, or another process is training there.
         """
         self.check_free(fresh)
         try:
@@ -127,7 +127,7 @@ class RunDir:
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}); name another by --rundir") from None
         self.claim()
-        # The settings stay until new ones take their place: a start that is killed here can be repeated.
+        # The settings are kept until they are replaced, so that a start that is killed here can be repeated.
         for name in OURS:
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ class RunDir:
         write_json(self.path / SPEC, spec)
 
     def claim(self) -> None:
-        """Keeps other processes from training here until `close`, or until this process ends, however it does.
+        """Locks the directory against training by other processes, until `close` or the end of this process.
 
         Raises:
             UserError: another process is training here.
@@ -155,12 +155,12 @@ class RunDir:
         write_json(self.path / CONFIG, run)
 
     def launched(self, step: int, data: str, precision: str) -> None:
-        """Records how this process was started, with what, and from which step.
+        """Records this start in launches.jsonl and in the log: command, versions, devices and first step.
 
         Args:
-            step: steps done already.
-            data: the data set's fingerprint; where it is not what it was before, says so.
-            precision: what the networks compute in, float32 or bfloat16.
+            step: number of steps done.
+            data: the data set's fingerprint; a warning is logged if it differs from that of the last start.
+            precision: dtype that the networks compute in, float32 or bfloat16.
         """
         if _last_record(self.path / LAUNCHES).get("data", data) != data:
             log.warning("the data is not what it was when this run was last started; it goes on with what there is now")
@@ -183,14 +183,14 @@ class RunDir:
         log.info("python %s %s on %s in %s", record["python"], versions, ", ".join(record["devices"]), precision)
 
     def cut_back(self, step: int) -> float:
-        """Drops what was logged past `step`, which will be logged again; returns the seconds trained until then."""
+        """Deletes metrics and samples past `step`; returns the seconds of training until `step`."""
         path, seconds, kept = self.path / METRICS, 0.0, []
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for line in lines:
             try:
                 record = json.loads(line)
                 past, spent = record["step"] > step, float(record["seconds"])
-            except (ValueError, KeyError, TypeError):  # the last line of a process that was killed while writing
+            except (ValueError, KeyError, TypeError):  # an incomplete line of a process that was killed
                 continue
             if not past:
                 kept.append(line)
@@ -204,7 +204,7 @@ class RunDir:
         return seconds
 
     def write_metrics(self, step: int, split: str, metrics: Metrics, seconds: float) -> None:
-        """Adds a line to metrics.jsonl, and the figures without their standard errors to TensorBoard."""
+        """Appends a line to metrics.jsonl, and adds the figures without their standard errors to TensorBoard."""
         names = sorted(metrics, key=lambda name: name != "loss")  # the loss first
         record = {name: _plain(metrics[name]) for name in names}
         _append(self.path / METRICS, {"step": step, "split": split, **record, "seconds": round(seconds, 3)})
@@ -213,20 +213,20 @@ class RunDir:
                 self._writer(step).add_scalar(f"{split}/{name}", value, step)
 
     def write_scores(self, record: Metrics) -> None:
-        """Adds a line to scores.jsonl: figures of a trained model, with how they were come by."""
+        """Appends a line to scores.jsonl: figures of a trained model with their provenance."""
         try:
             _append(self.path / SCORES, {name: _plain(value) for name, value in record.items()})
-        except OSError as error:  # someone else's run may be read-only; the figures are printed all the same
+        except OSError as error:  # another user's run may be read-only; the figures are still printed
             log.warning("%s cannot be written (%s)", self.path / SCORES, error.strerror)
 
     def write_preview(self, artifacts: Artifacts) -> None:
-        """Writes what training data looks like."""
+        """Writes the preview of the training data."""
         if artifacts:
             (self.path / PREVIEW).mkdir(exist_ok=True)
             write_summary(self.path / PREVIEW / "first_batch", artifacts)
 
     def write_samples(self, step: int, artifacts: Artifacts) -> Path:
-        """Writes what the model made at a step."""
+        """Writes the samples of a step during training, also to TensorBoard; returns their path."""
         (self.path / SAMPLES).mkdir(exist_ok=True)
         texts = [f"```\n{artifact.text}\n```" for artifact in artifacts if isinstance(artifact, Text)]
         picture = together(artifacts)
@@ -237,7 +237,7 @@ class RunDir:
         return write_summary(self.path / SAMPLES / f"step_{step:08d}", artifacts)
 
     def next_samples(self) -> Path:
-        """Where samples go that were asked for without naming a place: `samples/asked_0000`, and so on."""
+        """The next free path for samples requested without an output folder: `samples/asked_0000` and so on."""
         folder = self.path / SAMPLES
         folder.mkdir(exist_ok=True)
         taken = [int(path.stem.removeprefix("asked_")) for path in folder.glob("asked_" + "[0-9]" * 4 + "*")]
@@ -247,12 +247,12 @@ class RunDir:
         if self._events is None:
             from tensorboardX import SummaryWriter
 
-            # Events past the step that a run goes on from are marked as superseded.
+            # Earlier events past the step from which the run resumes are marked as superseded.
             self._events = SummaryWriter(str(self.path / EVENTS), purge_step=step)
         return self._events
 
     def close(self) -> None:
-        """Flushes what is buffered and gives up the claim."""
+        """Flushes TensorBoard's events and releases the lock."""
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -262,10 +262,10 @@ class RunDir:
 
 
 def make_out(folder: Path) -> None:
-    """Makes a folder for samples, before the work of making them, where they overwrite none.
+    """Creates a folder for samples before they are computed; existing samples are never overwritten.
 
     Raises:
-        UserError: it cannot be made, or holds samples.
+        UserError: it cannot be created, or has samples in it.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --out must name a directory")
@@ -278,19 +278,19 @@ def make_out(folder: Path) -> None:
 
 
 def _plain(value: Any) -> float | int | str:
-    """A figure as JSON holds it, which has no word for a number that is not finite."""
+    """A figure for JSON; numbers that are not finite, which JSON lacks, become strings."""
     if isinstance(value, str | int):
         return value
     return float(value) if math.isfinite(value) else str(float(value))
 
 
 def _last_record(path: Path) -> dict[str, Any]:
-    """The last whole line of a file of JSON lines."""
+    """The last complete record of a file of JSON lines; {} if there is none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in reversed(lines):
         try:
             return json.loads(line)
-        except json.JSONDecodeError:  # a process that was killed while writing
+        except json.JSONDecodeError:  # an incomplete line of a process that was killed
             continue
     return {}
 

@@ -38,7 +38,7 @@ class Session:
     checkpoints: Checkpoints
     stop: Stop
     codec: Coder | None
-    """What the data is encoded by, if it has a codec."""
+    """The codec that encodes the data; None if it has none."""
     warned: set[str] = field(default_factory=set)
     """Reasons, already logged, why scores could not be computed."""
 

@@ -16,7 +16,7 @@ log = logging.getLogger("zoo")
 
 
 class Stop:
-    """Records Ctrl-C or SIGTERM until the step is done; before the first step, and at the second signal, stops at once.
+    """Records Ctrl-C or SIGTERM until the step is done; stops at once before the first step and at the second signal.
 
     Attributes:
         signum: number of the signal received, or 0.

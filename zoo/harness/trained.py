@@ -65,7 +65,7 @@ class Trained:
         return self._data
 
     def setting(self) -> dict[str, str]:
-        """What scores depend on besides the run: the precision and the kind of device."""
+        """The precision and the kind of device, on which scores depend besides the run."""
         return {"precision": compute_dtype(self.run), "device": jax.devices()[0].device_kind}
 
     def _open(self, data: Data, **split: Split) -> DataSet:
@@ -201,7 +201,7 @@ def compute_dtype(run: Run) -> str:
 
 
 def make_setup(run: Run) -> Setup:
-    """What `Family.init` needs to know of the run; its parts are loaded."""
+    """The `Setup` of a run, with its parts loaded."""
     return Setup(
         optimizer=run.optimizer,
         total_steps=run.steps,
