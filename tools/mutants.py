@@ -2,15 +2,9 @@
 
     python tools/mutants.py --seed 0 --count 300           # as `make mutants`
     python tools/mutants.py --only zoo/metrics/text.py --count 20
-<<<<<<< HEAD
-    python tools/mutants.py --only zoo/ddpm.py --list      # what can be changed there
-    python tools/mutants.py --again                        # those that survived the last time
-    python tools/mutants.py --tests test_ddpm_loss --only zoo/ddpm.py
-=======
     python tools/mutants.py --only zoo/ddpm.py --list      # lists all changes of a file
     python tools/mutants.py --again                        # the changes that survived the last time
-    python tools/mutants.py --tests test_ddpm --only zoo/ddpm.py
->>>>>>> p4
+    python tools/mutants.py --tests test_ddpm_loss --only zoo/ddpm.py
 
 Changes (`tools/mutations.py`) are drawn from losses, evaluation, metrics, samplers and the learner, from each file in
 proportion to its number of changes. For each change, the tests that enter the changed function are run, most specific

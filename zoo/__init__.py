@@ -1,12 +1,6 @@
-<<<<<<< HEAD
-"""Generative models in JAX. Each family is one file; all share a trainer, a sampling command and a checkpoint format.
-
-Each script has an equivalent call, for notebooks:
-=======
 """A zoo of generative models in JAX. Each family is one file; all share one harness.
 
 The functions behind the scripts, for notebooks and other programs:
->>>>>>> p4
 
     import zoo
     trained = zoo.fit(run)                      # python train.py
@@ -34,11 +28,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-<<<<<<< HEAD
-    # Imported on first use, so that `train.py --help` does not load what only training needs.
-=======
     # Imported at first use, so that `train.py --help` does not load modules that only training needs.
->>>>>>> p4
     if name not in _HOMES:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
     from importlib import import_module
