@@ -10,7 +10,7 @@ and the phone error rate 6.42 %; one beam: 26.8 and 6.48 %. With stress: 32.2 an
 
 from zoo import Optimizer, Run
 from zoo.data.pairs import Pairs
-from zoo.seq2seq import Scores, Seq2Seq
+from zoo.seq2seq import Seq2Seq, Seq2SeqScoring
 
 run = Run(
     family=Seq2Seq(
@@ -27,5 +27,5 @@ run = Run(
     score_every=5000,
     save_every=1000,
     sample_every=1000,
-    scoring=Scores(strip="[0-9]", words="none"),
+    scoring=Seq2SeqScoring(strip="[0-9]", words="none"),
 )

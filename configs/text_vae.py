@@ -15,7 +15,7 @@ These figures predate the dev split of the data and have not been measured again
 
 from zoo import Optimizer, Run
 from zoo.data.text import Sentences
-from zoo.text_vae import Scores, TextVAE
+from zoo.text_vae import TextVAE, TextVAEScoring
 
 run = Run(
     family=TextVAE(
@@ -30,6 +30,6 @@ run = Run(
     eval_every=3000,
     save_every=3000,
     score_every=3000,
-    scoring=Scores(iw_samples=8),
+    scoring=TextVAEScoring(iw_samples=8),
     sample_every=3000,
 )  # fmt: skip

@@ -79,7 +79,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pictures(Request):
+class ImageVAERequest(Request):
     """Images to make: samples of the prior, interpolations, traversals or reconstructions; all are means of p(x|z)."""
 
     interpolate: int = 0
@@ -109,7 +109,7 @@ class Pictures(Request):
 
 
 @dataclass(frozen=True)
-class Scores(ImageScoring):
+class ImageVAEScoring(ImageScoring):
     """Figures to compute in addition to the bound and the active units."""
 
     iw_samples: Annotated[int, Ge(0)] = 0
@@ -148,8 +148,8 @@ class ImageVAE(Family):
     """Codes per image in training, k of the importance-weighted bound; 1: the ELBO with its closed-form KL."""
 
     accepts: ClassVar[type] = ImageSpec
-    Request: ClassVar[type] = Pictures
-    Scoring: ClassVar[type] = Scores
+    Request: ClassVar[type] = ImageVAERequest
+    Scoring: ClassVar[type] = ImageVAEScoring
     unit: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
@@ -318,7 +318,9 @@ class ImageVAE(Family):
         """Returns the mean of p(x|z) for each code as pixels; the decoder of the family as a codec."""
         return self.image(state.vae.eval_net().decode(codes))
 
-    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
+    def score(
+        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: ImageVAEScoring, key: jax.Array
+    ) -> Metrics:
         vae, k = model.state.vae, scoring.iw_samples
         figures: Metrics = {"active_units": active_units(held_out_rows(data, partial(_encode, self, vae)))}
         if k:
@@ -332,7 +334,7 @@ class ImageVAE(Family):
             figures |= score_samples(draw, data, scoring, {"sampler": "prior"}, key, model.extractor)
         return figures
 
-    def sample(self, model: Model, request: Pictures, key: jax.Array) -> Artifacts:
+    def sample(self, model: Model, request: ImageVAERequest, key: jax.Array) -> Artifacts:
         vae, decode = model.state.vae, partial(self._decode, model)
         names = request.images or [str(number) for number in range(request.reconstruct)]
         given = _as_batch(given_pictures(names, model)) if names else None

@@ -154,7 +154,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scores(TextScoring):
+class LSTMLMScoring(TextScoring):
     """Figures to compute in addition to the likelihood in separate windows."""
 
     carry: bool = False
@@ -184,7 +184,7 @@ class LSTMLM(Family):
 
     accepts: ClassVar[type] = TokenSpec
     Request: ClassVar[type] = TokenRequest
-    Scoring: ClassVar[type] = Scores
+    Scoring: ClassVar[type] = LSTMLMScoring
     unit: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
@@ -218,7 +218,9 @@ class LSTMLM(Family):
         nats = row_cross_entropy(x, net.head_table, tokens[:, 1:], weight, net.bias[...])
         return likelihood_statistics(nats, weight.sum(1, dtype=jnp.float32), batch)
 
-    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
+    def score(
+        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: LSTMLMScoring, key: jax.Array
+    ) -> Metrics:
         figures = score_language_model(model, rows, scoring, key)
         if scoring.stride:
             figures |= strided_figures(model, data, scoring.stride)

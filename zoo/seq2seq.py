@@ -61,7 +61,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scores(Scoring):
+class Seq2SeqScoring(Scoring):
     """How held-out sources are decoded, and the results compared with the references."""
 
     removed: ClassVar[tuple[str, ...]] = ("split",)
@@ -120,7 +120,7 @@ class Seq2Seq(Family):
 
     accepts: ClassVar[type] = PairSpec
     Request: ClassVar[type] = TranslationRequest
-    Scoring: ClassVar[type] = Scores
+    Scoring: ClassVar[type] = Seq2SeqScoring
     unit: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
@@ -191,7 +191,9 @@ class Seq2Seq(Family):
         smoothed = cross_entropy(logits, target[:, 1:], self.label_smoothing) if self.label_smoothing else nats
         return (smoothed * weight).sum(), ((nats * weight).sum(1), weight.sum(1))
 
-    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
+    def score(
+        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Seq2SeqScoring, key: jax.Array
+    ) -> Metrics:
         assert isinstance(data, PairSet)
         references = list(data.references().items())
         references = references[: scoring.sources or len(references)]

@@ -112,7 +112,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scores(Scoring):
+class TextVAEScoring(Scoring):
     """Figures to compute in addition to the bound, active units and mutual information."""
 
     iw_samples: Annotated[int, Ge(0)] = 0
@@ -161,7 +161,7 @@ class TextVAE(Family):
 
     accepts: ClassVar[type] = LineSpec
     Request: ClassVar[type] = SentenceRequest
-    Scoring: ClassVar[type] = Scores
+    Scoring: ClassVar[type] = TextVAEScoring
     unit: ClassVar[str] = "positions"
 
     def __post_init__(self) -> None:
@@ -249,7 +249,9 @@ class TextVAE(Family):
         per_token = {f"{name}_nats_per_token": (value, words) for name, value in terms.items()}
         return {"loss": (nats + kl, one)} | per_sentence | per_token
 
-    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: Scores, key: jax.Array) -> Metrics:
+    def score(
+        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TextVAEScoring, key: jax.Array
+    ) -> Metrics:
         figures: Metrics = {"perplexity_bound": perplexity(-rows["elbo_nats_per_token"])}
         if not self.latent:
             return figures

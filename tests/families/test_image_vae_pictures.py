@@ -13,7 +13,7 @@ from image_vae_cases import LATENT, LEVELS, SIZE, TINY, Blobs, on_device, shapes
 
 from zoo.core.errors import UserError
 from zoo.data.specs import ImageSpec
-from zoo.image_vae import COLUMNS, ImageVAE, Pictures, Scores
+from zoo.image_vae import COLUMNS, ImageVAE, ImageVAERequest, ImageVAEScoring
 from zoo.nets.autoencoder import pyramid
 from zoo.sampling.latent_paths import interpolate, lerp, slerp, traverse
 
@@ -91,15 +91,15 @@ def test_interpolation_and_traversal_decode_the_right_codes():
 
 
 def test_sample_i_does_not_depend_on_how_many_there_are(model):
-    few, many = (TINY.sample(model, Pictures(n=n), jax.random.key(0)) for n in (2, 5))
+    few, many = (TINY.sample(model, ImageVAERequest(n=n), jax.random.key(0)) for n in (2, 5))
     for one, other in zip(few, many, strict=False):
         assert np.abs(one.pixels.astype(int) - other.pixels).max() <= 1
     assert many[0] != many[1]
 
 
 def test_interpolation_rows_begin_and_end_with_the_images_of_their_codes(model, tmp_path):
-    (wide,) = TINY.sample(model, Pictures(n=2, interpolate=4), jax.random.key(0))
-    (narrow,) = TINY.sample(model, Pictures(n=1, interpolate=2), jax.random.key(0))
+    (wide,) = TINY.sample(model, ImageVAERequest(n=2, interpolate=4), jax.random.key(0))
+    (narrow,) = TINY.sample(model, ImageVAERequest(n=1, interpolate=2), jax.random.key(0))
     cell = SIZE + 2
     assert wide.pixels.shape == (2 * cell + 2, 4 * cell + 2, 1)
     first, last = wide.pixels[: cell + 2, :cell], wide.pixels[: cell + 2, 3 * cell :]
@@ -109,16 +109,16 @@ def test_interpolation_rows_begin_and_end_with_the_images_of_their_codes(model, 
 
 
 def test_traversal_shows_active_units_only_and_leaves_the_code_at_its_own_value(model):
-    sheets = TINY.sample(model, Pictures(n=2, traverse=2), jax.random.key(0))
+    sheets = TINY.sample(model, ImageVAERequest(n=2, traverse=2), jax.random.key(0))
     assert [sheet.name for sheet in sheets] == ["traversal"] * 2
     rows = sheets[0].pixels[2 : 2 + SIZE, 2:]
     assert (rows[:, :SIZE] != rows[:, -2 - SIZE : -2]).any()
     with pytest.raises(UserError, match="a code has 3 units"):
-        TINY.sample(model, Pictures(traverse=4), jax.random.key(0))
+        TINY.sample(model, ImageVAERequest(traverse=4), jax.random.key(0))
 
 
 def test_reconstructions_are_of_held_out_images(model):
-    (sheet,) = TINY.sample(model, Pictures(reconstruct=10), jax.random.key(0))
+    (sheet,) = TINY.sample(model, ImageVAERequest(reconstruct=10), jax.random.key(0))
     cells = rearrange(sheet.pixels[2:, 2:, 0], "(r h) (k w) -> r k h w", r=2, h=SIZE + 2, w=SIZE + 2)
     shown, made = cells[:, :, :SIZE, :SIZE].astype(int)
     held_out = np.concatenate([Blobs().held_out_at(i)["image"] for i in range(2)])[:10, :, :, 0]
@@ -126,10 +126,10 @@ def test_reconstructions_are_of_held_out_images(model):
     certain = np.isin(held_out, (0, 255))
     np.testing.assert_array_equal(shown[certain], held_out[certain])
     assert np.abs(made - shown).mean() < 0.8 * np.abs(made - np.roll(shown, 1, axis=0)).mean()
-    first, rest = TINY.sample(model, Pictures(reconstruct=COLUMNS + 3), jax.random.key(0))
+    first, rest = TINY.sample(model, ImageVAERequest(reconstruct=COLUMNS + 3), jax.random.key(0))
     assert [s.pixels.shape[1] for s in (first, rest)] == [2 + columns * (SIZE + 2) for columns in (COLUMNS, 3)]
     with pytest.raises(UserError, match="picture 20 is asked for, but there are 20"):
-        TINY.sample(model, Pictures(reconstruct=21), jax.random.key(0))
+        TINY.sample(model, ImageVAERequest(reconstruct=21), jax.random.key(0))
 
 
 def test_files_are_reconstructed_and_interpolated(model, tmp_path):
@@ -137,24 +137,24 @@ def test_files_are_reconstructed_and_interpolated(model, tmp_path):
     for i, image in enumerate(Blobs().held_out_at(0)["image"][:3]):
         paths.append(str(tmp_path / f"{i}.png"))
         PIL.Image.fromarray(image[..., 0]).save(paths[-1])
-    (sheet,) = TINY.sample(model, Pictures(images=tuple(paths)), jax.random.key(0))
-    (ours,) = TINY.sample(model, Pictures(reconstruct=3), jax.random.key(0))
+    (sheet,) = TINY.sample(model, ImageVAERequest(images=tuple(paths)), jax.random.key(0))
+    (ours,) = TINY.sample(model, ImageVAERequest(reconstruct=3), jax.random.key(0))
     np.testing.assert_array_equal(sheet.pixels, ours.pixels)
-    (numbered,) = TINY.sample(model, Pictures(images=("0", paths[1], "2")), jax.random.key(0))
+    (numbered,) = TINY.sample(model, ImageVAERequest(images=("0", paths[1], "2")), jax.random.key(0))
     np.testing.assert_array_equal(numbered.pixels, ours.pixels)
-    (rows,) = TINY.sample(model, Pictures(images=tuple(paths), interpolate=5), jax.random.key(0))
+    (rows,) = TINY.sample(model, ImageVAERequest(images=tuple(paths), interpolate=5), jax.random.key(0))
     assert rows.pixels.shape[0] == 2 * (SIZE + 2) + 2
 
 
 def test_scores(model):
-    data, scoring = Blobs(), Scores(iw_samples=70)
+    data, scoring = Blobs(), ImageVAEScoring(iw_samples=70)
     figures = TINY.score(model, {}, data, scoring, jax.random.key(0))
     assert figures["iw_samples"] == 70
     evaluate = jax.jit(TINY.evaluate)
     rows = [evaluate(model.state, data.held_out_at(i), jax.random.key(0))["loss"][0] for i in range(3)]
     assert 0 < figures["iw_nll_nats"] < np.concatenate(rows)[:20].mean()
     assert 1 <= figures["active_units"] <= LATENT
-    assert "iw_nll_nats" not in TINY.score(model, {}, data, Scores(), jax.random.key(0))
+    assert "iw_nll_nats" not in TINY.score(model, {}, data, ImageVAEScoring(), jax.random.key(0))
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -167,11 +167,11 @@ def test_scores(model):
         (lambda: ImageVAE(scale=0.5), "only the gaussian"),
         (lambda: ImageVAE(latent=0), "family.latent is 0"),
         (lambda: ImageVAE(beta=-1.0), "family.beta is -1.0"),
-        (lambda: Pictures(interpolate=1), "interpolate is 1"),
-        (lambda: Pictures(interpolate=3, traverse=2), "two kinds of picture"),
-        (lambda: Pictures(images=("a.png",), interpolate=3), "two files"),
-        (lambda: Pictures(images=("a.png",), reconstruct=3), "held-out images"),
-        (lambda: Scores(iw_samples=-1), "iw_samples is -1"),
+        (lambda: ImageVAERequest(interpolate=1), "interpolate is 1"),
+        (lambda: ImageVAERequest(interpolate=3, traverse=2), "two kinds of picture"),
+        (lambda: ImageVAERequest(images=("a.png",), interpolate=3), "two files"),
+        (lambda: ImageVAERequest(images=("a.png",), reconstruct=3), "held-out images"),
+        (lambda: ImageVAEScoring(iw_samples=-1), "iw_samples is -1"),
         (lambda: ImageVAE(iw_samples=0), "family.iw_samples is 0; it must be at least 1"),
         (lambda: ImageVAE(iw_samples=5, beta=2.0), "family.iw_samples is 5; it must be 1 with family.beta"),
         (lambda: ImageVAE(iw_samples=5, kl_warmup_steps=9), "importance-weighted bound has none"),

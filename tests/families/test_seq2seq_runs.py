@@ -19,7 +19,7 @@ from zoo.core.errors import UserError
 from zoo.data.pairs import Pairs
 from zoo.harness.config import from_json, to_json
 from zoo.sampling.tokens.translation import TranslationRequest, encode_source, translate, translate_lines
-from zoo.seq2seq import Scores, Seq2Seq, error_rates
+from zoo.seq2seq import Seq2Seq, Seq2SeqScoring, error_rates
 
 
 def test_any_of_several_targets_is_right_and_the_nearest_counts():
@@ -39,7 +39,8 @@ def trained(tmp_path_factory):
     run = Run(
         family=replace(LUONG, dropout=0.1),
         data=Pairs(path=str(folder / "pairs.tsv"), dev=0.2, test=0.2),
-        steps=2, batch_size=8, rundir=str(folder / "run"), scoring=Scores(strip="[0-9]", words="none", num_beams=2),
+        steps=2, batch_size=8, rundir=str(folder / "run"),
+        scoring=Seq2SeqScoring(strip="[0-9]", words="none", num_beams=2),
     )  # fmt: skip
     return fit(run)
 

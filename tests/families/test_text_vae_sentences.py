@@ -22,7 +22,7 @@ from zoo.harness.trained import inference_state
 from zoo.nets.conditioned_lm import Conditioned, TextDecoder
 from zoo.nn.losses import cross_entropy, real_targets
 from zoo.sampling.tokens.sentences import SentenceRequest
-from zoo.text_vae import Scores, TextVAE
+from zoo.text_vae import TextVAE, TextVAEScoring
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_scores_say_whether_the_posterior_is_in_use(data, model):
     rows = jax.jit(TINY.evaluate)(model.state, data.held_out_at(0), jax.random.key(0))
     valid = data.held_out_at(0)["valid"]
     means = {name: float(np.asarray(a)[valid].sum() / np.asarray(b)[valid].sum()) for name, (a, b) in rows.items()}
-    scores = TINY.score(model, means, data, Scores(iw_samples=200), jax.random.key(0))
+    scores = TINY.score(model, means, data, TextVAEScoring(iw_samples=200), jax.random.key(0))
     assert scores["active_units"] == LATENT
     assert 0.7 < scores["mutual_information_nats"] <= math.log(7) + 1e-4
     assert scores["posterior"].startswith("in use")

@@ -19,8 +19,7 @@ from zoo.harness.config import Run
 from zoo.harness.loop import fit
 from zoo.harness.progress import format_figures
 from zoo.harness.trained import Trained
-from zoo.image_vae import ImageVAE
-from zoo.image_vae import Scores as VAEScores
+from zoo.image_vae import ImageVAE, ImageVAEScoring
 from zoo.seq2seq import error_rates
 
 # ------------------------------------------------------------------------------------------ standard errors
@@ -122,7 +121,7 @@ def vae(tmp_path_factory) -> Trained:
     np.savez(folder / "noise.npz", images=np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8))
     run = Run(
         ImageVAE(width=8, latent=3), Images(path=str(folder / "noise.npz"), held_out=0.5), steps=1, batch_size=8,
-        scoring=VAEScores(iw_samples=3), parallel=Parallel(devices=1), rundir=str(folder / "run"), score_every=1,
+        scoring=ImageVAEScoring(iw_samples=3), parallel=Parallel(devices=1), rundir=str(folder / "run"), score_every=1,
     )  # fmt: skip
     return fit(run)
 

@@ -24,8 +24,7 @@ from zoo.ddpm import DDPM
 from zoo.harness.config import load_config
 from zoo.harness.extractors import load_extractor
 from zoo.harness.trained import inference_state, load_run
-from zoo.image_vae import ImageVAE, Pictures
-from zoo.image_vae import Scores as VAEScores
+from zoo.image_vae import ImageVAE, ImageVAERequest, ImageVAEScoring
 from zoo.metrics.diffusion_scoring import DiffusionScoring
 from zoo.metrics.images import ImageScoring, spread_classes
 from zoo.sampling.diffusion import request as requests
@@ -202,8 +201,8 @@ def test_wrong_settings_of_scores_are_refused_before_training(capsys, tmp_path):
 
 def test_an_image_vae_is_scored_on_the_pictures_that_it_samples(plain):
     model = start(ImageVAE(network="mlp", hidden=8, latent=3))
-    found = model.family.score(model, {}, Unequal(), VAEScores(samples=12), KEY)
-    sampled = np.stack([image.pixels for image in model.family.sample(model, Pictures(n=12), KEY)])
+    found = model.family.score(model, {}, Unequal(), ImageVAEScoring(samples=12), KEY)
+    sampled = np.stack([image.pixels for image in model.family.sample(model, ImageVAERequest(n=12), KEY)])
     assert len(np.unique(sampled, axis=0)) == 12
     assert any(np.array_equal(images[:12], sampled) for images in plain)
     assert (found["samples"], found["sampler"]) == (12, "prior")

@@ -22,7 +22,7 @@ from zoo.data.tokenizers import Bytes, Characters
 from zoo.harness.config import Run, from_json, load_config, parse_flags, to_json
 from zoo.harness.loop import fit
 from zoo.harness.trained import load_run
-from zoo.lstm_lm import LSTMLM, Scores
+from zoo.lstm_lm import LSTMLM, LSTMLMScoring
 from zoo.metrics.text import TextScoring
 from zoo.metrics.windows import carried_figures
 from zoo.nn.losses import counted
@@ -136,7 +136,7 @@ def test_a_carried_state_has_the_log_probability_of_the_whole_text_read_in_one_g
     nats = [-log_p(net, text[:place], text[place]) for place in range(1, len(text))]
     counts = [not (a == b == end) for a, b in pairwise(text)]
     mean = np.mean(np.array(nats)[counts])
-    figures = model.family.score(model, {"loss": 1.0}, data, Scores(carry=True), KEY)
+    figures = model.family.score(model, {"loss": 1.0}, data, LSTMLMScoring(carry=True), KEY)
     np.testing.assert_allclose(figures["loss_carried"], mean, rtol=1e-5)
     np.testing.assert_allclose(figures["perplexity_carried"], math.exp(mean), rtol=1e-5)
     rows = [evaluate(model.family, model.state, data.held_out_at(i), KEY)["loss"] for i in range(data.held_out_batches)]
@@ -202,9 +202,9 @@ def test_settings_that_make_no_sense(model, data):
 
 
 def test_a_run_of_an_earlier_version_keeps_its_scoring():
-    saved = to_json(Run(family=FAMILIES["lstm"], data=Text(), scoring=Scores(samples=7)))
+    saved = to_json(Run(family=FAMILIES["lstm"], data=Text(), scoring=LSTMLMScoring(samples=7)))
     old = {"class": "zoo.metrics.text:TextScoring", "samples": 7, "sample_tokens": 300}
-    assert from_json(saved | {"scoring": old}, Run, "config.json").scoring == Scores(samples=7)
+    assert from_json(saved | {"scoring": old}, Run, "config.json").scoring == LSTMLMScoring(samples=7)
 
 
 # -------------------------------------------------------------------------------------------- the scripts

@@ -19,7 +19,11 @@ MOVED = {
     "zoo.data.sentences:Sentences": "zoo.data.text.sentences:Sentences",
     "zoo.data.text:Text": "zoo.data.text.blocks:Text",
     "zoo.ddpm:DDPMScoring": "zoo.metrics.diffusion_scoring:DiffusionScoring",
+    "zoo.image_vae:Scores": "zoo.image_vae:ImageVAEScoring",
+    "zoo.lstm_lm:Scores": "zoo.lstm_lm:LSTMLMScoring",
     "zoo.metrics.classifier:Classifier": "zoo.classifier:Classifier",
+    "zoo.seq2seq:Scores": "zoo.seq2seq:Seq2SeqScoring",
+    "zoo.text_vae:Scores": "zoo.text_vae:TextVAEScoring",
 }
 """Classes whose name differs between formats 1 and 2: old name -> new name."""
 

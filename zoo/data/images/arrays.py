@@ -16,7 +16,7 @@ import PIL.Image
 from jaxtyping import Int32, Integer, Shaped, UInt8
 
 from zoo.core.errors import UserError
-from zoo.data.images.files import Fitting, Pictures, stack
+from zoo.data.images.files import Fitting, LabelledImages, stack
 from zoo.data.sources import open_tfds
 
 MNIST_TRAINING = 60_000
@@ -51,7 +51,7 @@ def _unpacked(name: str) -> bytes:
     return lzma.decompress((resources.files("zoo.data") / "embedded" / name).read_bytes())
 
 
-def mnist(fitting: Fitting) -> tuple[Pictures, Pictures]:
+def mnist(fitting: Fitting) -> tuple[LabelledImages, LabelledImages]:
     """Returns MNIST's training and test images."""
     images, labels = read_mnist()
     classes = tuple(map(str, range(10)))
@@ -62,7 +62,7 @@ def mnist(fitting: Fitting) -> tuple[Pictures, Pictures]:
     return train, test
 
 
-def emoji(fitting: Fitting) -> Pictures:
+def emoji(fitting: Fitting) -> LabelledImages:
     """Returns Noto emoji, labelled by category."""
     images, facts = read_emoji()
     classes = tuple(sorted({fact["category"] for fact in facts}))
@@ -72,26 +72,26 @@ def emoji(fitting: Fitting) -> Pictures:
 
 def fit_arrays(
     images: UInt8[np.ndarray, "n h w c"], labels: Int32[np.ndarray, " n"], classes: tuple[str, ...], fitting: Fitting
-) -> Pictures:
+) -> LabelledImages:
     """Converts images to one size and number of channels; the input is grey or colour, with or without alpha."""
     height, width, channels = images.shape[1:]
     size = fitting.size or (height, width)
     digests = tuple(hashlib.sha256(image.tobytes()).digest() for image in images)
     if channels in (1, 3) and fitting.channels in (0, channels):
         if size == (height, width):
-            return Pictures(images, labels, digests, classes)
+            return LabelledImages(images, labels, digests, classes)
         if fitting.pads(height, width) and size[0] >= height and size[1] >= width:
             behind = PIL.Image.new("RGB", (1, 1), fitting.background).convert("L" if channels == 1 else "RGB")
             padded = np.empty((len(images), *size, channels), np.uint8)
             padded[:] = np.array(behind).reshape(channels)
             top, left = (size[0] - height) // 2, (size[1] - width) // 2
             padded[:, top : top + height, left : left + width] = images
-            return Pictures(padded, labels, digests, classes)
+            return LabelledImages(padded, labels, digests, classes)
     with ThreadPoolExecutor() as pool:
-        return Pictures(stack(list(pool.map(fitting.array, images))), labels, digests, classes)
+        return LabelledImages(stack(list(pool.map(fitting.array, images))), labels, digests, classes)
 
 
-def read_arrays(path: str, fitting: Fitting) -> tuple[Pictures, Pictures | None]:
+def read_arrays(path: str, fitting: Fitting) -> tuple[LabelledImages, LabelledImages | None]:
     """Reads images, and held-out images if present, from an .npz or .npy file.
 
     A .npy file is an array of images [n h w] or [n h w c]: uint8, uint16, bool, or floats from 0 to 1. An .npz file
@@ -176,7 +176,7 @@ def _labels(
     return array.reshape(n).astype(np.int32)
 
 
-def read_tfds(name: str, split: str, folder: str, fitting: Fitting) -> Pictures:
+def read_tfds(name: str, split: str, folder: str, fitting: Fitting) -> LabelledImages:
     """Reads the features `image` and, if present, `label` of a prepared TFDS set; see `sources.open_tfds`.
 
     Raises:
@@ -200,4 +200,4 @@ def read_tfds(name: str, split: str, folder: str, fitting: Fitting) -> Pictures:
             raise UserError(f"images of TFDS set {name!r} differ in size ({sizes}): give --data.size, such as 64")
     if not images:
         raise UserError(f"split {split!r} of TFDS set {name!r} is empty")
-    return Pictures(stack(images), np.array(labels, np.int32), tuple(digests), classes)
+    return LabelledImages(stack(images), np.array(labels, np.int32), tuple(digests), classes)

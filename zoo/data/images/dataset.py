@@ -16,7 +16,7 @@ from zoo.core.data import Batch, Data, DataSet, Split
 from zoo.core.errors import UserError, require
 from zoo.data.images import arrays as image_arrays
 from zoo.data.images.augment import Augment
-from zoo.data.images.files import Fitting, Pictures, colour, read_folder
+from zoo.data.images.files import Fitting, LabelledImages, colour, read_folder
 from zoo.data.order import Shuffled
 from zoo.data.specs import ImageSpec
 from zoo.data.splits import Part, Parts, Shares, cut_by_hash, make_parts
@@ -150,7 +150,9 @@ class Images(Data):
         """The size in the settings; 0: none."""
         return 0 if self.size == "auto" else self.size
 
-    def pictures(self, split: Split = "dev", mixed: tuple[int, int] | Literal["auto"] = "auto") -> Parts[Pictures]:
+    def pictures(
+        self, split: Split = "dev", mixed: tuple[int, int] | Literal["auto"] = "auto"
+    ) -> Parts[LabelledImages]:
         """Reads the images of each part, held-out ones in hash order; `all` is the whole source, in hash order too.
 
         Args:
@@ -170,12 +172,12 @@ class Images(Data):
         share = 2 * MNIST_DEV if embedded and self.embedded == "mnist" else self.held_out
         return make_parts(train, dev, test, share, self._cut)
 
-    def _cut(self, pictures: Pictures, shares: Shares, rest: Part) -> dict[Part, Pictures]:
+    def _cut(self, pictures: LabelledImages, shares: Shares, rest: Part) -> dict[Part, LabelledImages]:
         """Cuts images into parts by a hash of their contents before resizing; see `cut_by_hash`."""
         source = self.held_out_path or self.tfds_held_out_split if rest == "dev" else self.name
         places = cut_by_hash(pictures.digests, shares, rest, "picture", source)
         return {
-            part: Pictures(
+            part: LabelledImages(
                 pictures.images[at],
                 pictures.labels[at],
                 tuple(pictures.digests[i] for i in at),
@@ -185,13 +187,13 @@ class Images(Data):
             for part, at in places.items()
         }
 
-    def _read_other(self, path: str, tfds_split: str, mixed: tuple[int, int]) -> Pictures | None:
+    def _read_other(self, path: str, tfds_split: str, mixed: tuple[int, int]) -> LabelledImages | None:
         """Reads held-out images that have a source of their own; None if none is named."""
         return self._read(path, tfds_split, mixed)[0] if path or tfds_split else None
 
     def _read(
         self, path: str, tfds_split: str, mixed: tuple[int, int] | Literal["auto"]
-    ) -> tuple[Pictures, Pictures | None]:
+    ) -> tuple[LabelledImages, LabelledImages | None]:
         """Reads the images of a source, and its test images if present."""
         embedded = not (self.path or self.tfds)
         behind = self.background or ("black" if embedded and self.embedded == "mnist" else "white")
@@ -204,7 +206,7 @@ class Images(Data):
         return _read_path(path, fitting)
 
 
-def _read_path(path: str, fitting: Fitting) -> tuple[Pictures, Pictures | None]:
+def _read_path(path: str, fitting: Fitting) -> tuple[LabelledImages, LabelledImages | None]:
     if Path(path).suffix.lower() in (".npz", ".npy"):
         return image_arrays.read_arrays(path, fitting)
     pictures = read_folder(path, fitting)
@@ -217,10 +219,10 @@ def _read_path(path: str, fitting: Fitting) -> tuple[Pictures, Pictures | None]:
     return pictures, None
 
 
-def join(one: Pictures, other: Pictures) -> Pictures:
+def join(one: LabelledImages, other: LabelledImages) -> LabelledImages:
     """Concatenates images of one source with the same classes."""
     channels = max(part.images.shape[-1] for part in (one, other))
-    return Pictures(
+    return LabelledImages(
         np.concatenate([_with_channels(part.images, channels) for part in (one, other)]),
         np.concatenate([one.labels, other.labels]),
         one.digests + other.digests,
@@ -234,7 +236,7 @@ def _with_channels(images: UInt8[np.ndarray, "n h w c"], channels: int) -> UInt8
     return images if images.shape[-1] == channels else images.repeat(channels, axis=-1)
 
 
-def _labels(pictures: Pictures, classes: tuple[str, ...], name: str) -> Int32[np.ndarray, " n"]:
+def _labels(pictures: LabelledImages, classes: tuple[str, ...], name: str) -> Int32[np.ndarray, " n"]:
     """Returns labels as indices into `classes`."""
     if not classes:
         return np.full(len(pictures.labels), -1, np.int32)

@@ -130,7 +130,7 @@ class Fitting:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class LabelledImages:
     """Images of one size in memory.
 
     Attributes:
@@ -168,7 +168,7 @@ def colour(name: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def read_folder(path: str, fitting: Fitting) -> Pictures:
+def read_folder(path: str, fitting: Fitting) -> LabelledImages:
     """Reads all images under a folder; its subfolders are the classes, if there are two or more.
 
     Unreadable files are skipped, counted and named in the log.
@@ -208,7 +208,7 @@ def read_folder(path: str, fitting: Fitting) -> Pictures:
     classes = tuple(sorted({folder for folder in folders if folder is not None}))
     index = {name: i for i, name in enumerate(classes)} if len(classes) > 1 else {}
     labels = np.array([-1 if folder is None else index.get(folder, -1) for folder in folders], np.int32)
-    return Pictures(stack(images), labels, tuple(digests), classes if index else (), len(unreadable))
+    return LabelledImages(stack(images), labels, tuple(digests), classes if index else (), len(unreadable))
 
 
 def _find(root: Path) -> tuple[list[Path], list[Path]]:
