@@ -177,7 +177,7 @@ def test_float32_products_are_float32_in_training_sampling_and_scoring(precision
     assert jax.config.jax_default_matmul_precision is None
     launch = json.loads((tmp_path / "run" / "launches.jsonl").read_text())
     assert launch["precision"] == precision
-    assert trained.setting() == {"precision": precision, "device": "cpu"}
+    assert trained.setting() == {"compute_dtype": precision, "device": "cpu"}
 
 
 def test_features_of_images_are_float32():

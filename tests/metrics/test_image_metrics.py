@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -327,6 +328,8 @@ def test_held_out_images_score_as_themselves_and_how_is_told(small, caplog):
     assert "biased" in found["fid_is"]
     assert len([record for record in caplog.records if "biased" in record.message]) == 1
     assert all(isinstance(value, str | int | float) for value in found.values())
+    # `evaluate.py` merges both into one record: neither may overwrite the other.
+    assert found.keys().isdisjoint(Trained.setting(SimpleNamespace(run=SimpleNamespace(precision="auto"))))
 
 
 def test_the_floor_is_training_images_against_held_out_ones(small):

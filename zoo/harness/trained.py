@@ -65,8 +65,8 @@ class Trained:
         return self._data
 
     def setting(self) -> dict[str, str]:
-        """The precision and the kind of device, on which scores depend besides the run."""
-        return {"precision": compute_dtype(self.run), "device": jax.devices()[0].device_kind}
+        """The dtype of the networks and the kind of device, on which scores depend besides the run."""
+        return {"compute_dtype": compute_dtype(self.run), "device": jax.devices()[0].device_kind}
 
     def _open(self, data: Data, **split: Split) -> DataSet:
         return open_data(
