@@ -19,6 +19,7 @@ SCOPE = {
     "zoo/sampling/*.py": None,
     "zoo/sampling/*/*.py": None,
     "zoo/core/learner.py": None,
+    "zoo/core/descent.py": None,
     "zoo/core/estimates.py": None,
     "zoo/core/random.py": None,
     "zoo/harness/evaluation.py": {"compile_evaluation", "evaluate_split"},
