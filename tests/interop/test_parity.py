@@ -22,7 +22,7 @@ import pytest
 import recurrent_cases as recurrent
 import transformers_cases as interop
 from flax import nnx
-from paths import ROOT
+from paths import REFERENCES, ROOT
 from safetensors.numpy import load_file
 
 from zoo.data.specs import BlockSpec
@@ -58,15 +58,15 @@ def fresh(request, make) -> Path:
 
 def test_kept_references_are_what_transformers_computes(make):
     folder = make(0)
-    kept = sorted(path.relative_to(interop.REFERENCES) for path in interop.REFERENCES.rglob("*.*"))
+    kept = sorted(path.relative_to(REFERENCES) for path in REFERENCES.rglob("*.*"))
     assert kept == sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
     for path in (path for path in kept if path.suffix == ".safetensors"):
-        old, new = load_file(interop.REFERENCES / path), load_file(folder / path)
+        old, new = load_file(REFERENCES / path), load_file(folder / path)
         assert old.keys() == new.keys()
         for name in old:
             np.testing.assert_allclose(new[name], old[name], atol=1e-5, rtol=1e-4, err_msg=f"{path}: {name}")
     for path in (path for path in kept if path.name in ("expected.json", "processors.json", "schedulers.json")):
-        old, new = (json.loads((root / path).read_text()) for root in (interop.REFERENCES, folder))
+        old, new = (json.loads((root / path).read_text()) for root in (REFERENCES, folder))
         for name in old.keys() - {"versions", "beam"}:
             assert new[name] == old[name], f"{path}: {name}"
         for now, then in zip(new.get("beam", []), old.get("beam", []), strict=True):

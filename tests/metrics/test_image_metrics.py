@@ -329,7 +329,7 @@ def test_held_out_images_score_as_themselves_and_how_is_told(small, caplog):
     assert len([record for record in caplog.records if "biased" in record.message]) == 1
     assert all(isinstance(value, str | int | float) for value in found.values())
     # `evaluate.py` merges both into one record: neither may overwrite the other.
-    assert found.keys().isdisjoint(Trained.setting(SimpleNamespace(run=SimpleNamespace(precision="auto"))))
+    assert found.keys().isdisjoint(Trained.setting(SimpleNamespace(run=Run(family=Classifier(), data=small))))
 
 
 def test_the_floor_is_training_images_against_held_out_ones(small):
