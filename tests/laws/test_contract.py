@@ -115,7 +115,8 @@ class Bench:
         return flatten([learner.params for learner in _learners(state)])
 
     def model(self) -> Model:
-        return Model(self.family, self.data.spec, inference_state(self.strategy.gather(self.state)), 0)
+        lean = self.strategy.replicate(inference_state(self.strategy.gather(self.state)))
+        return Model(self.family, self.data.spec, lean, 0)
 
 
 @functools.lru_cache(maxsize=12)

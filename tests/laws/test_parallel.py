@@ -67,6 +67,22 @@ def test_fsdp_splits_large_parameters_and_their_rows():
     assert state["w"].addressable_shards[0].data.shape == (16, 32)
 
 
+def test_a_layer_can_gather_a_split_parameter_and_a_sampler_gets_all_of_them_whole():
+    strategy, seen = Parallel("jit", 8, fsdp=4).start(8), {}
+
+    def observed(state, batch, number):
+        for name, w in (("split", state["w"]), ("gathered", parallel.gathered(state["w"]))):
+            jax.debug.inspect_array_sharding(w, callback=lambda sharding, name=name: seen.update({name: sharding}))
+        return step(state | {"w": parallel.gathered(state["w"]) * 1.0}, batch, number)
+
+    batch = strategy.put({"x": np.ones((8, 3), np.float32)})
+    state, _ = strategy.compile_step(observed)(strategy.init(make, jax.random.key(0)), batch, np.int32(0))
+    assert seen["gathered"].is_fully_replicated
+    assert not seen["split"].is_fully_replicated
+    assert state["w"].addressable_shards[0].data.shape == (16, 32)
+    assert strategy.replicate(state)["w"].addressable_shards[0].data.shape == state["w"].shape
+
+
 def test_rows_come_back_in_the_order_of_the_batch():
     for settings in STRATEGIES:
         strategy = settings.start(8)

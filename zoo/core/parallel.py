@@ -23,6 +23,8 @@ from zoo.core.family import Batch, Rows, State
 
 AXIS = "devices"
 _in_pmap: ContextVar[bool] = ContextVar("_in_pmap", default=False)
+_whole: ContextVar[NamedSharding | None] = ContextVar("_whole", default=None)
+"""While a step over split parameters is traced: the sharding of an array that every device holds whole."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,22 @@ def all_rows(tree: Any) -> Any:
     return jax.lax.all_gather(tree, AXIS, tiled=True) if _in_pmap.get() else tree
 
 
+def gathered(parameter: jax.Array) -> jax.Array:
+    """The parameter whole on every device, if `fsdp` splits it; the identity otherwise.
+
+    A layer that the compiler should split by rows only, as convolutions are, gathers its parameter before use.
+    """
+    whole = _whole.get()
+    return parameter if whole is None else jax.lax.with_sharding_constraint(parameter, whole)
+
+
 @contextmanager
-def _tracing_for_pmap() -> Iterator[None]:
-    token = _in_pmap.set(True)
+def _tracing(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _in_pmap.reset(token)
+        variable.reset(token)
 
 
 def _run_once() -> dict[str, int] | None:
@@ -146,6 +157,13 @@ class Strategy(abc.ABC):
     @abc.abstractmethod
     def gather(self, state: State) -> State:
         """The global state: one copy of everything, rows in the order of the global batch."""
+
+    def replicate(self, state: State) -> State:
+        """A global state with every array whole on every device, for functions that this strategy does not compile.
+
+        Samplers compile their own functions; a token decoded with split weights would gather them again.
+        """
+        return state
 
     @abc.abstractmethod
     def abstract(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
@@ -203,6 +221,11 @@ class MeshStrategy(Strategy):
     def gather(self, state: State) -> State:
         return state
 
+    def replicate(self, state: State) -> State:
+        if self.mesh.shape["fsdp"] == 1:
+            return state
+        return jax.jit(lambda state: state, out_shardings=self.everywhere)(state)
+
     def abstract(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
         shapes = jax.eval_shape(make, key)
         return jax.tree.map(
@@ -218,13 +241,20 @@ class MeshStrategy(Strategy):
 
     def compile_step(self, step: Callable[..., tuple[State, Any]]) -> Callable[..., tuple[State, Any]]:
         def pinned(state: State, batch: Batch, number: jax.Array) -> tuple[State, Any]:
-            new, metrics = step(state, batch, number)
+            new, metrics = self._gathering(step)(state, batch, number)
             return jax.lax.with_sharding_constraint(new, self._shardings(new)), metrics
 
         return _CompiledOnce(jax.jit(pinned, donate_argnums=0))
 
     def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(function, out_shardings=self.everywhere)
+        return jax.jit(self._gathering(function), out_shardings=self.everywhere)
+
+    def _gathering(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def traced(*arguments: Any) -> Any:
+            with _tracing(_whole, self.everywhere if self.mesh.shape["fsdp"] > 1 else None):
+                return function(*arguments)
+
+        return traced
 
 
 class PmapStrategy(Strategy):
@@ -279,7 +309,7 @@ class PmapStrategy(Strategy):
 
     def _pmap(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         def traced(state: State, batch: Batch, number: jax.Array) -> Any:
-            with _tracing_for_pmap():
+            with _tracing(_in_pmap, True):
                 return function(state, batch, number)
 
         return jax.pmap(traced, axis_name=AXIS, in_axes=(0, 0, None), devices=self.devices, **options)

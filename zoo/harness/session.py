@@ -65,7 +65,7 @@ class Session:
 
     def model(self, state: State, done: int) -> Model:
         """The model after `done` steps, as the family samples and scores it."""
-        lean = inference_state(self.strategy.gather(state))
+        lean = self.strategy.replicate(inference_state(self.strategy.gather(state)))
         return Model(self.run.family, self.data.spec, lean, done, lambda: self.data, load_extractor, self.codec)
 
 

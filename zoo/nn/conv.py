@@ -6,6 +6,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from zoo.core.parallel import gathered
 from zoo.nn.arithmetic import add_vector
 from zoo.nn.cpu.convolution import conv_transpose4x4, fitting_form
 from zoo.nn.dense import matmul
@@ -45,7 +46,7 @@ def conv2d(
     if size == x.shape[1:3] and padding == 0:
         y = matmul(rearrange(x, "b h w i -> b (h w i)"), rearrange(kernel, "h w i o -> (h w i) o"))
         return y[:, None, None]
-    return _conv2d(x, kernel.astype(x.dtype), stride, padding)
+    return _conv2d(x, gathered(kernel).astype(x.dtype), stride, padding)
 
 
 def subpixel_conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
@@ -77,7 +78,7 @@ def _conv_transpose2d(x, kernel):
 
 def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "b h2 w2 o"]:
     """PyTorch's `ConvTranspose2d` with a 4x4 kernel, stride 2 and padding 1: doubles height and width."""
-    return _conv_transpose2d(x, kernel.astype(x.dtype))
+    return _conv_transpose2d(x, gathered(kernel).astype(x.dtype))
 
 
 def add_bias(y: Float[Array, "b h w o"], bias: nnx.Param | None) -> Float[Array, "b h w o"]:

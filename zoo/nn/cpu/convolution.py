@@ -12,7 +12,7 @@ from zoo.nn.cpu.winograd import winograd, winograd_gradients
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 """A function of an image and a kernel that returns an image."""
 
-WINOGRAD_CHANNELS = 16
+WINOGRAD_CHANNELS = 64
 """Minimum input and output channels for Winograd's form; with fewer, its transforms cost more than they save."""
 
 
