@@ -47,7 +47,7 @@ from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import normal, uniform
-from zoo.data.images.pixels import binarise, from_pixels, to_pixels
+from zoo.data.images.pixels import HELD_OUT_NOISE, binarise, from_pixels, to_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.images import ImageScoring, score_samples
 from zoo.metrics.latent import active_units, held_out_rows, importance_weighted
@@ -62,8 +62,6 @@ log = logging.getLogger("zoo")
 
 Likelihood = Literal["bernoulli", "gaussian", "logistic"]
 
-HELD_OUT_NOISE = 2014
-"""Seed of the noise of held-out pixels, the same in every evaluation of every run."""
 AT_ONCE = 1024
 """Images decoded in one batch, at most."""
 COLUMNS = 16
@@ -148,6 +146,7 @@ class ImageVAE(Family):
     """Codes per image in training, k of the importance-weighted bound; 1: the ELBO with its closed-form KL."""
 
     accepts: ClassVar[type] = ImageSpec
+    symbols: ClassVar[int] = 0  # as a codec, its codes are real numbers
     Request: ClassVar[type] = ImageVAERequest
     Scoring: ClassVar[type] = ImageVAEScoring
     unit: ClassVar[str] = "images"

@@ -35,7 +35,8 @@ from zoo.core.family import Batch, Family, Metrics, Model, Rows, RowStatistics, 
 from zoo.core.learner import Learner
 from zoo.core.random import split
 from zoo.data.specs import TokenSpec
-from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
+from zoo.metrics.text import likelihood_statistics
+from zoo.metrics.tokens import TokenScoring, score_language_model
 from zoo.metrics.windows import carried_figures, score_document, strided_figures
 from zoo.nn.cells import Cell
 from zoo.nn.dense import Dense
@@ -56,24 +57,32 @@ class RecurrentLM(nnx.Module):
         end_of_text: the token before and after every document.
         rngs: source of the initial values.
         dtype: computation dtype of the layers; states stay float32.
+        outputs: number of ids that are predicted, the first ones; None: all.
     """
 
     def __init__(
-        self, settings: "LSTMLM", vocab_size: int, end_of_text: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+        self,
+        settings: "LSTMLM",
+        vocab_size: int,
+        end_of_text: int,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        outputs: int | None = None,
     ):
         s = settings
+        self.outputs = vocab_size if outputs is None else outputs
         self.rate, self.variational, self.end_of_text = s.dropout, s.variational, end_of_text
         self.embedding = Embedding(vocab_size, s.embedding, scale=s.embedding**-0.5, rngs=rngs, dtype=dtype)
         self.recurrent = Recurrent(
             s.cell, s.embedding, s.width, s.layers, rate=s.dropout, variational=s.variational, rngs=rngs
         )
         # A tied head needs features of the embedding's size.
-        size = s.embedding if s.tied else vocab_size
+        size = s.embedding if s.tied else self.outputs
         fits = s.tied and s.width == s.embedding
         head = partial(Dense, s.width, size, bias=False, scale=s.width**-0.5, wide=not s.tied)
         self.head: Any = None if fits else head(rngs=rngs)
         self.tied = s.tied
-        self.bias = nnx.Param(jnp.zeros(vocab_size))
+        self.bias = nnx.Param(jnp.zeros(self.outputs))
 
     def __call__(
         self,
@@ -111,7 +120,7 @@ class RecurrentLM(nnx.Module):
     @property
     def head_table(self) -> Float[Array, "vocab features"]:
         """The output vector of each symbol; its product with the features, plus the bias, is the symbol's logit."""
-        return self.embedding.table[...] if self.tied else self.head.kernel[...].T
+        return self.embedding.table[: self.outputs] if self.tied else self.head.kernel[...].T
 
     def init_carry(self, batch: int) -> Carry:
         """Returns the states before a text: zeros."""
@@ -141,7 +150,8 @@ class RecurrentLM(nnx.Module):
         return self.head(x) if self.tied and self.head is not None else x
 
     def _logits(self, x: Float[Array, "b t features"]) -> Float[Array, "b t vocab"]:
-        return (self.embedding.logits(x) if self.tied else self.head(x)) + self.bias[...][None, None, :]
+        logits = self.embedding.logits(x, self.outputs) if self.tied else self.head(x)
+        return logits + self.bias[...][None, None, :]
 
 
 class State(NamedTuple):
@@ -154,7 +164,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LSTMLMScoring(TextScoring):
+class LSTMLMScoring(TokenScoring):
     """Figures to compute in addition to the likelihood in separate windows."""
 
     carry: bool = False
@@ -195,7 +205,7 @@ class LSTMLM(Family):
         return self.context
 
     def init(self, spec: TokenSpec, setup: Setup, key: jax.Array) -> State:
-        net = RecurrentLM(self, spec.vocab_size, spec.end, nnx.Rngs(key), setup.dtype)
+        net = RecurrentLM(self, spec.vocab_size, spec.end, nnx.Rngs(key), setup.dtype, spec.outputs)
         return State(Learner.create(net, setup), Rows(net.init_carry(setup.batch_size)))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
@@ -221,7 +231,7 @@ class LSTMLM(Family):
     def score(
         self, model: Model, rows: dict[str, Any], data: DataSet, scoring: LSTMLMScoring, key: jax.Array
     ) -> Metrics:
-        figures = score_language_model(model, rows, scoring, key)
+        figures = score_language_model(model, rows, data, scoring, key)
         if scoring.stride:
             figures |= strided_figures(model, data, scoring.stride)
         if scoring.carry:
@@ -239,7 +249,7 @@ class LSTMLM(Family):
         net = model.state.lm.eval_net()
         if request.score is not None:
             return [score_document(net, _read, net.init_carry(1), model.spec, request.score, self.context)]
-        return sample_tokens(net, model.spec, request, key, context=None, stream=show)
+        return sample_tokens(net, model, request, key, context=None, stream=show)
 
 
 def _read(net: RecurrentLM, tokens: Int[Array, "1 t"], carry: Carry) -> tuple[Float[Array, "1 t vocab"], Carry]:

@@ -35,7 +35,8 @@ from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import dropout, split
 from zoo.data.specs import TokenSpec
-from zoo.metrics.text import TextScoring, likelihood_statistics, score_language_model
+from zoo.metrics.text import likelihood_statistics
+from zoo.metrics.tokens import TokenScoring, score_language_model
 from zoo.metrics.windows import score_document, strided_figures
 from zoo.nets.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
 from zoo.nn.attend import Mask
@@ -67,6 +68,7 @@ class Transformer(nnx.Module):
         end_of_text: the token before and after every document.
         rngs: source of the initial values.
         dtype: computation dtype of the layers.
+        outputs: number of ids that are predicted, the first ones; None: all.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class Transformer(nnx.Module):
         end_of_text: int,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
+        outputs: int | None = None,
     ):
         s = settings
         self.rate, self.document_mask, self.end_of_text = s.dropout, s.document_mask, end_of_text
+        self.outputs = vocab_size if outputs is None else outputs
         self.remat = s.remat
         self.rotary = (s.width // s.heads, s.rope_theta) if s.positions == "rope" else None
         make_table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
@@ -101,7 +105,7 @@ class Transformer(nnx.Module):
             for _ in range(s.layers)
         )
         self.norm = make_norm(s.norm, s.width, epsilon=s.norm_epsilon, bias=s.bias)
-        head = partial(Dense, s.width, vocab_size, bias=False, scale=INIT_SCALE, wide=True)
+        head = partial(Dense, s.width, self.outputs, bias=False, scale=INIT_SCALE, wide=True)
         self.head = None if s.tied else head(rngs=rngs)
 
     def __call__(
@@ -130,7 +134,7 @@ class Transformer(nnx.Module):
     @property
     def head_table(self) -> Float[Array, "vocab width"]:
         """The output vector of each symbol; its product with the features is the symbol's logit."""
-        return self.embedding.table[...] if self.head is None else self.head.kernel[...].T
+        return self.embedding.table[: self.outputs] if self.head is None else self.head.kernel[...].T
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """Returns an empty cache of `length` slots for `extend`."""
@@ -196,7 +200,7 @@ class Transformer(nnx.Module):
         return x, Mask(causal=causal, visible=visible), angles
 
     def _logits(self, x: Float[Array, "b t width"]) -> Float[Array, "b t vocab"]:
-        return self.embedding.logits(x) if self.head is None else self.head(x)
+        return self.embedding.logits(x, self.outputs) if self.head is None else self.head(x)
 
 
 def document_numbers(tokens: Int[Array, "b t"], end_of_text: int) -> Int[Array, "b t"]:
@@ -251,7 +255,7 @@ class TransformerLM(Family):
 
     accepts: ClassVar[type] = TokenSpec
     Request: ClassVar[type] = TokenRequest
-    Scoring: ClassVar[type] = TextScoring
+    Scoring: ClassVar[type] = TokenScoring
     unit: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
@@ -284,7 +288,7 @@ class TransformerLM(Family):
         return replace(self, context=min(self.context, config.context)) if self.positions == "rope" else self
 
     def init(self, spec: TokenSpec, setup: Setup, key: jax.Array) -> State:
-        net = Transformer(self, spec.vocab_size, spec.end, nnx.Rngs(key), setup.dtype)
+        net = Transformer(self, spec.vocab_size, spec.end, nnx.Rngs(key), setup.dtype, spec.outputs)
         return State(Learner.create(net, setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
@@ -305,8 +309,10 @@ class TransformerLM(Family):
         nats = row_cross_entropy(x, net.head_table, batch["tokens"][:, 1:], weight)
         return likelihood_statistics(nats, weight.sum(1, dtype=jnp.float32), batch)
 
-    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TextScoring, key: jax.Array) -> Metrics:
-        figures = score_language_model(model, rows, scoring, key)
+    def score(
+        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TokenScoring, key: jax.Array
+    ) -> Metrics:
+        figures = score_language_model(model, rows, data, scoring, key)
         return figures | (strided_figures(model, data, scoring.stride) if scoring.stride else {})
 
     def sample(self, model: Model, request: TokenRequest, key: jax.Array) -> Artifacts:
@@ -318,7 +324,7 @@ class TransformerLM(Family):
         net = model.state.lm.eval_net()
         if request.score is not None:
             return [score_document(net, _read, (), model.spec, request.score, self.context)]
-        return sample_tokens(net, model.spec, request, key, context=self.context, stream=show)
+        return sample_tokens(net, model, request, key, context=self.context, stream=show)
 
 
 def _read(net: Transformer, tokens: Int[Array, "1 t"], carry: tuple[()]) -> tuple[Float[Array, "1 t vocab"], tuple[()]]:

@@ -4,18 +4,23 @@ A data set's setting `codec` names the codec's run. The harness loads it, passes
 evaluation weights into `RUN/codec/`, so that a run does not depend on another run's directory.
 """
 
+import hashlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-
-from zoo.core.data import Spec
+import jax.numpy as jnp
+import numpy as np
 
 
 @runtime_checkable
 class Codec(Protocol):
     """A family whose evaluation networks are a codec."""
+
+    @property
+    def symbols(self) -> int:
+        """Number of discrete codes, whose indices `encode` returns; 0: codes are real numbers."""
 
     def encode(self, state: Any, batch: dict[str, Any]) -> Any:
         """Codes of a batch, [b ...]. Traced."""
@@ -30,13 +35,28 @@ class Coder:
 
     Attributes:
         family: settings of the codec; implements `Codec`.
-        spec: spec of the data that it encodes.
+        spec: spec of the images that it encodes.
         state: evaluation weights.
     """
 
     family: Any
-    spec: Spec
+    spec: Any
     state: Any
+
+    @cached_property
+    def checksum(self) -> str:
+        """A hash of the settings and the weights."""
+        digest = hashlib.sha256(repr((self.family, self.spec)).encode())
+        for leaf in jax.tree.leaves(self.state):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def code_shape(self) -> tuple[int, ...]:
+        """The shape of the code of one image."""
+        image = jax.ShapeDtypeStruct((1, self.spec.height, self.spec.width, self.spec.channels), jnp.uint8)
+        batch = {"image": image, "row": jax.ShapeDtypeStruct((1,), jnp.int32)}
+        return jax.eval_shape(self.family.encode, self.state, batch).shape[1:]
 
     def encode(self, batch: dict[str, Any]) -> jax.Array:
         """Codes of a batch [b ...]; compiled once for each shape."""

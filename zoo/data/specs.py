@@ -1,19 +1,42 @@
 """Data specs: what a family needs to build its networks, and to sample without the data."""
 
 import abc
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
-from zoo.core.artifacts import Artifact, Text
+from zoo.core.artifacts import Artifacts, Text
+from zoo.core.codec import Coder
 from zoo.core.data import Spec
 from zoo.core.errors import UserError
 from zoo.data.tokenizers import Tokenizer
 
-UNITS = {"characters": "character", "bytes": "byte", "dims": "dim", "images": "image"}
-"""Units of the likelihood in bits, by the key of a held-out batch that counts them: int32 [b], the number of units that
-each row's scored targets represent. `bits_per_UNIT` is reported for each key that a batch has."""
+UNITS = {
+    "characters": ("bits_per_character", math.log(2)),
+    "bytes": ("bits_per_byte", math.log(2)),
+    "dims": ("bits_per_dim", math.log(2)),
+    "images": ("nats_per_image", 1.0),
+}
+"""Figures of the likelihood, each with its unit in nats, by the key of a held-out batch that counts what they are per:
+int32 [b], the number of characters, ... that each row's scored targets represent."""
+
+
+@dataclass(frozen=True)
+class GivenPart:
+    """The part of an image that a sample keeps.
+
+    Attributes:
+        image: path of the image.
+        keep_rows: number of rows of pixels, from the top, to keep; 0: see `mask`.
+        mask: path of a black and white image of the same size; its white part is sampled, the rest is kept.
+    """
+
+    image: str
+    keep_rows: int = 0
+    mask: str = ""
 
 
 @dataclass(frozen=True)
@@ -22,7 +45,7 @@ class TokenSpec(Spec):
 
     This is all that a token model needs. Subclasses give tokens their meaning: they decode samples, and their data sets
     define the units of the likelihood (see `UNITS`). Every sequence begins with `end`, and ends with it unless it has
-    `longest` tokens.
+    `longest` tokens, as images have.
     """
 
     @property
@@ -36,6 +59,11 @@ class TokenSpec(Spec):
         """The id that begins and ends a sequence."""
 
     @property
+    def outputs(self) -> int:
+        """Number of ids that a model predicts, the first ones; the others are only read."""
+        return self.vocab_size
+
+    @property
     def never(self) -> int | None:
         """An id that is never sampled; None: all may be sampled."""
         return None
@@ -46,8 +74,21 @@ class TokenSpec(Spec):
         return None
 
     @abc.abstractmethod
-    def decode(self, ids: Int[np.ndarray, " t"]) -> Artifact:
-        """Returns the artifact that the tokens of a sample represent; `ids` excludes `end`."""
+    def decode(self, samples: Sequence[Int[np.ndarray, " t"]], codec: Coder | None) -> Artifacts:
+        """Returns the artifacts that samples represent.
+
+        Args:
+            samples: the tokens of each sample, without `end`.
+            codec: the codec of the data, if it has one.
+        """
+
+    def given(self, part: GivenPart, codec: Coder | None) -> Int32[np.ndarray, " longest"]:
+        """Returns the tokens of a sample that part of an image determines, and -1 for the tokens to sample.
+
+        Raises:
+            UserError: the tokens are not of images, or the image or mask does not fit.
+        """
+        raise UserError(f"image is {part.image!r}, and the model's tokens are not of images: leave it out")
 
 
 @dataclass(frozen=True)
@@ -68,8 +109,8 @@ class TextSpec(TokenSpec):
     def never(self) -> int | None:
         return self.tokenizer.unknown
 
-    def decode(self, ids: Int[np.ndarray, " t"]) -> Text:
-        return Text(self.tokenizer.decode(ids))
+    def decode(self, samples: Sequence[Int[np.ndarray, " t"]], codec: Coder | None) -> list[Text]:
+        return [Text(self.tokenizer.decode(ids)) for ids in samples]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """The format number of saved settings and specs, and the conversion of earlier formats.
 
-Files of format 1 have no number; they were written before the modules moved into the present folders.
+Files of format 1 have no number; they were written before the modules moved into the present folders. Format 3 renamed
+the scoring of language models.
 """
 
 from typing import Any
 
 from zoo.core.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 
 MOVED = {
     "zoo.core.config:Init": "zoo.harness.config:Init",
@@ -22,10 +23,11 @@ MOVED = {
     "zoo.image_vae:Scores": "zoo.image_vae:ImageVAEScoring",
     "zoo.lstm_lm:Scores": "zoo.lstm_lm:LSTMLMScoring",
     "zoo.metrics.classifier:Classifier": "zoo.classifier:Classifier",
+    "zoo.metrics.text:TextScoring": "zoo.metrics.tokens:TokenScoring",
     "zoo.seq2seq:Scores": "zoo.seq2seq:Seq2SeqScoring",
     "zoo.text_vae:Scores": "zoo.text_vae:TextVAEScoring",
 }
-"""Classes whose name differs between formats 1 and 2: old name -> new name."""
+"""Classes that earlier formats have under another name: old name -> new name."""
 
 
 def upgrade(data: Any, where: str) -> Any:
@@ -44,7 +46,7 @@ def upgrade(data: Any, where: str) -> Any:
     if type(number) is not int or number > FORMAT:
         raise UserError(f"{where} has format {number!r}; this version reads formats up to {FORMAT}, so update the zoo")
     data = {key: item for key, item in data.items() if key != "format"}
-    return _rename_classes(data) if number == 1 else data
+    return _rename_classes(data) if number < FORMAT else data
 
 
 def _rename_classes(data: Any) -> Any:

@@ -14,22 +14,15 @@ symbols such as phones).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from annotated_types import Ge
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from zoo.core.artifacts import Text
-from zoo.core.data import Spec
-from zoo.core.errors import require
 from zoo.core.estimates import row_mean
-from zoo.core.extractor import LoadExtractor
-from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring
-from zoo.data.specs import UNITS, TextSpec
-from zoo.sampling.tokens.request import TokenRequest
+from zoo.core.family import Batch, Metrics, RowStatistics
+from zoo.data.specs import UNITS
 
 WordTokenizer = Literal["13a", "zh", "char", "none"]
 
@@ -42,7 +35,7 @@ def perplexity(nats_per_token: float) -> float:
 
 
 def likelihood_statistics(nats: Float[Array, " b"], count: Float[Array, " b"], batch: Batch) -> RowStatistics:
-    """Returns -log P of held-out rows per token, and in bits per unit of the data that the tokens represent.
+    """Returns -log P of held-out rows per token, and per unit of the data that the tokens represent.
 
     For text, a character is a Unicode code point and a byte is a byte of UTF-8, counted over the scored tokens. The end
     of a document is scored too and has length 0, so bits per byte are comparable between tokenizers.
@@ -52,9 +45,11 @@ def likelihood_statistics(nats: Float[Array, " b"], count: Float[Array, " b"], b
         count: their number.
         batch: has an int32 [b] for each unit of its data, such as `characters` and `bytes`; see `UNITS`.
     """
-    bits = nats / math.log(2)
-    units = {f"bits_per_{unit}": batch[name] for name, unit in UNITS.items() if name in batch}
-    return {"loss": (nats, count)} | {name: (bits, many.astype(jnp.float32)) for name, many in units.items()}
+    statistics = {"loss": (nats, count)}
+    for counted, (figure, unit) in UNITS.items():
+        if counted in batch:
+            statistics[figure] = (nats / unit, batch[counted].astype(jnp.float32))
+    return statistics
 
 
 # ------------------------------------------------------------------------------ overlap with references
@@ -174,53 +169,6 @@ def self_bleu(texts: Sequence[str], tokenize: WordTokenizer = "13a") -> float:
     scorer = _bleu(tokenize, effective_order=True)
     others = [[*texts[:i], *texts[i + 1 :]] for i in range(len(texts))]
     return float(np.mean([scorer.sentence_score(text, many).score for text, many in zip(texts, others, strict=True)]))
-
-
-# ------------------------------------------------------------------------------------- language models
-
-
-@dataclass(frozen=True)
-class TextScoring(Scoring):
-    """Settings for scoring a language model beyond likelihood."""
-
-    samples: int = 0
-    """Number of texts to sample for distinct-1, distinct-2 and self-BLEU; 0: none."""
-    sample_tokens: Annotated[int, Ge(1)] = 300
-    """Maximum number of tokens in each of them."""
-    stride: int = 0
-    """Also score held-out text in overlapping windows, each only its last `stride` targets, so that every token has at
-    least context - stride tokens before it; 0: no."""
-
-    def __post_init__(self) -> None:
-        require(
-            self,
-            "",
-            ("samples", "0, or at least 2 to compare with each other", self.samples == 0 or self.samples >= 2),
-            ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
-        )
-
-    def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
-        asked = [name for name in ("samples", "stride") if getattr(self, name) and not isinstance(spec, TextSpec)]
-        return {
-            name: f"{name} is {getattr(self, name)}, which scores texts, and the tokens are of none" for name in asked
-        }
-
-
-def score_language_model(model: Model, rows: Metrics, scoring: TextScoring, key: Key[Array, ""]) -> Metrics:
-    """Computes perplexity on the held-out split, and the variety of sampled texts.
-
-    Args:
-        model: samples texts with the defaults of `TokenRequest`: temperature 1, no truncation.
-        rows: means over the split, including `loss` in nats per token.
-        scoring: number of texts to sample.
-        key: key for sampling.
-    """
-    figures: Metrics = {"perplexity": perplexity(rows["loss"])}
-    if scoring.samples:
-        request = TokenRequest(n=scoring.samples, max_new_tokens=scoring.sample_tokens)
-        texts = [sample.text for sample in model.family.sample(model, request, key) if isinstance(sample, Text)]
-        figures |= variety(texts) | {"samples": scoring.samples, "sample_tokens": scoring.sample_tokens}
-    return figures
 
 
 def variety(texts: Sequence[str], tokenize: WordTokenizer = "13a") -> Metrics:

@@ -29,7 +29,7 @@ class Embedding(nnx.Module):
         """Returns the symbols' vectors, cast after the gather, so that the table's gradient is a float32 sum."""
         return self.table[...][symbols].astype(self.dtype)
 
-    def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t count"]:
-        """Returns the product of every vector with the whole table, in float32."""
-        y = wide_matmul(rearrange(x, "b t d -> (b t) d"), self.table[...].T)
+    def logits(self, x: Float[Array, "b t d"], first: int | None = None) -> Float[Array, "b t count"]:
+        """Returns the product of every vector with the table, or its `first` rows, in float32."""
+        y = wide_matmul(rearrange(x, "b t d -> (b t) d"), self.table[:first].T)
         return rearrange(y, "(b t) n -> b t n", b=x.shape[0])

@@ -67,7 +67,7 @@ class Augment:
         self, image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
     ) -> UInt8[Array, "b h w c"]:
         """Augments each image with its own random draws. Traced; changes that are off cost nothing."""
-        if self == Augment():
+        if self == NO_AUGMENTATION:
             return image
         x = image.astype(jnp.float32) / 255.0
         flip_key, rotation_key, shift_key, crop_key, colour_key = random.split(key, 5)
@@ -101,6 +101,9 @@ class Augment:
         if self.hue:
             x = jnp.clip(turn_hue(x, math.radians(self.hue) * _signed(by_hue, rows)), 0.0, 1.0)
         return x
+
+
+NO_AUGMENTATION = Augment()
 
 
 def diff_augment(x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:

@@ -305,6 +305,21 @@ def read_image(
     return _read_one(path, Fitting((spec.height, spec.width), "crop", spec.channels, background))
 
 
+def read_image_as_it_is(path: str, spec: ImageSpec) -> UInt8[np.ndarray, "h w c"]:
+    """Reads one image of the spec's size, which is not resized.
+
+    Raises:
+        UserError: there is no such file, it is not an image, or it has another size.
+    """
+    image = _read_one(path, Fitting(None, "crop", spec.channels, (255, 255, 255)))
+    if image.shape[:2] != (spec.height, spec.width):
+        raise UserError(
+            f"the image {path} is {image.shape[1]}x{image.shape[0]}; it must be {spec.width}x{spec.height}, as the "
+            "model's"
+        )
+    return image
+
+
 def read_mask(path: str, spec: ImageSpec) -> Bool[np.ndarray, "h w 1"]:
     """Reads a mask, an image of the spec's size: true where it is white, false where it is black or transparent.
 

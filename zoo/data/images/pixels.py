@@ -6,6 +6,9 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.random import row_keys
 
+HELD_OUT_NOISE = 2014
+"""Seed of the noise of held-out images, the same for all families."""
+
 
 def from_pixels(image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Maps 0 .. 255 to -1 .. 1."""

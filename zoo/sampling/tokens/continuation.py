@@ -6,12 +6,14 @@ from typing import SupportsInt
 
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 from flax import nnx
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int, Int32, Key
 
 from zoo.core.artifacts import Artifacts, Text
 from zoo.core.errors import UserError
-from zoo.data.specs import TextSpec, TokenSpec
+from zoo.core.family import Model
+from zoo.data.specs import GivenPart, TextSpec, TokenSpec
 from zoo.data.tokenizers import Tokenizer
 from zoo.sampling.tokens.beam import beam_search
 from zoo.sampling.tokens.decode import CHUNK, write_tokens
@@ -86,32 +88,45 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int | None) -> Int
 
 def sample_tokens(
     net: nnx.Module,
-    spec: TokenSpec,
+    model: Model,
     request: TokenRequest,
     key: Key[Array, ""],
     *,
     context: int | None,
     stream: Callable[[str], None] | None = None,
 ) -> Artifacts:
-    """Samples sequences of tokens and decodes them with their spec; texts are made by `sample_texts`.
+    """Samples sequences of tokens and decodes them with the model's spec; texts are made by `sample_texts`.
 
     Raises:
-        UserError: the request has prompts, stop strings or beams and the tokens are not text; or see `sample_texts`.
+        UserError: the request has prompts, stop strings or beams and the tokens are not text, or an image and the
+            tokens are not of images; or see `sample_texts` and `TokenSpec.given`.
     """
+    spec = model.spec
+    part = GivenPart(request.image, request.keep_rows, request.mask) if request.image else None
+    given = None if part is None else spec.given(part, model.codec)
     if isinstance(spec, TextSpec):
         return sample_texts(net, spec.tokenizer, request, key, context=context, stream=stream)
     default = TokenRequest()
     for name in ("prompt", "prompts", "stop", "num_beams"):
         if (value := getattr(request, name)) != getattr(default, name):
             raise UserError(f"{name} is {value!r}, which is for texts, and the model's tokens are of none")
-    parts = np.array_split(np.arange(request.n), -(-request.n // ROWS))
-    return [spec.decode(ids) for rows in parts for ids in _drawn_tokens(net, spec, request, key, context, rows)]
+    draw = partial(_drawn_tokens, net, spec, request, key, context, given)
+    size = min(ROWS, 1 << (request.n - 1).bit_length())
+    begins = range(0, request.n, size)
+    samples = [ids for begin in begins for ids in draw(np.arange(begin, begin + size))][: request.n]
+    return [artifact for begin in begins for artifact in spec.decode(samples[begin : begin + size], model.codec)]
 
 
 def _drawn_tokens(
-    net: nnx.Module, spec: TokenSpec, request: TokenRequest, key: Key[Array, ""], context: int | None, rows: np.ndarray
+    net: nnx.Module,
+    spec: TokenSpec,
+    request: TokenRequest,
+    key: Key[Array, ""],
+    context: int | None,
+    given: Int32[np.ndarray, " n"] | None,
+    rows: Int[np.ndarray, " b"],
 ) -> list[Int[np.ndarray, " t"]]:
-    """Samples the given rows; returns their tokens without the end token."""
+    """Samples some rows; returns their tokens without the end token."""
     longest = request.max_new_tokens if spec.longest is None else spec.longest
     written: list[list[int]] = [[] for _ in rows]
     done = np.zeros(len(rows), bool)
@@ -127,8 +142,8 @@ def _drawn_tokens(
 
     write_tokens(
         net, [np.array([spec.end], np.int32)] * len(rows), accept, knobs=make_knobs(request, len(rows)), key=key,
-        rows=rows.tolist(), max_new_tokens=longest, end_of_text=spec.end, vocab_size=spec.vocab_size, never=spec.never,
-        context=context,
+        rows=rows.tolist(), max_new_tokens=longest, end_of_text=spec.end, vocab_size=spec.outputs, never=spec.never,
+        given=None if given is None else repeat(given, "n -> b n", b=len(rows)), context=context,
     )  # fmt: skip
     return [np.array(ids, np.int32) for ids in written]
 

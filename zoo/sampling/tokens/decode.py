@@ -71,6 +71,8 @@ class Draw(NamedTuple):
     end_of_text: int
     never: int | None
     """A token that is never sampled; None: no such token."""
+    given: jax.Array | None
+    """Tokens that are known, int32 [b n], -1 where they are sampled; None: none is known."""
 
 
 @partial(jax.jit, static_argnames=("graphdef", "batch", "length"))
@@ -88,6 +90,9 @@ def _pick(logits: jax.Array, seen: jax.Array, done: jax.Array, number: Any, draw
     if draw.never is not None:
         logits = logits.at[:, draw.never].set(-jnp.inf)
     token = choose(logits, seen, draw.knobs, jax.vmap(jax.random.fold_in, (0, None))(draw.keys, number))
+    if draw.given is not None:
+        known = jax.lax.dynamic_index_in_dim(draw.given, number, axis=1, keepdims=False)
+        token = jnp.where(known >= 0, known, token)
     token = jnp.where(done, draw.end_of_text, token).astype(jnp.int32)
     seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
     return token, seen, done | (token == draw.end_of_text)
@@ -167,6 +172,7 @@ def write_tokens(
     end_of_text: int,
     vocab_size: int,
     never: int | None = None,
+    given: Int[np.ndarray, "b n"] | None = None,
     context: int | None = None,
     chunk: int = CHUNK,
 ) -> None:
@@ -185,19 +191,21 @@ def write_tokens(
         rows: the r of each row; None: in order.
         max_new_tokens: maximum for each row.
         end_of_text: the token that ends a row.
-        vocab_size: number of tokens.
+        vocab_size: number of tokens that the network predicts.
         never: a token that is never sampled; None: no such token.
+        given: the token number t of each row, if it is known, for all n = `max_new_tokens` tokens; -1: it is sampled.
         context: maximum number of tokens that the network sees; None: no limit.
         chunk: maximum number of tokens between two calls of `accept`, at most `CHUNK`.
     """
     graphdef, state = nnx.split(net)
     batch = len(prompts)
     most = context or max(len(prompt) for prompt in prompts) + max_new_tokens
-    draw = Draw(knobs, row_keys(key, jnp.arange(batch) if rows is None else jnp.asarray(rows)), end_of_text, never)
+    keys = row_keys(key, jnp.arange(batch) if rows is None else jnp.asarray(rows))
+    draw = Draw(knobs, keys, end_of_text, never, None if given is None else jnp.asarray(given, jnp.int32))
     windows = list(prompts)
     held = np.zeros((batch, vocab_size), bool)
     for row, prompt in enumerate(prompts):
-        held[row, prompt] = True
+        held[row, prompt[prompt < vocab_size]] = True
     seen, done = jnp.asarray(held), np.zeros(batch, bool)
     number, room = 0, 0
     while number < max_new_tokens and not done.all():

@@ -1,0 +1,90 @@
+"""Scores of models of tokens: perplexity, the variety of sampled texts, and the quality of sampled images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge
+from jaxtyping import Array, Int, Key, UInt8
+
+from zoo.core.artifacts import Image, Text
+from zoo.core.data import DataSet, Spec
+from zoo.core.errors import require
+from zoo.core.extractor import LoadExtractor
+from zoo.core.family import Family, Metrics, Model
+from zoo.data.images.token_set import ImageTokenSet
+from zoo.data.images.tokens import ImageTokenSpec
+from zoo.data.specs import TextSpec
+from zoo.metrics.images import NEIGHBOURS, ImageScoring, score_samples
+from zoo.metrics.text import perplexity, variety
+from zoo.sampling.tokens.request import TokenRequest
+
+
+@dataclass(frozen=True)
+class TokenScoring(ImageScoring):
+    """Settings for scoring a model of tokens beyond likelihood."""
+
+    samples: int = 0
+    """Number of samples: texts for distinct-1, distinct-2 and self-BLEU, or images for FID, KID, precision and recall;
+    0: none."""
+    sample_tokens: Annotated[int, Ge(1)] = 300
+    """Maximum number of tokens in each sampled text."""
+    stride: int = 0
+    """Also score held-out text in overlapping windows, each only its last `stride` targets, so that every token has at
+    least context - stride tokens before it; 0: no."""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            "",
+            ("samples", "0, or at least 2 to compare with each other", self.samples == 0 or self.samples >= 2),
+            ("references", f"0 or at least {NEIGHBOURS + 1}", self.references == 0 or self.references > NEIGHBOURS),
+            ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
+            ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
+        )
+
+    def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
+        if isinstance(spec, TextSpec):
+            return {}
+        unfit = {}
+        if self.stride:
+            unfit["stride"] = f"stride is {self.stride}, which scores texts, and the tokens are of none"
+        if 0 < self.samples <= NEIGHBOURS:
+            unfit["samples"] = f"samples is {self.samples}; of images it must be at least {NEIGHBOURS + 1}"
+        images = super().check(family, spec.image, extractor) if isinstance(spec, ImageTokenSpec) else {}
+        return unfit | images
+
+
+def score_language_model(
+    model: Model, rows: Metrics, data: DataSet, scoring: TokenScoring, key: Key[Array, ""]
+) -> Metrics:
+    """Computes perplexity on the held-out split, and scores of samples.
+
+    Args:
+        model: samples with the defaults of `TokenRequest`: temperature 1, no truncation.
+        rows: means over the split, including `loss` in nats per token.
+        data: its held-out images are the reference of sampled images.
+        scoring: number of samples.
+        key: key for sampling.
+    """
+    figures: Metrics = {"perplexity": perplexity(rows["loss"])}
+    if not scoring.samples:
+        return figures
+    if isinstance(data, ImageTokenSet):
+        return figures | score_samples(
+            _sampler(model, key), data.held_out, scoring, {"temperature": 1.0}, key, model.extractor
+        )
+    request = TokenRequest(n=scoring.samples, max_new_tokens=scoring.sample_tokens)
+    texts = [sample.text for sample in model.family.sample(model, request, key) if isinstance(sample, Text)]
+    return figures | variety(texts) | {"samples": scoring.samples, "sample_tokens": scoring.sample_tokens}
+
+
+def _sampler(model: Model, key: Key[Array, ""]) -> Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w c"]]:
+    """Returns a function that samples one image for each of some classes, which it ignores."""
+
+    def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+        samples = model.family.sample(model, TokenRequest(n=len(classes)), key)
+        return np.stack([sample.pixels for sample in samples if isinstance(sample, Image)])
+
+    return make
