@@ -1,4 +1,4 @@
-"""Scores a trained run on held-out data: python evaluate.py RUN [--split test] [--data.path FILE] [--json]."""
+"""Scores a trained run on held-out data: python evaluate.py RUN [--split test] [--data.path FILE] [--image FILE]."""
 
 if __name__ == "__main__":
     from zoo.harness.memory import pause_garbage_collection
@@ -28,6 +28,8 @@ class Evaluate:
     scoring: Annotated[Any, tyro.conf.arg(name="")]
     data: Data
     """The data: the run's, or another source of the same kind, all of which is scored unless `--split` is given."""
+    image: str = ""
+    """Score this image file instead of the data: its likelihood, or the bound on it."""
     split: Split | None = None
     """Rows to score: dev, which selected settings and checkpoints; test, for reported figures; or all. None: dev of the
     run's data, all of another source."""
@@ -51,15 +53,16 @@ def main() -> None:
     trust_named(flags)
     run = rundir.config()
     asked = parse_flags(Evaluate, Evaluate(run.scoring, run.data), flags, f"evaluate.py {path}")
-    split = asked.split or ("dev" if asked.data.name == run.data.name else "all")
+    scored = asked.data.of_image(asked.image, rundir.spec()) if asked.image else asked.data
+    split = asked.split or ("dev" if scored.name == run.data.name else "all")
 
     from zoo.harness.trained import load_run
 
     trained = load_run(path, asked.checkpoint)
-    data = trained.held_out(split, asked.data)
+    data = trained.held_out(split, scored)
     scoring = {name: getattr(asked.scoring, name) for name in typed(asked.scoring, flags)}
     metrics = trained.evaluate(asked.seed, asked.draws, data=data, **scoring)
-    of = {"step": trained.model.step, "data": asked.data.name, "split": split}
+    of = {"step": trained.model.step, "data": scored.name, "split": split}
     record = of | metrics | {"draws": asked.draws, "seed": asked.seed} | trained.setting()
     rundir.write_scores(record)
     if asked.json:

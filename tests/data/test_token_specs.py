@@ -20,7 +20,7 @@ from zoo.harness.config import Run
 from zoo.harness.loop import fit
 from zoo.harness.trained import Trained
 from zoo.lstm_lm import LSTMLM
-from zoo.metrics.text import TextScoring
+from zoo.metrics.tokens import TokenScoring
 from zoo.transformer_lm import TransformerLM
 
 SIDE, LEVELS = 3, 4
@@ -43,8 +43,8 @@ class PixelSpec(TokenSpec):
     def longest(self) -> int:
         return SIDE * SIDE
 
-    def decode(self, ids) -> Image:
-        return Image((85 * ids).astype(np.uint8).reshape(SIDE, SIDE, 1))
+    def decode(self, samples, codec) -> list[Image]:
+        return [Image((85 * ids).astype(np.uint8).reshape(SIDE, SIDE, 1)) for ids in samples]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +95,10 @@ def test_a_language_model_of_pixels_makes_images(trained):
     assert trained.sample(n=1, temperature=0.0, max_new_tokens=3) == images[:1]  # an image has its own length
 
 
-def test_its_likelihood_is_in_bits_an_image_and_a_dimension(trained):
+def test_its_likelihood_is_in_nats_an_image_and_bits_a_dimension(trained):
     found = trained.evaluate()
-    assert found["bits_per_image"] == pytest.approx(9 * found["loss"] / math.log(2), rel=1e-5)
-    assert found["bits_per_image"] == pytest.approx(9 * found["bits_per_dim"], rel=1e-5)
+    assert found["nats_per_image"] == pytest.approx(9 * found["loss"], rel=1e-5)
+    assert found["nats_per_image"] == pytest.approx(9 * math.log(2) * found["bits_per_dim"], rel=1e-5)
     assert not {"bits_per_character", "bits_per_byte"} & found.keys()
 
 
@@ -109,9 +109,9 @@ def test_what_is_of_texts_is_refused(trained, asked):
 
 
 def test_scores_of_texts_are_named_before_the_work(trained):
-    found = TextScoring(samples=2, stride=3).check(trained.model.family, trained.model.spec, trained.model.extractor)
-    assert list(found) == ["samples", "stride"]
-    assert TextScoring(samples=2).check(trained.model.family, LineSpec(Bytes()), trained.model.extractor) == {}
+    found = TokenScoring(samples=2, stride=3).check(trained.model.family, trained.model.spec, trained.model.extractor)
+    assert list(found) == ["stride", "samples"]
+    assert TokenScoring(samples=2).check(trained.model.family, LineSpec(Bytes()), trained.model.extractor) == {}
     with pytest.raises(UserError, match="stride is 3, which scores texts, and the tokens are of none"):
         trained.evaluate(stride=3)
 

@@ -40,8 +40,8 @@ class SignSpec(TokenSpec):
     def longest(self) -> int:
         return LATENT
 
-    def decode(self, ids) -> Text:
-        return Text("".join(map(str, ids)))
+    def decode(self, samples, codec) -> list[Text]:
+        return [Text("".join(map(str, ids))) for ids in samples]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +126,15 @@ def test_a_run_that_encodes_nothing_is_no_codec(runs, tmp_path):
     with pytest.raises(UserError, match=r"data\.codec is .*lm, a run of TransformerLM, which encodes nothing"):
         fit(wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_codec_is_named_with_the_command_that_trains_it(runs, tmp_path):
+    _, _, run = runs
+    wrong = replace(run, data=replace(run.data, codec="runs/vqvae"), rundir=str(tmp_path / "run"))
+    with pytest.raises(
+        UserError, match=r"data\.codec is runs/vqvae, .*python train\.py configs/vqvae\.py trains runs/vqvae"
+    ):
+        fit(wrong)
 
 
 def _observed(codec, batch):

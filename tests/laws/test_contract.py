@@ -19,6 +19,7 @@ from zoo.core.family import Family, Model, Setup
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
+from zoo.data.images import ImageTokens
 from zoo.data.text.documents import Documents
 from zoo.harness.checkpoint import flatten
 from zoo.harness.config import Run, from_json, load_config, to_json
@@ -38,9 +39,9 @@ def configs(slow: Callable[[Path], bool] = lambda path: False) -> list[Any]:
 
 
 def first_configs() -> set[Path]:
-    """The first config of each family."""
+    """The config of each family with the shortest name."""
     families: dict[type, Path] = {}
-    for path in PATHS:
+    for path in sorted(PATHS, key=lambda path: len(path.stem)):
         families.setdefault(type(load_config(str(path)).family), path)
     return set(families.values())
 
@@ -84,8 +85,11 @@ def run(request, tmp_path_factory) -> Run:
     folder = tmp_path_factory.getbasetemp() / request.param.stem
     folder.mkdir(exist_ok=True)
     few = {"samples": 8} if getattr(run.scoring, "samples", 0) else {}
+    family: Any = shrink(run.family)
+    if isinstance(run.data, ImageTokens):
+        family = replace(family, context=64)  # 8x8 pixels
     return replace(
-        run, family=shrink(run.family), data=excerpt(run.data, folder), batch_size=8, steps=6, eval_batches=2,
+        run, family=family, data=excerpt(run.data, folder), batch_size=8, steps=6, eval_batches=2,
         eval_every=3, save_every=3, log_every=1, score_every=0, sample_every=0, precision="float32",
         rundir=str(folder / "run"), scoring=replace(run.scoring, **few),
     )  # fmt: skip

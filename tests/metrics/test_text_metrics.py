@@ -16,7 +16,6 @@ from zoo.core.artifacts import Text
 from zoo.core.errors import UserError
 from zoo.core.family import Family, Model
 from zoo.metrics.text import (
-    TextScoring,
     bleu,
     distinct_n,
     edit_distance,
@@ -25,9 +24,9 @@ from zoo.metrics.text import (
     likelihood_statistics,
     perplexity,
     rouge,
-    score_language_model,
     self_bleu,
 )
+from zoo.metrics.tokens import TokenScoring, score_language_model
 
 # (text, its references): ordinary, empty on either side, one word, repeated words, other scripts, marks, line ends.
 AWKWARD = [
@@ -146,14 +145,16 @@ class Parrot(Family):
 def test_samples_are_scored_where_they_are_asked_for():
     model = Model(Parrot(("so it goes on and on", "and on and on it goes")), None, None, 0)
     key = jax.random.key(0)
-    assert score_language_model(model, {"loss": 2.0}, TextScoring(), key) == {"perplexity": math.exp(2.0)}
-    figures = score_language_model(model, {"loss": 2.0}, TextScoring(samples=4), key)
+    assert score_language_model(model, {"loss": 2.0}, None, TokenScoring(), key) == {"perplexity": math.exp(2.0)}
+    figures = score_language_model(model, {"loss": 2.0}, None, TokenScoring(samples=4), key)
     assert figures["distinct_1"] == pytest.approx(5 / 24)
     assert figures["self_bleu"] == pytest.approx(100.0)
     assert (figures["samples"], figures["sample_tokens"]) == (4, 300)
-    assert score_language_model(model, {"loss": 2.0}, TextScoring(2, 5), key)["distinct_1"] == pytest.approx(4 / 4)
+    assert score_language_model(model, {"loss": 2.0}, None, TokenScoring(2, sample_tokens=5), key)[
+        "distinct_1"
+    ] == pytest.approx(4 / 4)
 
 
 def test_one_sample_has_nothing_to_be_compared_with():
     with pytest.raises(UserError, match="samples is 1"):
-        TextScoring(samples=1)
+        TokenScoring(samples=1)

@@ -23,7 +23,7 @@ from zoo.harness.config import Run, from_json, load_config, parse_flags, to_json
 from zoo.harness.loop import fit
 from zoo.harness.trained import load_run
 from zoo.lstm_lm import LSTMLM, LSTMLMScoring
-from zoo.metrics.text import TextScoring
+from zoo.metrics.tokens import TokenScoring
 from zoo.metrics.windows import carried_figures
 from zoo.nn.losses import counted
 from zoo.sampling.tokens.request import TokenRequest
@@ -193,7 +193,7 @@ def test_settings_that_make_no_sense(model, data):
         with pytest.raises(UserError, match=f"stride is {stride}; it must be from 1 to the model's context, 8"):
             model.family.score(model, {"loss": 1.0}, data, model.family.Scoring(stride=stride), KEY)
     with pytest.raises(UserError, match="stride is -1; it must be from 1 to the model's context"):
-        TextScoring(stride=-1)
+        TokenScoring(stride=-1)
     for settings in ({"prompt": "a"}, {"prompts": "a.txt"}, {"n": 2}):
         with pytest.raises(UserError, match="with score"):
             TokenRequest(score="a", **settings)
@@ -203,7 +203,7 @@ def test_settings_that_make_no_sense(model, data):
 
 def test_a_run_of_an_earlier_version_keeps_its_scoring():
     saved = to_json(Run(family=FAMILIES["lstm"], data=Text(), scoring=LSTMLMScoring(samples=7)))
-    old = {"class": "zoo.metrics.text:TextScoring", "samples": 7, "sample_tokens": 300}
+    old = {"class": "zoo.metrics.tokens:TokenScoring", "samples": 7, "sample_tokens": 300}
     assert from_json(saved | {"scoring": old}, Run, "config.json").scoring == LSTMLMScoring(samples=7)
 
 

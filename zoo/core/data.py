@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -101,6 +102,18 @@ class Data(abc.ABC):
     def fitting(self, spec: Any) -> "Data":
         """These settings, adapted to the spec of an earlier run; see `--init.from`."""
         return self
+
+    def of_image(self, path: str, spec: Any) -> "Data":
+        """These settings for one image, all of which `open` returns with the split `all`.
+
+        Args:
+            path: a file.
+            spec: spec of the run that scores it.
+
+        Raises:
+            UserError: the data is not of images.
+        """
+        raise UserError(f"image is {path!r}, and the run's data is {self.name}, which is not of images")
 
     def excerpt(self, folder: Path) -> "Data":
         """The same settings for a small excerpt of the data, for tests.

@@ -28,6 +28,11 @@ def codec_of(data: Data, path: Path | None = None) -> Trained | None:
     if not data.codec:
         return None
     copied = path is not None and RunDir(path / CODEC).has_checkpoints()
+    if not copied and not Path(data.codec).is_dir():
+        raise UserError(
+            f"data.codec is {data.codec}, and there is no such run; train it first, as python train.py "
+            f"configs/{Path(data.codec).name}.py trains runs/{Path(data.codec).name}"
+        )
     trained = load_run(path / CODEC if path is not None and copied else data.codec)
     if not isinstance(trained.model.family, Codec):
         raise UserError(

@@ -50,10 +50,12 @@ class TokenScoring(ImageScoring):
         unfit = {}
         if self.stride:
             unfit["stride"] = f"stride is {self.stride}, which scores texts, and the tokens are of none"
-        if 0 < self.samples <= NEIGHBOURS:
-            unfit["samples"] = f"samples is {self.samples}; of images it must be at least {NEIGHBOURS + 1}"
-        images = super().check(family, spec.image, extractor) if isinstance(spec, ImageTokenSpec) else {}
-        return unfit | images
+        if isinstance(spec, ImageTokenSpec) and (self.samples == 0 or self.samples > NEIGHBOURS):
+            return unfit | super().check(family, spec.image, extractor)
+        if self.samples:
+            right = f"at least {NEIGHBOURS + 1} images" if isinstance(spec, ImageTokenSpec) else "0 for such tokens"
+            unfit["samples"] = f"samples is {self.samples}; it must be {right}"
+        return unfit
 
 
 def score_language_model(

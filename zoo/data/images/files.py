@@ -211,6 +211,21 @@ def read_folder(path: str, fitting: Fitting) -> LabelledImages:
     return LabelledImages(stack(images), labels, tuple(digests), classes if index else (), len(unreadable))
 
 
+def is_picture(path: str) -> bool:
+    """Whether the path is a file with the name of an image."""
+    return path.lower().endswith(SUFFIXES) and Path(path).expanduser().is_file()
+
+
+def read_picture(path: str, fitting: Fitting) -> LabelledImages:
+    """Reads one image, without a label.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    image = _read_one(path, fitting)
+    return LabelledImages(image[None], np.full(1, -1, np.int32), (hashlib.sha256(image.tobytes()).digest(),))
+
+
 def _find(root: Path) -> tuple[list[Path], list[Path]]:
     """Returns the image files under a folder and files of other kinds, sorted; hidden files are left out."""
     if root.is_file():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Gt, Lt
@@ -12,12 +12,13 @@ from zoo.core.data import Data, Split
 from zoo.core.errors import UserError, require
 from zoo.data.images import arrays as image_arrays
 from zoo.data.images.augment import NO_AUGMENTATION, Augment
-from zoo.data.images.files import Fitting, LabelledImages, colour, read_folder
+from zoo.data.images.files import Fitting, LabelledImages, colour, is_picture, read_folder, read_picture
 from zoo.data.images.image_set import ImageSet, Labelled, kind_of
 from zoo.data.specs import ImageSpec
 from zoo.data.splits import Part, Parts, Shares, cut_by_hash, make_parts
 
 MNIST_DEV = 5_000 / image_arrays.MNIST_TRAINING
+Source = TypeVar("Source", bound="ImageSource")
 SPLITS = {"train", "training", "test", "val", "valid", "validation"}
 
 
@@ -31,8 +32,8 @@ class ImageSource(Data):
     by category."""
 
     path: str = ""
-    """A folder of images (PNG, JPEG, WebP, BMP, or the first frame of a GIF; two or more subfolders are classes), or an
-    .npz or .npy file of images [n h w c] (in an .npz: 'images' and optional 'labels')."""
+    """A folder of images (PNG, JPEG, WebP, BMP, or the first frame of a GIF; two or more subfolders are classes), an
+    .npz or .npy file of images [n h w c] (in an .npz: 'images' and optional 'labels'), or one image to score."""
 
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.1
     """Share of the images that is held out, chosen by a hash of their contents: half is dev, half test. If an .npz has
@@ -88,11 +89,15 @@ class ImageSource(Data):
         tfds = f"{self.tfds} {self.tfds_split}" if self.tfds else ""
         return tfds or self.path or {"mnist": "MNIST", "emoji": "Noto emoji"}[self.embedded]
 
-    def fitting(self, spec: Any) -> Self:
+    def fitting(self: Source, spec: Any) -> Source:
         """Returns these settings with the channels and, if square, the size of the images of an earlier run."""
         size = spec.height if spec.height == spec.width else self.size
         channels: Any = spec.channels
         return replace(self, size=size, channels=channels)
+
+    def of_image(self: Source, path: str, spec: Any) -> Source:
+        """Returns these settings for one image file, resized and cropped to the run's size; see `Data.of_image`."""
+        return replace(self.fitting(spec), path=path, tfds="", held_out_path="", test_path="")
 
     def image_set(
         self,
@@ -129,7 +134,7 @@ class ImageSource(Data):
             split=split,
         )
 
-    def excerpt(self, folder: Path) -> Self:
+    def excerpt(self: Source, folder: Path) -> Source:
         """Returns these settings for 96 training images, 16x16 unless a size is set; see `Data.excerpt`."""
         path = folder / "excerpt.npz"
         some = self.image_set(batch_size=96, seed=0).batch_at(0)
@@ -201,6 +206,8 @@ class ImageSource(Data):
 def _read_path(path: str, fitting: Fitting) -> tuple[LabelledImages, LabelledImages | None]:
     if Path(path).suffix.lower() in (".npz", ".npy"):
         return image_arrays.read_arrays(path, fitting)
+    if is_picture(path):
+        return read_picture(path, fitting), None
     pictures = read_folder(path, fitting)
     if pictures.classes and SPLITS.issuperset(name.lower() for name in pictures.classes):
         train, *others = sorted(pictures.classes, key=lambda name: not name.lower().startswith("train"))
@@ -232,6 +239,8 @@ def _labels(pictures: LabelledImages, classes: tuple[str, ...], name: str) -> In
     """Returns labels as indices into `classes`."""
     if not classes:
         return np.full(len(pictures.labels), -1, np.int32)
+    if not pictures.classes and len(pictures.images) == 1:
+        return pictures.labels  # one file, which is in no folder of a class
     if not pictures.classes:
         raise UserError(f"images of {name} have no labels, and the run's have: {_some(classes)}")
     unknown = set(pictures.classes) - set(classes)

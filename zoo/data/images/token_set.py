@@ -3,10 +3,12 @@
 import functools
 import zlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from einops import rearrange
 from jaxtyping import Int32, Int64, Integer, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image, grid
@@ -56,6 +58,10 @@ class ImageTokens(ImageSource):
             patch=spec.patch if spec.tokens == "patches" else self.patch,
             binary=spec.tokens == "pixels" and spec.binary,
         )
+
+    def excerpt(self, folder: Path) -> "ImageTokens":
+        """Returns these settings for 96 training images of 8x8 pixels; see `Data.excerpt`."""
+        return replace(super().excerpt(folder), size=8)
 
     def open(
         self,
@@ -116,9 +122,11 @@ class ImageTokenSet(DataSet):
         return self.held_out.held_out_batches
 
     @functools.cached_property
-    def _codes(self) -> Int32[np.ndarray, "drawings m n"] | None:
+    def _codes(self) -> Integer[np.ndarray, "drawings m n"] | None:
         """The codes of the training images, by drawing."""
-        return None if self.codec is None else encode_all(self.codec, self.images.images)
+        if self.codec is None:
+            return None
+        return rearrange(encode_all(self.codec, self.images.images), "drawings m h w -> drawings m (h w)")
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
         """Training batch `step`: `tokens`, `length` and `row` int32, `valid` bool [b]."""
@@ -171,7 +179,7 @@ def _black_or_white(
     image: UInt8[np.ndarray, "b h w c"], key: Key[jax.Array, ""], noise: Int64[np.ndarray, " b"]
 ) -> UInt8[np.ndarray, "b h w c"]:
     """Returns images of 0 and 255, drawn as `zoo.data.images.pixels.binarise` does."""
-    return (255 * np.asarray(_binarise(image, key, (noise % 2**32).astype(np.uint32)))).astype(np.uint8)
+    return (255 * np.asarray(_binarise(image, key, (noise % 2**31).astype(np.int32)))).astype(np.uint8)
 
 
 _binarise = jax.jit(pixels.binarise)
