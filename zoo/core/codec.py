@@ -17,6 +17,10 @@ from zoo.core.data import Spec
 class Codec(Protocol):
     """A family whose evaluation networks are a codec."""
 
+    @property
+    def symbols(self) -> int:
+        """Number of discrete codes, which are int32 from 0 to symbols - 1; 0 for real-valued codes."""
+
     def encode(self, state: Any, batch: dict[str, Any]) -> Any:
         """Codes of a batch, [b ...]. Traced."""
 
