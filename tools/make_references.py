@@ -19,6 +19,7 @@ from references.torch import recurrent_reference, write_dcgan_reference, write_l
 from references.torch_fidelity import write_metric_references
 from references.transformers import write_transformers_references
 from references.transformers_bert import write_bert_reference
+from references.vector_quantize import library_versions, quantisation_reference
 
 
 def write_references(folder: Path, seed: int) -> None:
@@ -28,6 +29,8 @@ def write_references(folder: Path, seed: int) -> None:
     write_bert_reference(folder, seed)
     write_scheduler_references(folder, seed)
     write_arrays(folder / "recurrent.safetensors", recurrent_reference(np.random.default_rng([seed, 600])))
+    quantisers = quantisation_reference(np.random.default_rng([seed, 700]))
+    write_arrays(folder / "quantisation.safetensors", quantisers, library_versions())
     write_unet_references(folder, seed)
     write_dcgan_reference(folder, seed)
     write_metric_references(folder, seed)

@@ -14,20 +14,13 @@ k > 1 training maximises a tighter bound (Burda et al. 2016, "Importance weighte
 
     log p(x)  >=  E log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x),   z_i ~ q(z|x)
 
-The data that p(x|z) models, by `likelihood` (auto: bernoulli for grey images, logistic for colour):
-
-    bernoulli   pixels 0 or 1, drawn as x ~ Bernoulli(k / 255) if `binarise`
-    gaussian    levels 0 .. 255 plus uniform noise, so that the density bounds the levels' probability (Theis et al.
-                2016, "A note on the evaluation of generative models")
-    logistic    levels 0 .. 255; the probability of a level is a logistic distribution's mass in the bin around it
-
+p(x|z) is that of `zoo.nn.pixel_likelihood`: Bernoulli for binarised grey images, logistic for the levels of colour.
 Images are [b h w c] from -1 (black) to 1 (white), codes are [b latent].
 """
 
-import logging
 import math
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -36,9 +29,7 @@ import numpy as np
 from annotated_types import Ge
 from einops import rearrange, repeat
 from flax import nnx
-from jax.nn import sigmoid
 from jaxtyping import Array, Float, Int, Key, UInt8
-from tyro.conf import DisallowNone
 
 from zoo.core.artifacts import Artifacts, Image, sheet
 from zoo.core.data import DataSet
@@ -46,21 +37,17 @@ from zoo.core.errors import UserError, require
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
-from zoo.core.random import normal, uniform
-from zoo.data.images.pixels import HELD_OUT_NOISE, binarise, from_pixels, to_pixels
+from zoo.core.random import normal
+from zoo.data.images.pixels import HELD_OUT_NOISE, observe, to_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.images import ImageScoring, score_samples
 from zoo.metrics.latent import active_units, held_out_rows, importance_weighted
 from zoo.nets.autoencoder import Autoencoder
-from zoo.nn.likelihoods import bernoulli, discretised_logistic, gaussian
+from zoo.nn.pixel_likelihood import PixelLikelihood
 from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound, kl_divergence, warm_up
 from zoo.sampling.batches import over_rows
 from zoo.sampling.latent_paths import interpolate, lerp, most_active, slerp, traverse
 from zoo.sampling.starting_images import given_pictures
-
-log = logging.getLogger("zoo")
-
-Likelihood = Literal["bernoulli", "gaussian", "logistic"]
 
 AT_ONCE = 1024
 """Images decoded in one batch, at most."""
@@ -115,7 +102,7 @@ class ImageVAEScoring(ImageScoring):
 
 
 @dataclass(frozen=True)
-class ImageVAE(Family):
+class ImageVAE(PixelLikelihood, Family):
     """A variational autoencoder of images."""
 
     network: Literal["mlp", "conv"] = "mlp"
@@ -128,13 +115,6 @@ class ImageVAE(Family):
     """conv: features of the dense layer between the last level and the code."""
     latent: Annotated[int, Ge(1)] = 20
     """Units of a code."""
-    likelihood: Literal["auto", Likelihood] = "auto"
-    """Distribution p(x|z); see the module's docstring. auto: bernoulli for grey images, logistic for colour."""
-    binarise: DisallowNone[bool | None] = None
-    """Draw each pixel from Bernoulli(k / 255): anew in every training step, once for held-out images. None: if the
-    likelihood is bernoulli."""
-    scale: Annotated[float, Ge(0)] = 0.0
-    """Standard deviation of the gaussian likelihood, with pixels in [-1, 1]; 0: learned for each pixel."""
     beta: Annotated[float, Ge(0)] = 1.0
     """Weight of the KL term in training (Higgins et al. 2017)."""
     kl_warmup_steps: Annotated[int, Ge(0)] = 0
@@ -146,10 +126,10 @@ class ImageVAE(Family):
     """Codes per image in training, k of the importance-weighted bound; 1: the ELBO with its closed-form KL."""
 
     accepts: ClassVar[type] = ImageSpec
-    symbols: ClassVar[int] = 0  # as a codec, its codes are real numbers
     Request: ClassVar[type] = ImageVAERequest
     Scoring: ClassVar[type] = ImageVAEScoring
     unit: ClassVar[str] = "images"
+    symbols: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         require(
@@ -158,45 +138,10 @@ class ImageVAE(Family):
             ("iw_samples", f"1 with family.beta, kl_warmup_steps or free_bits, {NO_KL}",
              self.iw_samples == 1 or (self.beta, self.kl_warmup_steps, self.free_bits) == (1, 0, 0)),
         )  # fmt: skip
-        if self.binarise and self.likelihood not in ("auto", "bernoulli"):
-            raise UserError(
-                f"family.likelihood is {self.likelihood}, which is of 256 levels, and family.binarise leaves two: "
-                "give --family.no-binarise"
-            )
-        if self.scale and self.likelihood != "gaussian":
-            raise UserError(
-                f"family.scale is {self.scale}, which only the gaussian likelihood has: leave it at 0, or give "
-                "--family.likelihood gaussian"
-            )
-
-    def likelihood_of(self, channels: int) -> Likelihood:
-        """Returns the likelihood for images with `channels` channels."""
-        if self.likelihood != "auto":
-            return self.likelihood
-        return "bernoulli" if channels == 1 else "logistic"
-
-    def binarises(self, channels: int) -> bool:
-        """Whether images with `channels` channels are binarised."""
-        return self.likelihood_of(channels) == "bernoulli" if self.binarise is None else self.binarise
-
-    def outputs(self, channels: int) -> int:
-        """Parameters of p(x|z) for each channel of each pixel."""
-        return 1 if self.likelihood_of(channels) == "bernoulli" or self.scale else 2
+        super().__post_init__()
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
-        likelihood, binarises = self.likelihood_of(spec.channels), self.binarises(spec.channels)
-        if binarises and likelihood != "bernoulli":
-            raise UserError(
-                "family.binarise is True, which leaves two levels, and the images are in colour: give "
-                "--family.no-binarise, or --data.channels 1"
-            )
-        if self.likelihood == "auto" or self.binarise is None:
-            _log_choice(likelihood, binarises, "grey" if spec.channels == 1 else "in colour")
-        if likelihood == "bernoulli" and spec.channels > 1:
-            raise UserError(
-                f"family.likelihood is bernoulli, for pixels that are black or white, and images have {spec.channels} "
-                "channels: give --family.likelihood logistic --family.no-binarise"
-            )
+        self.check_channels(spec.channels)
         net = Autoencoder(
             self.network, (spec.height, spec.width, spec.channels), latent=self.latent,
             outputs=self.outputs(spec.channels),
@@ -273,34 +218,16 @@ class ImageVAE(Family):
     def observe(
         self, image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
     ) -> Float[Array, "b h w c"]:
-        """Returns the x that is modelled, in [-1, 1]: binarised, with uniform noise, or the levels themselves."""
-        if self.binarises(image.shape[-1]):
-            return 2.0 * binarise(image, key, rows) - 1.0
-        if self.likelihood_of(image.shape[-1]) == "gaussian":
-            return (image + uniform(key, rows, image.shape[1:])) / 128.0 - 1.0
-        return from_pixels(image)
+        """Returns the x that is modelled, in [-1, 1]; see `zoo.data.images.pixels.observe`."""
+        return observe(image, self.pixels(image.shape[-1]), key, rows)
 
     def observe_held_out(self, batch: Batch) -> Float[Array, "b h w c"]:
         """`observe` with the fixed noise of evaluation."""
         return self.observe(batch["image"], jax.random.key(HELD_OUT_NOISE), batch["row"])
 
-    def log_likelihood(self, x: Float[Array, "b h w c"], parameters: Float[Array, "b h w c k"]) -> Float[Array, " b"]:
-        """Returns log p(x|z) per image in nats; a gaussian density is in units of the 256 levels."""
-        first, likelihood = parameters[..., 0], self.likelihood_of(x.shape[-1])
-        log_scale = jnp.log(self.scale) if self.scale else jnp.maximum(parameters[..., -1], -7.0)
-        if likelihood == "bernoulli":
-            elements = bernoulli(0.5 * (x + 1.0), first)
-        elif likelihood == "gaussian":
-            elements = gaussian(x, first, log_scale) - math.log(128.0)
-        else:
-            elements = discretised_logistic(x, first, log_scale)
-        return elements.sum((1, 2, 3))
-
     def image(self, parameters: Float[Array, "b h w c k"]) -> UInt8[Array, "b h w c"]:
         """Returns the mean of p(x|z) as pixels."""
-        first = parameters[..., 0]
-        is_bernoulli = self.likelihood_of(first.shape[-1]) == "bernoulli"
-        return to_pixels(2.0 * sigmoid(first) - 1.0 if is_bernoulli else first)
+        return to_pixels(self.mean(parameters))
 
     def iw_log_likelihood(
         self, net: Any, x: Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"], k: Int[Array, ""] | int
@@ -361,13 +288,6 @@ class ImageVAE(Family):
     def _decode(self, model: Model, codes: Float[Array, "n latent"]) -> UInt8[np.ndarray, "n h w c"]:
         """Decodes codes to images."""
         return over_rows(partial(_decode, self, model.state.vae), codes, AT_ONCE)
-
-
-@cache
-def _log_choice(likelihood: Likelihood, binarises: bool, kind: str) -> None:
-    """Logs once what `auto` resolves to; `init` is traced several times."""
-    drawn = "drawn in black and white" if binarises else "not binarised"
-    log.info("family.likelihood is %s, and pixels are %s, as the images are %s", likelihood, drawn, kind)
 
 
 def _as_batch(image: UInt8[np.ndarray, "n h w c"]) -> Batch:

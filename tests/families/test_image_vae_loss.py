@@ -12,9 +12,9 @@ import pytest
 import scipy.stats
 from image_vae_cases import LATENT, LEVELS, SIZE, TINY, Blobs, on_device, shapes, start, train
 
-from zoo import image_vae
 from zoo.data.images.pixels import binarise
 from zoo.data.specs import ImageSpec
+from zoo.nn import pixel_likelihood
 from zoo.nn.variational import kl_divergence
 
 # ---------------------------------------------------------------------------------------------- the bound
@@ -127,7 +127,7 @@ def test_auto_is_binary_in_grey_and_logistic_in_colour(channels, explicit, caplo
     np.testing.assert_array_equal(TINY.log_likelihood(x, parameters), explicit.log_likelihood(x, parameters))
     np.testing.assert_array_equal(TINY.image(parameters), explicit.image(parameters))
     with caplog.at_level(logging.INFO, "zoo"):
-        image_vae._log_choice.cache_clear()
+        pixel_likelihood._log_choice.cache_clear()
         for _ in range(2):
             shapes(TINY, ImageSpec(4, 4, channels))
     (record,) = caplog.records

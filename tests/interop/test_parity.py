@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import masked_lm_cases as masked_lm
 import numpy as np
 import pytest
+import quantisation_cases as quantisation
 import recurrent_cases as recurrent
 import transformers_cases as interop
 from flax import nnx
@@ -33,7 +34,8 @@ from zoo.masked_lm import Encoder, MaskedLM
 from zoo.transformer_lm import Transformer, TransformerLM
 
 pytestmark = pytest.mark.parity
-if not all(map(importlib.util.find_spec, ("torch", "transformers", "diffusers", "torch_fidelity"))):
+PROGRAMS = ("torch", "transformers", "diffusers", "torch_fidelity", "vector_quantize_pytorch")
+if not all(map(importlib.util.find_spec, PROGRAMS)):
     pytest.skip("needs PyTorch and the programs to compare with (make parity)", allow_module_level=True)
 
 TOOL = ROOT / "tools" / "make_references.py"
@@ -107,6 +109,11 @@ def test_fresh_schedulers(fresh):
 def test_fresh_recurrent_layers(fresh, cell):
     recurrent.check_states_and_gradients(fresh, cell)
     recurrent.check_both_directions(fresh, cell)
+
+
+def test_fresh_quantisers(fresh):
+    quantisation.check_codebook(fresh)
+    quantisation.check_finite_scalars(fresh)
 
 
 def test_fresh_image_metrics(fresh):

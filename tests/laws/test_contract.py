@@ -120,7 +120,7 @@ class Bench:
 
     def model(self) -> Model:
         lean = self.strategy.replicate(inference_state(self.strategy.gather(self.state)))
-        return Model(self.family, self.data.spec, lean, 0)
+        return Model(self.family, self.data.spec, lean, 0, lambda: self.data)
 
 
 @functools.lru_cache(maxsize=12)

@@ -9,9 +9,12 @@ import transformers
 from safetensors.numpy import save_file
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays as safetensors, made contiguous first, since safetensors writes their memory unchanged."""
-    save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], versions: dict[str, str] | None = None) -> None:
+    """Writes arrays as safetensors, made contiguous first, since safetensors writes their memory unchanged.
+
+    Versions of libraries are written as the file's metadata.
+    """
+    save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path, versions)
 
 
 def write_json(path: Path, lists: dict[str, list]) -> None:

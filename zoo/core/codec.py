@@ -20,7 +20,7 @@ class Codec(Protocol):
 
     @property
     def symbols(self) -> int:
-        """Number of discrete codes, whose indices `encode` returns; 0: codes are real numbers."""
+        """Number of discrete codes, which are int32 from 0 to symbols - 1; 0 for real-valued codes."""
 
     def encode(self, state: Any, batch: dict[str, Any]) -> Any:
         """Codes of a batch, [b ...]. Traced."""

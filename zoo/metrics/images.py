@@ -69,6 +69,7 @@ def score_samples(
     about: Mapping[str, str | int | float],
     key: Key[Array, ""],
     load: LoadExtractor,
+    prefix: str = "",
 ) -> Metrics:
     """Compares a model's samples with held-out images.
 
@@ -79,6 +80,7 @@ def score_samples(
         about: how samples are made (sampler, steps, seed, ...); stored with the figures.
         key: key for the order of the classes; each class is as frequent as in the reference.
         load: loads the extractor that `scoring` names.
+        prefix: of the figures' names, if `make` does not draw samples.
 
     Returns:
         The figures of `compare`, those of training images as `floor_...` if requested, and their provenance.
@@ -91,7 +93,8 @@ def score_samples(
     reference, labels = _held_out_features(extractor, data, scoring.references)
     n = scoring.samples
     classes = spread_classes(labels, len(data.spec.classes), n, key)
-    metrics = compare(reference, extractor(make(classes)), extractor.classes)
+    figures = compare(reference, extractor(make(classes)), extractor.classes)
+    metrics: Metrics = {f"{prefix}{name}": value for name, value in figures.items()}
     if scoring.floor:
         floor = compare(reference, extractor(_training_images(data, n)), extractor.classes)
         metrics |= {f"floor_{name}": value for name, value in floor.items() if not name.startswith("class_share")}

@@ -104,7 +104,57 @@ def pyramid(height: int, width: int, channels: int) -> tuple[list[int], tuple[in
     return widths, (h, w)
 
 
-class ConvEncoder(nnx.Module):
+class Downsampling(nnx.Module):
+    """Patches of 4x4 pixels and residual blocks on each level; 2x2 positions are merged from level to level.
+
+    Args:
+        features_in: channels of the images.
+        widths: channels of each level.
+        blocks: residual blocks per level.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, features_in: int, widths: Sequence[int], blocks: int, *, rngs: nnx.Rngs):
+        self.patches = Conv(PATCH**2 * features_in, widths[0], 1, rngs=rngs)
+        self.down = nnx.List(Conv(4 * i, o, 1, rngs=rngs) for i, o in pairwise(widths))
+        self.blocks = nnx.List(nnx.List(ResidualBlock(c, rngs) for _ in range(blocks)) for c in widths)
+
+    def last_level(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Maps images to the features of the last level."""
+        x = self.patches(merge(x, PATCH))
+        for level, blocks in enumerate(self.blocks):
+            x = self.down[level - 1](merge(x, 2)) if level else x
+            for block in blocks:
+                x = block(x)
+        return silu(x)
+
+
+class Upsampling(nnx.Module):
+    """The mirror of `Downsampling`: residual blocks on each level, then upsampling; the first level becomes pixels.
+
+    Args:
+        features_out: channels of the images.
+        widths: channels of each level, the first with the highest resolution.
+        blocks: residual blocks per level.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, features_out: int, widths: Sequence[int], blocks: int, *, rngs: nnx.Rngs):
+        self.blocks = nnx.List(nnx.List(ResidualBlock(c, rngs) for _ in range(blocks)) for c in widths[::-1])
+        self.up = nnx.List(Conv(i, 4 * o, 1, rngs=rngs) for i, o in pairwise(widths[::-1]))
+        scale = OUTPUT_GAIN / math.sqrt(widths[0])
+        self.pixels = Conv(widths[0], PATCH**2 * features_out, 1, scale=scale, rngs=rngs)
+
+    def image(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 c"]:
+        """Maps features of the last level to images."""
+        for level, blocks in enumerate(self.blocks):
+            x = spread(self.up[level - 1](silu(x)), 2) if level else x
+            for block in blocks:
+                x = block(x)
+        return spread(self.pixels(silu(x)), PATCH)
+
+
+class ConvEncoder(Downsampling):
     """Residual blocks on each level of the image, then dense layers on the last level.
 
     Args:
@@ -130,22 +180,15 @@ class ConvEncoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths, (height, width) = pyramid(*shape[:2], channels)
-        self.patches = Conv(PATCH**2 * shape[2], channels, 1, rngs=rngs)
-        self.down = nnx.List(Conv(4 * i, o, 1, rngs=rngs) for i, o in pairwise(widths))
-        self.blocks = nnx.List(nnx.List(ResidualBlock(c, rngs) for _ in range(blocks)) for c in widths)
+        super().__init__(shape[2], widths, blocks, rngs=rngs)
         self.head = MLP([height * width * widths[-1], hidden, features_out], rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b o"]:
         """Maps images to vectors."""
-        x = self.patches(merge(x, PATCH))
-        for level, blocks in enumerate(self.blocks):
-            x = self.down[level - 1](merge(x, 2)) if level else x
-            for block in blocks:
-                x = block(x)
-        return self.head(rearrange(silu(x), "b h w c -> b (h w c)"))
+        return self.head(rearrange(self.last_level(x), "b h w c -> b (h w c)"))
 
 
-class ConvDecoder(nnx.Module):
+class ConvDecoder(Upsampling):
     """The mirror of the encoder: dense layers produce the last level; each level has residual blocks, then upsampling.
 
     Args:
@@ -165,20 +208,12 @@ class ConvDecoder(nnx.Module):
     ):
         widths, self.size = pyramid(*shape[:2], channels)
         self.stem = MLP([features_in, hidden, math.prod(self.size) * widths[-1]], rngs=rngs)
-        self.blocks = nnx.List(nnx.List(ResidualBlock(c, rngs) for _ in range(blocks)) for c in widths[::-1])
-        self.up = nnx.List(Conv(i, 4 * o, 1, rngs=rngs) for i, o in pairwise(widths[::-1]))
-        scale = OUTPUT_GAIN / math.sqrt(channels)
-        self.pixels = Conv(channels, PATCH**2 * shape[2], 1, scale=scale, rngs=rngs)
+        super().__init__(shape[2], widths, blocks, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b i"]) -> Float[Array, "b h w c"]:
         """Maps vectors to images."""
         height, width = self.size
-        x = rearrange(self.stem(z), "b (h w c) -> b h w c", h=height, w=width)
-        for level, blocks in enumerate(self.blocks):
-            x = spread(self.up[level - 1](silu(x)), 2) if level else x
-            for block in blocks:
-                x = block(x)
-        return spread(self.pixels(silu(x)), PATCH)
+        return self.image(rearrange(self.stem(z), "b (h w c) -> b h w c", h=height, w=width))
 
 
 class Autoencoder(nnx.Module):

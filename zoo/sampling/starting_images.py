@@ -24,12 +24,24 @@ def given_pictures(names: Iterable[str], model: Model) -> UInt8[np.ndarray, "n h
                      for name in names])  # fmt: skip
 
 
+def count_held_out(model: Model) -> int:
+    """Returns the number of held-out images.
+
+    Raises:
+        UserError: the data is not available.
+    """
+    if model.data is None:
+        raise UserError("held-out pictures are asked for, but the data is not at hand: give files")
+    data = model.data()
+    last = data.held_out_batches - 1
+    return last * len(data.held_out_at(0)["row"]) + int(data.held_out_at(last)["valid"].sum())
+
+
 def _held_out(number: int, model: Model) -> UInt8[np.ndarray, "h w c"]:
     if model.data is None:
         raise UserError(f"held-out picture {number} is asked for, but the data is not at hand: give a file")
-    data = model.data()
-    size, last = len(data.held_out_at(0)["row"]), data.held_out_batches - 1
-    count = last * size + int(data.held_out_at(last)["valid"].sum())
+    data, count = model.data(), count_held_out(model)
+    size = len(data.held_out_at(0)["row"])
     if number >= count:
         raise UserError(f"held-out picture {number} is asked for, but there are {count}, numbered from 0")
     return data.held_out_at(number // size)["image"][number % size]

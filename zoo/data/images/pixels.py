@@ -1,10 +1,12 @@
 """Conversion between uint8 images and network inputs: floats from -1 to 1, or random binary pixels, 0 and 1."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from zoo.core.random import row_keys
+from zoo.core.random import row_keys, uniform
 
 HELD_OUT_NOISE = 2014
 """Seed of the noise of held-out images, the same for all families."""
@@ -28,3 +30,25 @@ def binarise(image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Arra
     bits = jax.vmap(lambda row_key: jax.random.bits(row_key, image.shape[1:], jnp.uint16))(row_keys(key, rows))
     level = image.astype(jnp.int32)
     return (bits.astype(jnp.int32) < 257 * level + (level >= 128)).astype(jnp.float32)
+
+
+def observe(
+    image: UInt8[Array, "b h w c"],
+    pixels: Literal["binary", "noisy", "levels"],
+    key: Key[Array, ""],
+    rows: Int[Array, " b"],
+) -> Float[Array, "b h w c"]:
+    """Returns the x that a model with a likelihood of pixels sees, in [-1, 1].
+
+    Args:
+        image: levels 0 .. 255.
+        pixels: binary: black or white, drawn by `binarise`; noisy: levels plus uniform noise, so that a density bounds
+            their probability; levels: the levels themselves.
+        key: of the noise.
+        rows: each row's index.
+    """
+    if pixels == "binary":
+        return 2.0 * binarise(image, key, rows) - 1.0
+    if pixels == "noisy":
+        return (image + uniform(key, rows, image.shape[1:])) / 128.0 - 1.0
+    return from_pixels(image)
