@@ -29,7 +29,6 @@ from zoo.core.estimates import row_mean
 from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring
 from zoo.data.specs import UNITS, TextSpec
-from zoo.sampling.tokens.request import TokenRequest
 
 WordTokenizer = Literal["13a", "zh", "char", "none"]
 
@@ -210,14 +209,15 @@ def score_language_model(model: Model, rows: Metrics, scoring: TextScoring, key:
     """Computes perplexity on the held-out split, and the variety of sampled texts.
 
     Args:
-        model: samples texts with the defaults of `TokenRequest`: temperature 1, no truncation.
+        model: samples texts with the defaults of its family's request: temperature 1, no truncation.
         rows: means over the split, including `loss` in nats per token.
         scoring: number of texts to sample.
         key: key for sampling.
     """
     figures: Metrics = {"perplexity": perplexity(rows["loss"])}
     if scoring.samples:
-        request = TokenRequest(n=scoring.samples, max_new_tokens=scoring.sample_tokens)
+        make: Any = model.family.Request
+        request = make(n=scoring.samples, max_new_tokens=scoring.sample_tokens)
         texts = [sample.text for sample in model.family.sample(model, request, key) if isinstance(sample, Text)]
         figures |= variety(texts) | {"samples": scoring.samples, "sample_tokens": scoring.sample_tokens}
     return figures
