@@ -43,18 +43,17 @@ from zoo.core.errors import require
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
-from zoo.core.random import dropout, split
+from zoo.core.random import split
 from zoo.data.specs import SegmentSpec
 from zoo.data.text.masking import Targets, choose_targets, corrupt, order_of, put
 from zoo.data.text.sentence_pairs import FRAME, SegmentPairs
 from zoo.metrics.intervals import wilson_interval
 from zoo.metrics.text import perplexity
-from zoo.nets.transformer import ACTIVATIONS, INIT_SCALE, Block
+from zoo.nets.encoder import TokenEncoder
+from zoo.nets.transformer import INIT_SCALE
 from zoo.nn.attend import Mask
 from zoo.nn.dense import Dense
-from zoo.nn.embedding import Embedding
 from zoo.nn.losses import cross_entropy
-from zoo.nn.norm import LayerNorm
 from zoo.nn.remat import rematerialised
 from zoo.sampling.tokens.infill import FillRequest, fill_texts, write_lines
 
@@ -67,7 +66,7 @@ FOLLOWS, SEGMENTS = 0, 2
 # ------------------------------------------------------------------------------------------- the network
 
 
-class Encoder(nnx.Module):
+class Encoder(TokenEncoder):
     """The encoder with its prediction heads.
 
     Args:
@@ -79,24 +78,14 @@ class Encoder(nnx.Module):
 
     def __init__(self, settings: "MaskedLM", spec: SegmentSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
-        self.rate, self.permutes, self.remat = s.dropout, s.objective == "permutation", s.remat
-        self.mask, self.special, self.vocab_size = spec.mask, spec.special, spec.vocab_size
-        table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
-        dense = partial(Dense, bias=True, scale=INIT_SCALE, rngs=rngs)
-        norm = partial(LayerNorm, s.width, epsilon=s.norm_epsilon, bias=True)
-        self.embedding, self.position, self.segment = table(spec.vocab_size), table(s.context), table(SEGMENTS)
-        self.norm = norm()
-        self.blocks = nnx.List(
-            Block(
-                s.width, s.heads, s.heads, s.hidden, layers=s.layers, norm="layernorm", activation=s.mlp,
-                epsilon=s.norm_epsilon, bias=True, rate=s.dropout, attention_rate=s.attention_dropout, rngs=rngs,
-                post_norm=True,
-            )
-            for _ in range(s.layers)
+        super().__init__(
+            spec.vocab_size, s.context, SEGMENTS, layers=s.layers, heads=s.heads, width=s.width, hidden=s.hidden,
+            activation=s.mlp, epsilon=s.norm_epsilon, rate=s.dropout, attention_rate=s.attention_dropout,
+            post_norm=True, remat=s.remat, rngs=rngs, dtype=dtype,
         )  # fmt: skip
-        self.transform, self.transform_norm = dense(s.width, s.width), norm()
-        self.activation = ACTIVATIONS[s.mlp]
-        self.output_bias = nnx.Param(jnp.zeros(spec.vocab_size))
+        self.permutes = s.objective == "permutation"
+        self.mask, self.special, self.vocab_size = spec.mask, spec.special, spec.vocab_size
+        dense = partial(Dense, bias=True, scale=INIT_SCALE, rngs=rngs)
         self.pooler = dense(s.width, s.width) if s.next_sentence else None
         self.next = dense(s.width, 2, wide=True) if s.next_sentence else None
 
@@ -128,11 +117,7 @@ class Encoder(nnx.Module):
         """
         if rank is not None:
             return self._two_streams(tokens, segment, length, positions, rank, key, rows)
-        input_key, *block_keys = split(key, 1 + len(self.blocks))
-        x = self._embed(tokens, segment, jnp.arange(tokens.shape[1])[None], input_key, rows)
-        mask = Mask(lengths=length)
-        for block, block_key in zip(self.blocks, block_keys, strict=True):
-            x, _ = rematerialised(block, self.remat)(x, mask, key=block_key, rows=rows)
+        x = self.encode(tokens, segment, Mask(lengths=length), key=key, rows=rows)
         return x, _at(x, positions)
 
     def predict(
@@ -150,29 +135,20 @@ class Encoder(nnx.Module):
             _, x = self(jnp.where(unknown, self.mask, tokens), segment, length, positions)
         return self.token_logits(x)
 
-    def token_logits(self, x: Float[Array, "b k width"]) -> Float[Array, "b k vocab"]:
-        """Returns token logits from hidden states."""
-        x = self.transform_norm(self.activation(self.transform(x)))
-        return self.embedding.logits(x) + self.output_bias[...][None, None, :]
-
     def next_logits(self, x: Float[Array, "b t width"]) -> Float[Array, "b 1 2"]:
         """Returns next-sentence logits from hidden states."""
         assert self.pooler is not None
         assert self.next is not None
         return self.next(jnp.tanh(self.pooler(x[:, :1])))
 
-    def _embed(self, tokens: Any, segment: Any, positions: Any, key: Any, rows: Any) -> Float[Array, "b t width"]:
-        x = self.embedding(tokens) + self.position(positions) + self.segment(segment)
-        return dropout(self.norm(x), self.rate, key, rows)
-
     def _two_streams(
         self, tokens: Any, segment: Any, length: Any, positions: Any, rank: Any, key: Any, rows: Any
     ) -> tuple[Float[Array, "b t width"], Float[Array, "b k width"]]:
         """Returns the content stream h, and the query stream g at `positions`."""
         (h_key, *h_keys), (g_key, *g_keys) = (split(each, 1 + len(self.blocks)) for each in split(key, 2))
-        h = self._embed(tokens, segment, jnp.arange(tokens.shape[1])[None], h_key, rows)
+        h = self.embed(tokens, jnp.arange(tokens.shape[1])[None], segment, key=h_key, rows=rows)
         asked = jnp.full_like(positions, self.mask)
-        g = self._embed(asked, jnp.take_along_axis(segment, positions, 1), positions, g_key, rows)
+        g = self.embed(asked, positions, jnp.take_along_axis(segment, positions, 1), key=g_key, rows=rows)
         asked_rank = jnp.take_along_axis(rank, positions, 1)
         no_later = Mask(lengths=length, visible=rank[:, None, :] <= rank[:, :, None])
         earlier = Mask(lengths=length, visible=rank[:, None, :] < asked_rank[:, :, None])

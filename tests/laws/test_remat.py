@@ -14,6 +14,7 @@ from zoo.core.optimizer import Optimizer
 from zoo.data.specs import BlockSpec, ImageSpec, PairSpec, SegmentSpec
 from zoo.data.tokenizers import Bytes
 from zoo.ddpm import DDPM
+from zoo.masked_diffusion import MaskedDiffusion
 from zoo.masked_lm import MaskedLM
 from zoo.seq2seq import Seq2Seq
 from zoo.transformer_lm import TransformerLM
@@ -33,6 +34,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "transformer_lm": (TransformerLM(**SIZES), BlockSpec(BYTES), {"tokens": TOKENS, "length": LENGTH + 1} | ROW),
     "masked_lm": (MaskedLM(**SIZES), MASKED_SPEC, SEGMENTS),
     "permutation_lm": (MaskedLM(**SIZES, objective="permutation"), MASKED_SPEC, SEGMENTS),
+    "masked_diffusion": (MaskedDiffusion(**SIZES), BlockSpec(BYTES), {"tokens": TOKENS, "length": LENGTH + 1} | ROW),
     "seq2seq": (Seq2Seq(network="transformer", **SIZES), PairSpec(BYTES, BYTES), PAIRS),
     "ddpm": (
         DDPM(channels=(8, 16), layers=1, attention=(8,), dropout=0.2, conditional=False), ImageSpec(16, 16, 3), IMAGES,
@@ -40,7 +42,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-SLOW = ("permutation_lm", "seq2seq", "ddpm")
+SLOW = ("permutation_lm", "masked_diffusion", "seq2seq", "ddpm")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])

@@ -41,3 +41,14 @@ def normal(key: Key[Array, ""], rows: Int[Array, " b"], shape: tuple[int, ...]) 
 def uniform(key: Key[Array, ""], rows: Int[Array, " b"], shape: tuple[int, ...] = ()) -> Float[Array, "b ..."]:
     """Noise uniform in [0, 1), of the given shape for each row."""
     return jax.vmap(lambda row_key: jax.random.uniform(row_key, shape))(row_keys(key, rows))
+
+
+def spread(key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Numbers uniform in [0, 1), evenly spread over consecutive rows.
+
+    Multiples of the golden ratio, shifted by one uniform number, modulo 1: the mean over a batch varies less than with
+    independent numbers (Kingma et al. 2021, "Variational diffusion models", appendix I, with a regular grid).
+    """
+    offset = jax.random.bits(key, (), jnp.uint32)
+    turns = rows.astype(jnp.uint32) * jnp.uint32(2654435769) + offset  # 2^32 / golden ratio; wraps at 2^32
+    return (turns >> 8).astype(jnp.float32) / 2**24

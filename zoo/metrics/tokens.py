@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
@@ -18,7 +18,6 @@ from zoo.data.images.tokens import ImageTokenSpec
 from zoo.data.specs import TextSpec
 from zoo.metrics.images import NEIGHBOURS, ImageScoring, score_samples
 from zoo.metrics.text import perplexity, variety
-from zoo.sampling.tokens.request import TokenRequest
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def score_language_model(
     """Computes perplexity on the held-out split, and scores of samples.
 
     Args:
-        model: samples with the defaults of `TokenRequest`: temperature 1, no truncation.
+        model: samples with the defaults of its family's request: temperature 1, no truncation.
         rows: means over the split, including `loss` in nats per token.
         data: its held-out images are the reference of sampled images.
         scoring: number of samples.
@@ -77,7 +76,8 @@ def score_language_model(
         return figures | score_samples(
             _sampler(model, key), data.held_out, scoring, {"temperature": 1.0}, key, model.extractor
         )
-    request = TokenRequest(n=scoring.samples, max_new_tokens=scoring.sample_tokens)
+    make: Any = model.family.Request
+    request = make(n=scoring.samples, max_new_tokens=scoring.sample_tokens)
     texts = [sample.text for sample in model.family.sample(model, request, key) if isinstance(sample, Text)]
     return figures | variety(texts) | {"samples": scoring.samples, "sample_tokens": scoring.sample_tokens}
 
@@ -86,7 +86,7 @@ def _sampler(model: Model, key: Key[Array, ""]) -> Callable[[Int[np.ndarray, " n
     """Returns a function that samples one image for each of some classes, which it ignores."""
 
     def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        samples = model.family.sample(model, TokenRequest(n=len(classes)), key)
+        samples = model.family.sample(model, model.family.Request(n=len(classes)), key)
         return np.stack([sample.pixels for sample in samples if isinstance(sample, Image)])
 
     return make

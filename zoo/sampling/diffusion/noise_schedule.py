@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
+
+from zoo.core.random import spread
 
 Schedule = Literal["linear", "cosine"]
 
@@ -110,11 +111,5 @@ def make_alpha_bar(schedule: Schedule, timesteps: int) -> Float[np.ndarray, " T"
 
 
 def spread_times(key: Key[Array, ""], rows: Int[Array, " b"], timesteps: int) -> Float[Array, " b"]:
-    """A time for each row: uniform over 0 .. T - 1, and evenly spread over consecutive rows.
-
-    Multiples of the golden ratio, shifted by one uniform number, modulo 1: the mean over a batch varies less than with
-    independent times (Kingma et al. 2021, "Variational diffusion models", appendix I, with a regular grid).
-    """
-    offset = jax.random.bits(key, (), jnp.uint32)
-    turns = rows.astype(jnp.uint32) * jnp.uint32(2654435769) + offset  # 2^32 / golden ratio; wraps at 2^32
-    return jnp.floor((turns >> 8).astype(jnp.float32) / 2**24 * timesteps)
+    """A time for each row: uniform over 0 .. T - 1, and evenly spread over consecutive rows; see `spread`."""
+    return jnp.floor(spread(key, rows) * timesteps)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, Int32, Key
 from zoo.core.artifacts import Artifacts, Text
 from zoo.core.errors import UserError
 from zoo.core.family import Model
-from zoo.data.specs import GivenPart, TextSpec, TokenSpec
+from zoo.data.specs import TextSpec, TokenSpec
 from zoo.data.tokenizers import Tokenizer
 from zoo.sampling.tokens.beam import beam_search
 from zoo.sampling.tokens.decode import CHUNK, write_tokens
@@ -102,8 +102,7 @@ def sample_tokens(
             tokens are not of images; or see `sample_texts` and `TokenSpec.given`.
     """
     spec = model.spec
-    part = GivenPart(request.image, request.keep_rows, request.mask) if request.image else None
-    given = None if part is None else spec.given(part, model.codec)
+    given = None if request.part is None else spec.given(request.part, model.codec)
     if isinstance(spec, TextSpec):
         return sample_texts(net, spec.tokenizer, request, key, context=context, stream=stream)
     default = TokenRequest()

@@ -27,6 +27,7 @@ from zoo.core.family import Request
 from zoo.core.learner import Learner
 from zoo.core.random import row_keys
 from zoo.data.specs import SegmentSpec
+from zoo.data.tokenizers import Tokenizer
 from zoo.nn.attend import HIDDEN
 from zoo.sampling.batches import in_batches
 from zoo.sampling.tokens.logits import Knobs
@@ -81,7 +82,7 @@ def fill_texts(learner: Learner, spec: SegmentSpec, request: FillRequest, contex
     if request.n > allowed:
         raise UserError(f"n is {request.n}, and there are {allowed} tokens: give at most that many")
     assert request.fill is not None
-    parts = _parts(spec, request.fill)
+    parts = around_masks(spec.tokenizer, request.fill)
     row, where = [spec.classify, *parts[0]], []
     for part in parts[1:]:
         where.append(len(row))
@@ -118,25 +119,25 @@ def write_lines(
     return [Text(head + spec.tokenizer.decode(ids).strip()) for ids in written]
 
 
-def _parts(spec: SegmentSpec, text: str) -> list[list[int]]:
-    """Token ids of the text before, between and after the masks.
+def around_masks(tokenizer: Tokenizer, text: str) -> list[list[int]]:
+    """Returns the token ids of a text before, between and after its masks.
 
     If tokens include the space before their word, a mask also replaces the space before it, as in RoBERTa.
     """
     *before, last = text.split(MASK)
-    if _has_spaced_words(spec):
+    if _has_spaced_words(tokenizer):
         before = [part.removesuffix(" ") for part in before]
-    return [spec.tokenizer.encode(part).tolist() for part in (*before, last)]
+    return [tokenizer.encode(part).tolist() for part in (*before, last)]
 
 
-def _has_spaced_words(spec: SegmentSpec) -> bool:
+def _has_spaced_words(tokenizer: Tokenizer) -> bool:
     """Whether some tokens include the space before their word."""
-    return any(piece.startswith(b" ") and len(piece) > 1 for piece in spec.tokenizer.pieces)
+    return any(piece.startswith(b" ") and len(piece) > 1 for piece in tokenizer.pieces)
 
 
 def _with_fill(spec: SegmentSpec, parts: list[list[int]], gap: int, token: int) -> str:
     """The text with one mask filled."""
-    space = " " if _has_spaced_words(spec) else ""
+    space = " " if _has_spaced_words(spec.tokenizer) else ""
     filled = [*parts[:gap], [*parts[gap], token, *parts[gap + 1]], *parts[gap + 2 :]]
     decode = spec.tokenizer.stream()
     return f"{space}{MASK}".join(decode(ids) for ids in filled).strip(" ")

@@ -19,6 +19,25 @@ from zoo.sampling.tokens.logits import Knobs, choose
 Predict = Callable[[Int[Array, "b t"], Bool[Array, "b t"]], Float[Array, "b t v"]]
 
 
+def choose_all(
+    logits: Float[Array, "b t v"], knobs: Knobs, keys: Key[Array, " b"]
+) -> tuple[Int[Array, "b t"], Float[Array, "b t"]]:
+    """Returns a token for every position, each chosen independently of the others, and its log-probability.
+
+    Args:
+        logits: the distributions of the tokens; the log-probability is by these, before temperature and truncation.
+        knobs: sampling settings of each row, the same at all its positions.
+        keys: one key per row.
+    """
+    b, t, _ = logits.shape
+    flat = rearrange(logits, "b t v -> (b t) v")
+    each = Knobs(*(repeat(knob, "b -> (b t)", t=t) for knob in knobs))
+    here = rearrange(jax.vmap(lambda key: jax.random.split(key, t))(keys), "b t -> (b t)")
+    chosen = choose(flat, jnp.zeros(flat.shape, bool), each, here)
+    log_chosen = jnp.take_along_axis(jax.nn.log_softmax(flat.astype(jnp.float32)), chosen[:, None], axis=1)
+    return rearrange(chosen, "(b t) -> b t", b=b), rearrange(log_chosen, "(b t) 1 -> b t", b=b)
+
+
 def mask_predict(
     predict: Predict, length: int, *, iterations: Int[Array, ""] | int, knobs: Knobs, keys: Key[Array, " b"]
 ) -> tuple[Int[Array, "b t"], Float[Array, "b t"]]:
@@ -35,17 +54,13 @@ def mask_predict(
         The tokens, and the log-probability of each when it was chosen.
     """
     b = keys.shape[0]
-    each = Knobs(*(repeat(knob, "b -> (b t)", t=length) for knob in knobs))
 
     def iterate(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         tokens, log_probability, unknown = state
-        logits = predict(tokens, unknown)
-        here = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i), length))(keys)
-        flat = rearrange(logits, "b t v -> (b t) v")
-        chosen = choose(flat, jnp.zeros(flat.shape, bool), each, rearrange(here, "b t -> (b t)"))
-        log_chosen = jnp.take_along_axis(jax.nn.log_softmax(flat.astype(jnp.float32)), chosen[:, None], axis=1)
-        tokens = jnp.where(unknown, rearrange(chosen, "(b t) -> b t", b=b), tokens)
-        log_probability = jnp.where(unknown, rearrange(log_chosen, "(b t) 1 -> b t", b=b), log_probability)
+        here = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        chosen, log_chosen = choose_all(predict(tokens, unknown), knobs, here)
+        tokens = jnp.where(unknown, chosen, tokens)
+        log_probability = jnp.where(unknown, log_chosen, log_probability)
         doubtful = length * (iterations - i - 1) // iterations
         rank = jnp.argsort(jnp.argsort(log_probability, axis=1), axis=1)
         return tokens, log_probability, rank < doubtful

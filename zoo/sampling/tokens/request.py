@@ -8,13 +8,13 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from zoo.core.bounds import Why
 from zoo.core.errors import UserError, require
-from zoo.core.family import Request
+from zoo.sampling.tokens.completion import CompletionRequest
 
 SAMPLING_ONLY = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
-class TokenRequest(Request):
+class TokenRequest(CompletionRequest):
     """A request for texts: `n` continuations of each prompt, sampled token by token or found by beam search.
 
     A model of images as tokens makes `n` images, or completes a part of one in `n` ways.
@@ -24,12 +24,6 @@ class TokenRequest(Request):
     """Text to continue, which may be the middle of a document. Empty: texts start at the beginning of a document."""
     prompts: str = ""
     """A file with one prompt per line, instead of `prompt`; each has `n` texts, in the order of the lines."""
-    image: str = ""
-    """An image to complete, for a model of images: `keep_rows` or `mask` says which part of it is kept."""
-    keep_rows: Annotated[int, Ge(0)] = 0
-    """Rows of pixels to keep of the image, from the top."""
-    mask: str = ""
-    """A black and white image of the model's size: its white part of the image is sampled, the rest is kept."""
     score: str | None = None
     """Instead of sampling, return the log-probability of each token of this text, a whole document."""
     max_new_tokens: Annotated[int, Ge(1)] = 300
@@ -55,6 +49,7 @@ class TokenRequest(Request):
     its present length; never: once no unfinished text could beat them at any length."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         scoring = self.score is not None
         require(
             self,
@@ -64,10 +59,6 @@ class TokenRequest(Request):
             ("prompts", "empty with score, which writes nothing", not self.prompts or not scoring),
             ("n", "1 with score, which writes nothing", self.n == 1 or not scoring),
             ("stop", "strings that are not empty", all(self.stop)),
-            ("keep_rows", "0 without an image to complete", self.keep_rows == 0 or self.image != ""),
-            ("mask", "empty without an image to complete", not self.mask or self.image != ""),
-            ("mask", f"empty with keep_rows, {self.keep_rows}", not self.mask or self.keep_rows == 0),
-            ("image", "given with keep_rows or mask", not self.image or self.keep_rows > 0 or self.mask != ""),
             ("prompt", "empty with image", not self.image or not (self.prompt or self.prompts)),
             ("length_penalty", "a finite number", math.isfinite(self.length_penalty)),
             (

@@ -1,0 +1,26 @@
+"""A masked diffusion model of Shakespeare's plays, of the size of `configs/transformer_lm.py` and with its context.
+
+python train.py configs/masked_diffusion.py
+python sample.py runs/masked_diffusion --prompt "ROMEO:" --steps 32
+python sample.py runs/masked_diffusion --fill "To be or [MASK][MASK][MASK] to be"
+"""
+
+from zoo import Optimizer, Run
+from zoo.data.text import Text
+from zoo.masked_diffusion import MaskedDiffusion
+
+run = Run(
+    family=MaskedDiffusion(layers=4, heads=4, width=128, context=64, dropout=0.0),
+    data=Text(),
+    optimizer=Optimizer(
+        learning_rate=4e-3, warmup_steps=100, final_fraction=0.1, beta2=0.99, weight_decay=0.1, clip_norm=1.0
+    ),
+    steps=2000,
+    batch_size=12,
+    log_every=10,
+    eval_every=500,
+    eval_batches=50,
+    score_every=500,
+    save_every=500,
+    sample_every=500,
+)

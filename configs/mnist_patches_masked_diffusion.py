@@ -1,0 +1,22 @@
+"""Masked diffusion of patches of MNIST's digits in black and white, 98 tokens of 256 symbols a digit.
+
+python train.py configs/mnist_patches_masked_diffusion.py
+python sample.py runs/mnist_patches_masked_diffusion --n 64 --steps 98
+python sample.py runs/mnist_patches_masked_diffusion --n 8 --image digit.png --mask mask.png
+"""
+
+from zoo import Optimizer, Run
+from zoo.data.images import ImageTokens
+from zoo.masked_diffusion import MaskedDiffusion
+
+run = Run(
+    family=MaskedDiffusion(layers=6, heads=5, width=160, context=98, dropout=0.1),
+    data=ImageTokens(tokens="patches", patch=(2, 4)),
+    optimizer=Optimizer(learning_rate=2e-3, warmup_steps=200, weight_decay=0.1, clip_norm=1.0, ema_decay=0.999),
+    steps=8600,
+    batch_size=64,
+    log_every=50,
+    eval_every=1000,
+    save_every=500,
+    sample_every=2000,
+)

@@ -1,0 +1,135 @@
+"""A bidirectional Transformer encoder that predicts tokens: every position attends to every other.
+
+Devlin et al. 2019, "BERT: Pre-training of deep bidirectional transformers", without its tasks:
+
+    h_0 = embedding[w] (+ position[t]) (+ segment[s]),   h_l = block_l(h_(l-1))   l = 1 .. layers
+    P(w_t | ...) = softmax(norm(gelu(h_L[t] @ transform)) @ embedding^T + bias)
+
+BERT normalises h_0 and after each branch of a block (`post_norm`); otherwise h_L and the input of each branch are
+normalised, as in GPT-2, which trains with higher learning rates. Positions are learned vectors, or rotary (Su et al.
+2021, "RoFormer").
+"""
+
+from functools import partial
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from zoo.core.random import dropout, split
+from zoo.nets.transformer import ACTIVATIONS, INIT_SCALE, Activation, Block
+from zoo.nn.attend import Mask
+from zoo.nn.attention import rotary_angles
+from zoo.nn.dense import Dense
+from zoo.nn.embedding import Embedding
+from zoo.nn.norm import LayerNorm
+from zoo.nn.remat import rematerialised
+
+ROPE_THETA = 10000.0
+"""Base of the rotary frequencies."""
+
+
+class TokenEncoder(nnx.Module):
+    """The encoder with its token prediction head.
+
+    Args:
+        symbols: number of tokens that can be read and predicted.
+        positions: longest row, for learned positions; None: positions are rotary, and rows of any length.
+        segments: number of segments; 0: tokens have no segment.
+        layers, heads, width, hidden, activation, epsilon: see `Block`; the activation is also the head's.
+        rate: dropout of the input and of the branches.
+        attention_rate: dropout of attention weights.
+        post_norm: see the module's docstring.
+        remat: recompute blocks in the backward pass.
+        rngs: source of the initial values.
+        dtype: computation dtype of the layers.
+    """
+
+    def __init__(
+        self,
+        symbols: int,
+        positions: int | None,
+        segments: int,
+        *,
+        layers: int,
+        heads: int,
+        width: int,
+        hidden: int,
+        activation: Activation,
+        epsilon: float,
+        rate: float,
+        attention_rate: float,
+        post_norm: bool,
+        remat: bool,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.rate, self.post_norm, self.remat = rate, post_norm, remat
+        table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
+        norm = partial(LayerNorm, width, epsilon=epsilon, bias=True)
+        self.embedding = table(symbols)
+        self.position = None if positions is None else table(positions)
+        self.features = width // heads
+        self.segment = table(segments) if segments else None
+        self.norm = norm()
+        self.blocks = nnx.List(
+            Block(
+                width, heads, heads, hidden, layers=layers, norm="layernorm", activation=activation, epsilon=epsilon,
+                bias=True, rate=rate, attention_rate=attention_rate, rngs=rngs, post_norm=post_norm,
+            )
+            for _ in range(layers)
+        )  # fmt: skip
+        self.transform = Dense(width, width, bias=True, scale=INIT_SCALE, rngs=rngs)
+        self.transform_norm = norm()
+        self.activation = ACTIVATIONS[activation]
+        self.output_bias = nnx.Param(jnp.zeros(symbols))
+
+    def embed(
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "#b t"],
+        segment: Int[Array, "b t"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b t width"]:
+        """Returns h_0 of tokens at some positions; see `encode` for the other arguments."""
+        x = self.embedding(tokens)
+        if self.position is not None:
+            x = x + self.position(positions)
+        if self.segment is not None:
+            assert segment is not None, "an encoder with segments needs one for every token"
+            x = x + self.segment(segment)
+        return dropout(self.norm(x) if self.post_norm else x, self.rate, key, rows)
+
+    def encode(
+        self,
+        tokens: Int[Array, "b t"],
+        segment: Int[Array, "b t"] | None,
+        mask: Mask,
+        *,
+        key: Key[Array, ""] | None = None,
+        rows: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b t width"]:
+        """Returns h_L of whole rows.
+
+        Args:
+            tokens: rows of at most `positions` tokens.
+            segment: each token's segment; None if tokens have none.
+            mask: hides what is not to be seen, such as padding.
+            key: dropout key; None means evaluation.
+            rows: each row's index in the global batch.
+        """
+        input_key, *block_keys = split(key, 1 + len(self.blocks))
+        places = jnp.arange(tokens.shape[1])[None]
+        x = self.embed(tokens, places, segment, key=input_key, rows=rows)
+        angles = rotary_angles(places, self.features, ROPE_THETA) if self.position is None else None
+        for block, block_key in zip(self.blocks, block_keys, strict=True):
+            x, _ = rematerialised(block, self.remat)(x, mask, angles, key=block_key, rows=rows)
+        return x if self.post_norm else self.norm(x)
+
+    def token_logits(self, x: Float[Array, "b k width"]) -> Float[Array, "b k symbols"]:
+        """Returns token logits from h_L."""
+        x = self.transform_norm(self.activation(self.transform(x)))
+        return self.embedding.logits(x) + self.output_bias[...][None, None, :]
