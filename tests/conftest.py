@@ -34,6 +34,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _codes_in_a_folder_of_their_own(tmp_path_factory):
+    """The cache of codes, which is the user's otherwise."""
+    from zoo.data.images import codes
+
+    folder = tmp_path_factory.mktemp("codes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codes, "_cache", lambda: folder)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_what_was_compiled():
     """A process has room for some ten thousands of mapped pieces of code; past that, XLA crashes."""

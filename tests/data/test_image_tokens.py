@@ -150,8 +150,8 @@ class Halves:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "generative-zoo" / "codes"
+    monkeypatch.setattr("zoo.data.images.codes._cache", lambda: tmp_path)
+    return tmp_path
 
 
 def open_codes(npz, codec, **settings):

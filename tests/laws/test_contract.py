@@ -22,10 +22,11 @@ from zoo.core.parallel import Parallel
 from zoo.data.images import ImageTokens
 from zoo.data.text.documents import Documents
 from zoo.harness.checkpoint import flatten
+from zoo.harness.codecs import as_coder, codec_of
 from zoo.harness.config import Run, from_json, load_config, to_json
 from zoo.harness.initial import first_state
 from zoo.harness.loop import fit
-from zoo.harness.trained import Trained, inference_state, load_run
+from zoo.harness.trained import Trained, inference_state, load_run, open_data
 
 PATHS = sorted((ROOT / "configs").glob("*.py"))
 COSTLY = ("ddpm",)
@@ -78,6 +79,21 @@ def excerpt(data: Data, folder: Path) -> Data:
     return data.excerpt(folder)
 
 
+@functools.cache
+def codec(data: Any, folder: Path) -> str:
+    """The run directory of the codec that the data names: its config, shrunk and trained for one step."""
+    run = load_config(str(ROOT / "configs" / f"{Path(data.codec).name}.py"))
+    images = replace(run.data, path=data.path, size=data.size)
+    return str(
+        fit(
+            replace(
+                run, family=shrink(run.family), data=images, parallel=Parallel(devices=1), batch_size=8, steps=1,
+                eval_every=0, score_every=0, sample_every=0, rundir=str(folder / "codec"),
+            )
+        ).path
+    )  # fmt: skip
+
+
 @pytest.fixture(params=configs())
 def run(request, tmp_path_factory) -> Run:
     run = load_config(str(request.param))
@@ -88,8 +104,11 @@ def run(request, tmp_path_factory) -> Run:
     family: Any = shrink(run.family)
     if isinstance(run.data, ImageTokens):
         family = replace(family, context=64)  # 8x8 pixels
+    data: Any = excerpt(run.data, folder)
+    if data.codec:
+        data = replace(data, codec=codec(data, folder))
     return replace(
-        run, family=family, data=excerpt(run.data, folder), batch_size=8, steps=6, eval_batches=2,
+        run, family=family, data=data, batch_size=8, steps=6, eval_batches=2,
         eval_every=3, save_every=3, log_every=1, score_every=0, sample_every=0, precision="float32",
         rundir=str(folder / "run"), scoring=replace(run.scoring, **few),
     )  # fmt: skip
@@ -100,7 +119,8 @@ class Bench:
 
     def __init__(self, run: Run):
         self.family: Family = run.family
-        self.data = run.data.open(length=run.family.length, batch_size=run.batch_size, seed=run.seed)
+        self.codec = as_coder(codec_of(run.data))
+        self.data = open_data(run.data, self.codec, length=run.family.length, batch_size=run.batch_size, seed=run.seed)
         self.strategy, first, self.step = prepared(
             run.family, self.data.spec, run.optimizer, run.parallel, run.batch_size, run.precision
         )
@@ -120,7 +140,7 @@ class Bench:
 
     def model(self) -> Model:
         lean = self.strategy.replicate(inference_state(self.strategy.gather(self.state)))
-        return Model(self.family, self.data.spec, lean, 0, lambda: self.data)
+        return Model(self.family, self.data.spec, lean, 0, lambda: self.data, codec=self.codec)
 
 
 @functools.lru_cache(maxsize=12)
