@@ -2,7 +2,7 @@
 
 python train.py configs/dit.py
 
-60 minutes on two CPU cores.
+About 60 minutes on two CPU cores; not measured yet.
 """
 
 from zoo import Optimizer, Run

@@ -2,7 +2,7 @@
 
 python train.py configs/flow_matching.py
 
-60 minutes on two CPU cores. `python evaluate.py runs/flow_matching --samples 10000 --ode-images 1000` adds FID by the
+About 60 minutes on two CPU cores; not measured yet. `python evaluate.py runs/flow_matching --samples 10000 --ode-images 1000` adds FID by the
 MNIST classifier and the likelihood in bits per dimension.
 """
 

@@ -2,8 +2,8 @@
 
 python train.py configs/mean_flow.py
 
-60 minutes on two CPU cores. `python sample.py runs/mean_flow --steps 1` draws digits in one call; 2 or 4 steps are
-better.
+About 60 minutes on two CPU cores; not measured yet. `python sample.py runs/mean_flow --steps 1` draws digits in one
+call of the network, and k steps take k calls.
 """
 
 from zoo import Optimizer, Run

@@ -129,8 +129,8 @@ class FlowMatching(DenoiserOptions, Family):
     times_scale: Annotated[float, Gt(0)] = 1.0
     """logit_normal: standard deviation of log(t / (1 - t))."""
     time_scale: Annotated[float, Gt(0)] = 1000.0
-    """Factor of times before the network's sines and cosines; objective mean takes their derivative, and learns better
-    with a factor of about 20."""
+    """Factor of times before the network's sines and cosines; with objective mean it also multiplies their derivative,
+    which the target contains, so that it must be small."""
     instants: Annotated[float, Ge(0), Le(1)] = 0.75
     """mean: share of the rows with r = t, whose target is the velocity."""
     weight_power: Annotated[float, Ge(0)] = 1.0

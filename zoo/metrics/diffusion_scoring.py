@@ -46,7 +46,8 @@ class SamplerScoring(ImageScoring):
 
     def check(self, family: Any, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
         check_guidance(family, spec, self.guidance)
-        make_levels(family, self.sampler, self.steps, self.shift)
+        if self.samples:
+            make_levels(family, self.sampler, self.steps, self.shift)
         return super().check(family, spec, extractor)
 
 
