@@ -13,7 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from references.diffusers import write_scheduler_references, write_unet_references
+from references.diffusers import (
+    write_dit_reference,
+    write_flow_reference,
+    write_scheduler_references,
+    write_unet_references,
+)
 from references.files import write_arrays
 from references.torch import recurrent_reference, write_dcgan_reference, write_legacy_reference
 from references.torch_fidelity import write_metric_references
@@ -32,6 +37,8 @@ def write_references(folder: Path, seed: int) -> None:
     quantisers = quantisation_reference(np.random.default_rng([seed, 700]))
     write_arrays(folder / "quantisation.safetensors", quantisers, library_versions())
     write_unet_references(folder, seed)
+    write_dit_reference(folder, seed)
+    write_flow_reference(folder, seed)
     write_dcgan_reference(folder, seed)
     write_metric_references(folder, seed)
     write_legacy_reference(folder)

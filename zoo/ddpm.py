@@ -5,7 +5,7 @@ Ho et al. 2020, "Denoising diffusion probabilistic models" (DDPM). Noise is adde
     x_t = signal_t x_0 + noise_t eps,  eps ~ N(0, I)                                                                (4)
     signal_t = sqrt(alpha_bar_t),  noise_t = sqrt(1 - alpha_bar_t)
 
-and a U-Net learns to predict the noise eps (or x_0, or v, see `zoo.sampling.diffusion.prediction`) in x_t, by
+and a network learns to predict the noise eps (or x_0, or v, see `zoo.sampling.diffusion.prediction`) in x_t, by
 
     L_simple = E_{t, x_0, eps} || eps - eps_theta(signal_t x_0 + noise_t eps, t) ||^2                               (14)
 
@@ -23,6 +23,7 @@ Images are [b h w c] in [-1, 1]. Times are indices: t = 0 is the paper's t = 1.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -38,7 +39,7 @@ from tyro.conf import DisallowNone
 from zoo.core.artifacts import Artifacts
 from zoo.core.bounds import Why
 from zoo.core.data import DataSet
-from zoo.core.errors import UserError, require
+from zoo.core.errors import require
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import normal, uniform
@@ -46,9 +47,12 @@ from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
 from zoo.metrics.diffusion_scoring import DiffusionScoring, score_images
-from zoo.nets.unet import UNet, UNetOptions, UNetSettings
+from zoo.nets.denoiser import DenoiserOptions
+from zoo.nets.dit import DiT
+from zoo.nets.unet import UNet, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
-from zoo.sampling.diffusion.guidance import guided, known_classes, to_symbols
+from zoo.sampling.diffusion.guidance import count_symbols, guided, known_classes, to_symbols
+from zoo.sampling.diffusion.loop import SAMPLERS, Sampler
 from zoo.sampling.diffusion.noise_schedule import Schedule, VariancePreserving, make_alpha_bar, spread_times
 from zoo.sampling.diffusion.prediction import Prediction, estimates, target_weights
 from zoo.sampling.diffusion.request import DiffusionRequest, sample_images
@@ -59,10 +63,11 @@ class State(NamedTuple):
     """The training state of a diffusion model: one network."""
 
     unet: Learner
+    """A U-Net or a DiT; earlier runs have it under this name."""
 
 
 @dataclass(frozen=True)
-class DDPM(UNetOptions, Family):
+class DDPM(DenoiserOptions, Family):
     """A denoising diffusion model."""
 
     timesteps: Annotated[int, Ge(2)] = 1000
@@ -95,25 +100,23 @@ class DDPM(UNetOptions, Family):
         """signal_t and noise_t at t = 0 .. T - 1."""
         return _path(self.schedule, self.timesteps)
 
+    @property
+    def samplers(self) -> Mapping[str, Sampler]:
+        """The samplers of this path."""
+        return SAMPLERS
+
     def unet_settings(self, spec: ImageSpec) -> UNetSettings:
-        """Returns the settings of the network for the images of a data set.
+        """Returns the settings of the U-Net for the images of a data set.
 
         Raises:
             UserError: the size cannot be halved between all levels, or a conditional run has no classes.
         """
-        halvings = len(self.channels) - 1
-        if spec.height % 2**halvings or spec.width % 2**halvings:
-            raise UserError(
-                f"family.channels has {halvings + 1} levels, so images must be multiples of {2**halvings} pixels high "
-                f"and wide, and they are {spec.height} x {spec.width}; give fewer levels, or --data.size"
-            )
-        if self.conditional and not spec.classes:
-            raise UserError("family.conditional is True, but the images have no classes: give --family.no-conditional")
-        classes = known_classes(self, spec)
-        return self.for_images(spec.height, spec.channels, symbols=len(classes) + 1 if classes else 0)
+        return self.for_images(spec.height, spec.width, spec.channels, count_symbols(self, spec))
 
     def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
-        return State(Learner.create(UNet(self.unet_settings(spec), nnx.Rngs(key), setup.dtype), setup))
+        size = (spec.height, spec.width, spec.channels)
+        net = self.make_network(size, count_symbols(self, spec), nnx.Rngs(key), setup.dtype)
+        return State(Learner.create(net, setup))
 
     # ---------------------------------------------------------------------------------------------- loss
 
@@ -121,7 +124,7 @@ class DDPM(UNetOptions, Family):
         unet, metrics = state.unet.descend(self.loss, batch, step, key)
         return State(unet), metrics
 
-    def loss(self, net: UNet, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(self, net: UNet | DiT, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:
         """L_simple, equation 14, as a mean over pixels, for eps, x_0 or v; weighted by the noise level with min_snr."""
         rows, x_0 = batch["row"], from_pixels(batch["image"])
         noise_key, label_key, dropout_key = jax.random.split(key, 3)

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import diffusion_cases as diffusion_samplers
+import flow_cases as flows
 import image_metrics_cases as image_metrics
 import inception_cases as inception
 import jax
@@ -67,7 +68,9 @@ def test_kept_references_are_what_transformers_computes(make):
         assert old.keys() == new.keys()
         for name in old:
             np.testing.assert_allclose(new[name], old[name], atol=1e-5, rtol=1e-4, err_msg=f"{path}: {name}")
-    for path in (path for path in kept if path.name in ("expected.json", "processors.json", "schedulers.json")):
+    for path in (
+        path for path in kept if path.name in ("expected.json", "processors.json", "schedulers.json", "flow.json")
+    ):
         old, new = (json.loads((root / path).read_text()) for root in (REFERENCES, folder))
         for name in old.keys() - {"versions", "beam"}:
             assert new[name] == old[name], f"{path}: {name}"
@@ -103,6 +106,11 @@ def test_fresh_processors(fresh):
 def test_fresh_schedulers(fresh):
     diffusion_samplers.check_rules(fresh)
     diffusion_samplers.check_grids(fresh)
+
+
+def test_fresh_dit_and_flow(fresh):
+    flows.check_dit(fresh / "dit")
+    flows.check_flow_steps(fresh)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -29,7 +29,7 @@ from zoo.harness.loop import fit
 from zoo.harness.trained import Trained, inference_state, load_run, open_data
 
 PATHS = sorted((ROOT / "configs").glob("*.py"))
-COSTLY = ("ddpm",)
+COSTLY = ("ddpm", "flow_matching", "mean_flow")
 """Configs whose step takes ten seconds to compile: of them `make test` has what one compiled step is enough for."""
 
 

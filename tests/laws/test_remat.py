@@ -14,6 +14,7 @@ from zoo.core.optimizer import Optimizer
 from zoo.data.specs import BlockSpec, ImageSpec, PairSpec, SegmentSpec
 from zoo.data.tokenizers import Bytes
 from zoo.ddpm import DDPM
+from zoo.flow_matching import FlowMatching
 from zoo.masked_diffusion import MaskedDiffusion
 from zoo.masked_lm import MaskedLM
 from zoo.seq2seq import Seq2Seq
@@ -39,10 +40,14 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ddpm": (
         DDPM(channels=(8, 16), layers=1, attention=(8,), dropout=0.2, conditional=False), ImageSpec(16, 16, 3), IMAGES,
     ),
+    "dit": (
+        FlowMatching(network="dit", layers=3, heads=2, width=16, dropout=0.2, conditional=False), ImageSpec(16, 16, 3),
+        IMAGES,
+    ),
 }  # fmt: skip
 
 
-SLOW = ("permutation_lm", "masked_diffusion", "seq2seq", "ddpm")
+SLOW = ("permutation_lm", "masked_diffusion", "seq2seq", "ddpm", "dit")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])

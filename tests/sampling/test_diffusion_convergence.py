@@ -1,6 +1,5 @@
 """Diffusion samplers against closed forms: the data's distribution comes out on any grid, path and batch."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -28,11 +27,11 @@ from diffusion_cases import (
 )
 
 from zoo.core.errors import UserError
-from zoo.sampling.diffusion.loop import SAMPLERS, sample
+from zoo.sampling.diffusion.loop import SAMPLERS, STRAIGHT, sample
 from zoo.sampling.diffusion.noise_levels import edm_grid, even_grid, shifted
-from zoo.sampling.diffusion.noise_schedule import Level, Path, VariancePreserving, make_alpha_bar
+from zoo.sampling.diffusion.noise_schedule import Path, StraightPath, VariancePreserving, make_alpha_bar
 from zoo.sampling.diffusion.prediction import solve
-from zoo.sampling.diffusion.rules import ddim, dpm_solver_pp, euler, heun
+from zoo.sampling.diffusion.rules import ddim, dpm_solver_pp, euler, heun, straight_heun, straight_midpoint
 
 # ------------------------------------------------------------------------------ the data's distribution comes out
 
@@ -179,23 +178,12 @@ def test_levels_that_float32_cannot_tell_apart_add_no_noise(name):
 # ------------------------------------------------------------------------------ a straight path
 
 
-@dataclass(frozen=True)
-class Straight:
-    """Flow matching's path (Lipman et al. 2023), with times from 0 to T = 1000 as in diffusers."""
-
-    timesteps: int = 1000
-    ends: tuple[float, float] = (1000.0, 1.0)
-
-    def at(self, t):
-        return Level(1 - t / self.timesteps, t / self.timesteps)
-
-    def time_of(self, ratio):
-        return self.timesteps / (1 + ratio)
+PATH = StraightPath()
 
 
 def flow(x_t, t):
     """The best denoiser of Gaussian data on the straight path, by way of its velocity E[eps - x_0 | x_t]."""
-    level = Straight().at(t[:, None, None, None])
+    level = PATH.at(t[:, None, None, None])
     gain = (level.noise - level.signal * STD**2) / ((level.signal * STD) ** 2 + level.noise**2)
     velocity = gain * (x_t - level.signal * MEAN) - MEAN
     return solve(velocity, x_t, level, (-1.0, 1.0))
@@ -206,11 +194,11 @@ def flown(rule, x, grid, eta):
     return sample(rule, flow, x, grid, KEY, jnp.arange(len(x)), eta=eta)[0]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", STRAIGHT)
 def test_every_sampler_converges_to_the_data_on_a_straight_path(name):
-    assert isinstance(Straight(), Path)
-    rule, make = SAMPLERS[name]
-    made = [np.asarray(flown(rule, MANY, make(Straight(), steps), np.float32(0))) for steps in (10, 500)]
+    assert isinstance(PATH, Path)
+    rule, make = STRAIGHT[name]
+    made = [np.asarray(flown(rule, MANY, make(PATH, steps), np.float32(0))) for steps in (10, 500)]
     errors = [abs(images.std() - STD) for images in made]
     assert errors[1] < 0.005
     assert errors[1] < errors[0]
@@ -218,9 +206,9 @@ def test_every_sampler_converges_to_the_data_on_a_straight_path(name):
 
 
 def test_euler_steps_on_a_straight_path_follow_the_velocity():
-    """Lipman et al.: x + dt v, from pure noise at t = T, on times as evenly spaced as diffusers' flow matching has."""
-    grid = even_grid(Straight(), 4)
-    np.testing.assert_array_equal(grid.t[:5], [1000, 667, 334, 1, 0])
+    """Lipman et al.: x + dt v, from pure noise at t = T, in steps of equal length."""
+    grid = even_grid(PATH, 4)
+    np.testing.assert_array_equal(grid.t[:5], [1000, 750, 500, 250, 0])
     x = NOISE.astype(np.float64)
     for begin, end in zip(grid.t[:4].astype(np.float64) / 1000, grid.t[1:5] / 1000, strict=True):
         variance = ((1 - begin) * STD) ** 2 + begin**2
@@ -228,15 +216,41 @@ def test_euler_steps_on_a_straight_path_follow_the_velocity():
     np.testing.assert_allclose(flown(euler, NOISE, grid, np.float32(0)), x, atol=1e-5)
 
 
+@pytest.mark.parametrize("rule", [straight_heun, straight_midpoint])
+def test_second_order_in_t_on_a_straight_path(rule):
+    """The ODE maps noise z to MEAN + STD z; twice the steps leave less than a third of the error."""
+    wanted = MEAN + STD * NOISE
+    errors = [np.abs(flown(rule, NOISE, even_grid(PATH, steps), np.float32(0)) - wanted).max() for steps in (40, 80)]
+    assert errors[1] < errors[0] / 3
+    assert errors[0] < np.abs(flown(euler, NOISE, even_grid(PATH, 80), np.float32(0)) - wanted).max() / 3
+
+
+def test_two_steps_of_heun_and_midpoint_by_hand():
+    """In one pixel, with velocity x + t: Heun from t = 1 to 1/2 and Euler from there; midpoint at 3/4 and 1/4."""
+
+    def denoise(x_t, t):
+        return solve(x_t + t[:, None, None, None] / 1000, x_t, PATH.at(t[:, None, None, None]), (-1.0, 1.0))
+
+    x, grid = jnp.full((1, 1, 1, 1), 2.0), even_grid(PATH, 2)
+    made = {
+        rule: sample(rule, denoise, x, grid, KEY, jnp.arange(1))[0].item()
+        for rule in (straight_heun, straight_midpoint)
+    }
+    # Heun: slopes 3 at (2, 1) and 1 at (1/2, 1/2), so x = 2 - 1/2 * 2 = 1; then 1 - 1/2 * 3/2.
+    assert made[straight_heun] == pytest.approx(0.25, abs=1e-5)
+    # Midpoint: at 3/4 x = 5/4, slope 2, so x = 1; at 1/4 x = 1 - 1/4 * 3/2 = 5/8, slope 7/8.
+    assert made[straight_midpoint] == pytest.approx(1 - 7 / 16, abs=1e-5)
+
+
 def test_a_shift_on_a_straight_path_is_exact():
-    plain, moved = even_grid(Straight(), 50), shifted(even_grid(Straight(), 50), Straight(), 3.0)
+    plain, moved = even_grid(PATH, 50), shifted(even_grid(PATH, 50), PATH, 3.0)
     s = plain.t[:50] / 1000
     np.testing.assert_allclose(moved.t[:50] / 1000, 3 * s / (1 + 2 * s), atol=1e-6)
     np.testing.assert_allclose(moved.noise[:50], moved.t[:50] / 1000, atol=1e-6)
 
 
 def test_strength_on_a_straight_path_is_its_noise():
-    grid = even_grid(Straight(), 500)
+    grid = even_grid(PATH, 500)
     assert grid.start(1.0) == 0
     for strength in (0.1, 0.5, 0.9):
         assert grid.noise[grid.start(strength)] == pytest.approx(strength, abs=3e-3)

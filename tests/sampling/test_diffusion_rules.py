@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusion_cases import KEY, LINEAR, NOISE, check_grids, check_rules, gaussian, walk
+from flow_cases import check_flow_steps
 from paths import REFERENCES
 
 from zoo.sampling.diffusion.loop import sample
@@ -49,3 +50,7 @@ def test_rules_are_diffusers():
 
 def test_grids_are_diffusers():
     check_grids(REFERENCES)
+
+
+def test_steps_of_a_flow_are_diffusers():
+    check_flow_steps(REFERENCES)

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.sampling.diffusion.noise_schedule import Level, VariancePreserving, make_alpha_bar, spread_times
+from zoo.sampling.diffusion.noise_schedule import (
+    Level,
+    StraightPath,
+    VariancePreserving,
+    make_alpha_bar,
+    spread_times,
+)
 from zoo.sampling.diffusion.prediction import estimates, solve, target_weights
 
 
@@ -86,3 +92,13 @@ def test_a_velocity_on_a_straight_path_by_hand():
     x_t, velocity = (jnp.full((1, 1, 1, 1), x) for x in (0.125, -1.5))
     x_0, eps = solve(velocity, x_t, Level(0.75, 0.25), (-1.0, 1.0))
     assert (float(x_0[0, 0, 0, 0]), float(eps[0, 0, 0, 0])) == pytest.approx((0.5, -1.0))
+
+
+def test_a_straight_path_by_hand():
+    path = StraightPath()
+    level = path.at(np.array([1000.0, 250.0, 0.0]))
+    np.testing.assert_array_equal(level.signal, [0, 0.75, 1])
+    np.testing.assert_array_equal(level.noise, [1, 0.25, 0])
+    np.testing.assert_allclose(path.time_of(np.array([0.0, 1.0, 3.0, 1e9])), [1000, 500, 250, 1])
+    np.testing.assert_allclose(path.even_times(4), [1000, 750, 500, 250])
+    assert path.ends == (1000, 1)

@@ -113,3 +113,60 @@ def write_scheduler_references(folder: Path, seed: int) -> None:
     arrays, cases = scheduler_reference(np.random.default_rng([seed, 200]))
     write_arrays(folder / "schedulers.safetensors", arrays)
     write_json(folder / "schedulers.json", {"cases": cases})
+
+
+DIT = {
+    "sample_size": 8, "in_channels": 2, "patch_size": 2, "num_layers": 2, "num_attention_heads": 2,
+    "attention_head_dim": 4, "num_embeds_ada_norm": 3, "norm_eps": 1e-6,
+}  # fmt: skip
+
+
+def write_dit_reference(folder: Path, seed: int) -> None:
+    """Writes a small DiT of diffusers and its `output` for images `x` [b h w c], times `t` and classes.
+
+    Each block of diffusers' DiT embeds time and class with weights of its own; here they are those of the first.
+    """
+    from diffusers import DiTTransformer2DModel
+
+    rng = np.random.default_rng([seed, 310])
+    model = DiTTransformer2DModel(**DIT).eval()
+    for _, parameter in sorted(model.named_parameters()):
+        noise = rng.standard_normal(parameter.shape)
+        parameter.data = torch.tensor(
+            noise * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3), dtype=torch.float32
+        )
+    first, *others = (block.norm1.emb for block in model.transformer_blocks)
+    for embedding in others:
+        embedding.load_state_dict(first.state_dict())
+    model.save_pretrained(folder / "dit")
+    x = torch.tensor(rng.standard_normal((3, 2, 8, 8)), dtype=torch.float32)
+    t, classes = torch.tensor([0.0, 13.25, 999.0]), torch.tensor([3, 0, 2])
+    with torch.no_grad():
+        output = model(x, t, classes).sample[:, :2]
+    arrays = {"x": x.permute(0, 2, 3, 1), "t": t, "classes": classes.int(), "output": output.permute(0, 2, 3, 1)}
+    write_arrays(folder / "dit" / "expected.safetensors", {key: value.numpy() for key, value in arrays.items()})
+
+
+FLOWS = [{"steps": 5, "shift": 1.0}, {"steps": 8, "shift": 3.0}]
+
+
+def write_flow_reference(folder: Path, seed: int) -> None:
+    """Writes steps of diffusers' flow-matching Euler scheduler for random velocities, on SD3's sigmas.
+
+    `x` [steps + 1 ...] is the sample at each level, `outputs` are the velocities, `timesteps` the network's times.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    rng = np.random.default_rng([seed, 320])
+    arrays: dict[str, np.ndarray] = {}
+    for number, case in enumerate(FLOWS):
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=case["shift"])
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / case["steps"], case["steps"]))
+        x = [torch.tensor(rng.standard_normal((2, 2, 2, 3)), dtype=torch.float32)]
+        outputs = torch.tensor(rng.standard_normal((case["steps"], 2, 2, 2, 3)), dtype=torch.float32)
+        for t, output in zip(scheduler.timesteps, outputs, strict=True):
+            x.append(scheduler.step(output, t, x[-1]).prev_sample)
+        arrays |= {f"{number}.x": torch.stack(x).numpy(), f"{number}.outputs": outputs.numpy()}
+        arrays[f"{number}.timesteps"] = scheduler.timesteps.numpy()
+    write_arrays(folder / "flow.safetensors", arrays)
+    write_json(folder / "flow.json", {"cases": FLOWS})

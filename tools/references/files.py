@@ -1,11 +1,10 @@
 """Writers of references: arrays as safetensors, lists as JSON with the versions of the libraries."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
 from safetensors.numpy import save_file
 
 
@@ -19,7 +18,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], versions: dict[str, 
 
 def write_json(path: Path, lists: dict[str, list]) -> None:
     """Writes an object of lists, one entry a line, with the versions of the libraries."""
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
+    versions = {name: version(name) for name in ("torch", "transformers", "diffusers", "numpy")}
     fields = [f'"versions": {json.dumps(versions)}']
     for name, entries in lists.items():
         lines = ",\n".join(json.dumps(entry) for entry in entries)

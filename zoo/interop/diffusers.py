@@ -99,10 +99,12 @@ def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: d
         params: the parameters of its `UNet`.
 
     Raises:
-        UserError: the folder is not empty, or the number of groups differs between layers.
+        UserError: the folder is not empty, the network is no U-Net, or the number of groups differs between layers.
     """
     folder = Path(folder)
     check_free(folder)
+    if family.network != "unet":
+        raise UserError(f"family.network is {family.network}; it must be unet to be written as a `UNet2DModel`")
     s = family.unet_settings(spec)
     groups = _groups(s)
     if not groups:

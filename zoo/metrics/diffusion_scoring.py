@@ -11,12 +11,12 @@ from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Metrics, Model
 from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
 from zoo.sampling.diffusion.guidance import check_guidance, known_classes
-from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerName, sample_images
+from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerName, make_levels, sample_images
 
 
 @dataclass(frozen=True)
-class DiffusionScoring(ImageScoring):
-    """Settings for scoring a diffusion model."""
+class SamplerScoring(ImageScoring):
+    """Settings for scoring the samples of a family of `Diffusion`; a family adds those of its likelihood."""
 
     sampler: SamplerName = "ddim"
     """The sampler for the scored samples."""
@@ -29,9 +29,6 @@ class DiffusionScoring(ImageScoring):
     guidance: float = 1.0
     """Scale g of classifier-free guidance; 1: plain conditional sampling. Classes are as frequent as in the
     reference."""
-    bound_images: int = 0
-    """Number of held-out images for the full variational bound, over every t (1000 calls of the network per image); 0:
-    none. `bits_per_dim` estimates it from one t per image. A conditional model's bound is of p(x | y)."""
     sampling: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "shift", "guidance")  # stored with the scores
 
     def __post_init__(self) -> None:
@@ -49,11 +46,22 @@ class DiffusionScoring(ImageScoring):
 
     def check(self, family: Any, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
         check_guidance(family, spec, self.guidance)
+        if self.samples:
+            make_levels(family, self.sampler, self.steps, self.shift)
         return super().check(family, spec, extractor)
 
 
+@dataclass(frozen=True)
+class DiffusionScoring(SamplerScoring):
+    """Settings for scoring a diffusion model with a variational bound."""
+
+    bound_images: int = 0
+    """Number of held-out images for the full variational bound, over every t (1000 calls of the network per image); 0:
+    none. `bits_per_dim` estimates it from one t per image. A conditional model's bound is of p(x | y)."""
+
+
 def score_images(
-    family: Diffusion, model: Model, data: DataSet, scoring: DiffusionScoring, key: Key[Array, ""]
+    family: Diffusion, model: Model, data: DataSet, scoring: SamplerScoring, key: Key[Array, ""]
 ) -> Metrics:
     """Computes FID, KID, precision, recall and more of samples, and records the sampler settings; see `score_samples`.
 

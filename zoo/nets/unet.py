@@ -25,13 +25,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from zoo.core.errors import UserError
 from zoo.core.random import dropout, split
+from zoo.nets.level_embedding import NEAR_ZERO, Conditioned, dense
 from zoo.nn.arithmetic import identity
 from zoo.nn.attend import Mask, attend
 from zoo.nn.conv import Conv
 from zoo.nn.cpu.barriers import lean
-from zoo.nn.dense import Dense
-from zoo.nn.embedding import Embedding
 from zoo.nn.group_norm import GroupNorm
 from zoo.nn.remat import rematerialised
 
@@ -43,7 +43,7 @@ class UNetOptions:
     channels: tuple[int, ...] = (64, 128, 256)
     """Channels of each level of the U-Net; each level has half the height and width of the previous one."""
     layers: Annotated[int, Ge(1)] = 2
-    """Residual blocks per level on the way down; one more on the way up."""
+    """Residual blocks per level of the U-Net on the way down; one more on the way up."""
     attention: tuple[int, ...] = (16,)
     """Heights of feature maps, in pixels, with self-attention; the middle always has it."""
     head_width: Annotated[int, Ge(0)] = 0
@@ -51,7 +51,7 @@ class UNetOptions:
     groups: Annotated[int, Ge(1)] = 32
     """Groups of group normalisation; fewer if the channels cannot be divided into this many groups of two or more."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Dropout probability in residual blocks."""
+    """Dropout probability of the blocks."""
     norm_epsilon: Annotated[float, Gt(0)] = 1e-5
     """Added to the variance in group normalisation."""
     cos_first: bool = True
@@ -61,7 +61,7 @@ class UNetOptions:
     pad_evenly: bool = True
     """Whether downsampling pads all four sides, or only below and on the right, as in the original DDPM code."""
     remat: bool = False
-    """Recompute the U-Net's blocks in the backward pass and store only their inputs: less memory, a third more
+    """Recompute the network's blocks in the backward pass and store only their inputs: less memory, a third more
     compute."""
 
     def relations(self) -> tuple[tuple[str, str, bool], ...]:
@@ -74,10 +74,22 @@ class UNetOptions:
             ("frequency_shift", "0 or 1", self.frequency_shift in (0, 1)),
         )
 
-    def for_images(self, height: int, features_in: int, symbols: int) -> "UNetSettings":
-        """Returns the settings of a network with these options; see `UNetSettings`."""
+    def for_images(
+        self, height: int, width: int, features_in: int, symbols: int, spans: bool = False
+    ) -> "UNetSettings":
+        """Returns the settings of a network with these options for images of some size; see `UNetSettings`.
+
+        Raises:
+            UserError: the size cannot be halved between all levels.
+        """
+        halvings = len(self.channels) - 1
+        if height % 2**halvings or width % 2**halvings:
+            raise UserError(
+                f"family.channels has {halvings + 1} levels, so images must be multiples of {2**halvings} pixels high "
+                f"and wide, and they are {height} x {width}; give fewer levels, or --data.size"
+            )
         options = {field.name: getattr(self, field.name) for field in fields(UNetOptions)}
-        return UNetSettings(**options, height=height, features_in=features_in, symbols=symbols)
+        return UNetSettings(**options, height=height, features_in=features_in, symbols=symbols, spans=spans)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +100,13 @@ class UNetSettings(UNetOptions):
         height: height of the images, which determines the levels with attention.
         features_in: channels of the images.
         symbols: number of embedded classes, including "no class"; 0: unconditional.
+        spans: whether the network also receives the length of the interval of time that its output averages over.
     """
 
     height: int
     features_in: int
     symbols: int = 0
+    spans: bool = False
 
     @property
     def embedding_width(self) -> int:
@@ -111,25 +125,6 @@ class UNetSettings(UNetOptions):
         """
         groups = math.gcd(self.groups, channels // 2, channels)
         return GroupNorm(channels, groups, epsilon=self.norm_epsilon, activation=activation)
-
-
-NEAR_ZERO = 0.01
-"""Initial scale of layers that end a branch or the network: each block starts close to its shortcut (Ho et al. 2020
-and others start at zero, where the layers before such a layer get no gradient in the first steps)."""
-
-
-def time_features(t: Float[Array, " b"], features: int, cos_first: bool, shift: int) -> Float[Array, "b features"]:
-    """Sines and cosines of t at geometrically falling frequencies (Vaswani et al. 2017, section 3.5)."""
-    half = features // 2
-    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half) / (half - shift))
-    angles = t[:, None] * frequencies[None, :]
-    waves = [jnp.cos(angles), jnp.sin(angles)] if cos_first else [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.pad(jnp.concatenate(waves, axis=1), ((0, 0), (0, features % 2)))
-
-
-def dense(features_in: int, features_out: int, rngs: nnx.Rngs, scale: float = 1.0, **settings) -> Dense:
-    """Returns a dense layer with a bias and initial scale `scale` / sqrt(fan-in)."""
-    return Dense(features_in, features_out, bias=True, scale=scale * features_in**-0.5, rngs=rngs, **settings)
 
 
 class ResidualBlock(nnx.Module):
@@ -219,7 +214,7 @@ class Level(nnx.Module):
         self.layers, self.resize = nnx.List(layers), resize
 
 
-class UNet(nnx.Module):
+class UNet(Conditioned):
     """The U-Net.
 
     Args:
@@ -231,11 +226,9 @@ class UNet(nnx.Module):
     def __init__(self, settings: UNetSettings, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.settings, self.dtype = settings, jnp.dtype(dtype)
         s = settings
-        channels, width = s.channels, s.embedding_width
+        channels = s.channels
         self.conv_in = Conv(s.features_in, channels[0], rngs=rngs)
-        self.time_in = dense(channels[0], width, rngs)
-        self.time_out = dense(width, width, rngs, activation=jax.nn.silu)
-        self.classes = Embedding(s.symbols, width, scale=1.0, rngs=rngs, dtype=dtype) if s.symbols else None
+        self.create_embedding(channels[0], s.embedding_width, rngs)
 
         last, at, crossing, down = len(channels) - 1, channels[0], [channels[0]], []
         for i, to in enumerate(channels):
@@ -261,20 +254,22 @@ class UNet(nnx.Module):
         x: Float[Array, "b h w c"],
         t: Float[Array, " b"],
         symbol: Int[Array, " b"] | None = None,
+        span: Float[Array, " b"] | None = None,
         *,
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Predicts eps, x_0 or v for noisy images; returns float32.
+        """Predicts eps, x_0, v or a velocity for noisy images; returns float32.
 
         Args:
             x: noisy images.
-            t: noise level, an index of the noise schedule that need not be an integer.
+            t: noise level, of order 1000 at most: the frequencies of its embedding are from 1 to 1/10000.
             symbol: class of each image, if the network has classes.
+            span: length of each row's interval, in units of t, if the network has `spans`.
             key: dropout key; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
-        embedding = self._embed(t, symbol)
+        embedding = self.embed(t, symbol, span)
         blocks = sum(len(level.layers) for level in (*self.down, *self.up)) + len(self.middle)
         keys = iter(split(key, blocks))
         run = partial(rematerialised, wanted=self.settings.remat)
@@ -294,13 +289,3 @@ class UNet(nnx.Module):
             if level.resize is not None:
                 x = level.resize(x)
         return self.conv_out(self.norm_out(x)).astype(jnp.float32)
-
-    def _embed(self, t: Float[Array, " b"], symbol: Int[Array, " b"] | None) -> Float[Array, "b 1 e"]:
-        """Returns the embedding of time and class."""
-        s = self.settings
-        waves = time_features(t, s.channels[0], s.cos_first, s.frequency_shift)
-        embedding = self.time_out(self.time_in(waves.astype(self.dtype)[:, None]))
-        if self.classes is None:
-            return embedding
-        assert symbol is not None, "a network with classes needs one for every row"
-        return embedding + self.classes(symbol[:, None])

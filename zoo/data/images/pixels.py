@@ -1,4 +1,4 @@
-"""Conversion between uint8 images and network inputs: floats from -1 to 1, or random binary pixels, 0 and 1."""
+"""Conversion between uint8 images and network inputs: floats from -1 to 1, with or without noise, or binary pixels."""
 
 from typing import Literal
 
@@ -20,6 +20,15 @@ def from_pixels(image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 def to_pixels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
     """Maps -1 .. 1 to the nearest integer in 0 .. 255; values outside are clipped."""
     return jnp.clip(jnp.round((x + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
+
+
+def dequantise(image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+    """Spreads level k uniformly over the numbers that `to_pixels` rounds to it: (k + u - 1/2) / 127.5 - 1, u in [0, 1).
+
+    The density of the result bounds the probability of the pixels (Theis et al. 2016, "A note on the evaluation of
+    generative models", section 3.1).
+    """
+    return from_pixels(image) + (uniform(key, rows, image.shape[1:]) - 0.5) / 127.5
 
 
 def binarise(image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:

@@ -40,6 +40,18 @@ def known_classes(family: ClassConditional, spec: ImageSpec) -> tuple[str, ...]:
     return () if family.conditional is False else spec.classes
 
 
+def count_symbols(family: ClassConditional, spec: ImageSpec) -> int:
+    """Number of embedded classes, including "no class"; 0 for an unconditional network.
+
+    Raises:
+        UserError: the family is conditional and the images have no classes.
+    """
+    if family.conditional and not spec.classes:
+        raise UserError("family.conditional is True, but the images have no classes: give --family.no-conditional")
+    classes = known_classes(family, spec)
+    return len(classes) + 1 if classes else 0
+
+
 def guidable(family: ClassConditional, spec: ImageSpec) -> bool:
     """Whether the network was trained both with and without classes."""
     return bool(known_classes(family, spec)) and family.label_dropout > 0

@@ -6,8 +6,8 @@ A noisy image is x_t = signal x_0 + noise eps. A sampler is three things:
     a grid      levels k = 0 .. steps             see `zoo.sampling.diffusion.noise_levels`
     a rule      one step, from level k to k + 1   see `zoo.sampling.diffusion.rules`
 
-`sample` is the loop, and `SAMPLERS` names the usual pairs of rule and grid. Other tasks are the same loop from another
-starting point or with a constraint:
+`sample` is the loop, and `SAMPLERS` names the usual pairs of rule and grid; on a straight path, `STRAIGHT` does. Other
+tasks are the same loop from another starting point or with a constraint:
 
     image-to-image   start = grid.start(strength); sample(..., part_noised(x_0, grid, start, ...), start=start)
     inpainting       sample(..., constrain=keep_known(x_0, known, grid))
@@ -30,7 +30,19 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from zoo.core.random import row_keys
 from zoo.sampling.diffusion.noise_levels import Grid, edm_grid, even_grid, reverse
 from zoo.sampling.diffusion.noise_schedule import Level, Path
-from zoo.sampling.diffusion.rules import Denoiser, Now, Rule, ddim, ddpm, dpm_solver_pp, euler, forward, heun
+from zoo.sampling.diffusion.rules import (
+    Denoiser,
+    Now,
+    Rule,
+    ddim,
+    ddpm,
+    dpm_solver_pp,
+    euler,
+    forward,
+    heun,
+    straight_heun,
+    straight_midpoint,
+)
 
 Constraint = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(x_t [b h w c], k [], fresh noise [b h w c]) -> x_t [b h w c] with what is known put in."""
@@ -60,6 +72,12 @@ SAMPLERS = {
     "heun": Sampler(heun, edm_grid),
     "dpm++": Sampler(dpm_solver_pp, edm_grid),
 }
+STRAIGHT = SAMPLERS | {
+    "euler": Sampler(euler, even_grid),
+    "heun": Sampler(straight_heun, even_grid),
+    "midpoint": Sampler(straight_midpoint, even_grid),
+}
+"""The samplers of a straight path, whose ODE d x / d t = eps - x_0 is solved in t."""
 
 
 def sample(

@@ -58,16 +58,15 @@ class Grid(NamedTuple):
 
 
 def even_grid(path: Path, steps: int) -> Grid:
-    """Levels evenly spaced in t, at whole times from the noisiest to the least noisy, for DDPM and DDIM.
+    """Levels evenly spaced in t from the noisiest on, for DDPM and DDIM, and for the solvers of a straight path.
 
-    Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", section 4; in diffusers
-    `timestep_spacing="linspace"`. A single step goes from the noisiest time to the clean image.
+    See `even_times` of the path. A single step goes from the noisiest time to the clean image.
 
     Raises:
         UserError: fewer steps than 1 or more than T.
     """
     check_steps(path, steps)
-    t = np.round(np.linspace(*path.ends, steps))
+    t = path.even_times(steps)
     return make_grid(t, path.at(t), path.timesteps)
 
 
@@ -121,7 +120,7 @@ def check_steps(path: Path, steps: int) -> None:
         UserError: fewer steps than 1 or more than T.
     """
     if not 1 <= steps <= path.timesteps:
-        raise UserError(f"steps is {steps}; it must be from 1 to {path.timesteps}, the steps of the noise schedule")
+        raise UserError(f"steps is {steps}; it must be from 1 to {path.timesteps}, the steps of the path")
 
 
 def make_grid(t: Float[np.ndarray, " steps"], level: Level, size: int) -> Grid:

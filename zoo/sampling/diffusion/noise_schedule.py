@@ -49,7 +49,10 @@ class Path(Protocol):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The noisiest and the least noisy time at which the network is trained."""
+        """The noisiest and the least noisy time at which samplers call the network."""
+
+    def even_times(self, steps: int) -> Float[np.ndarray, " steps"]:
+        """Times evenly spaced from the noisiest on; the clean image follows them."""
 
     def at(self, t: Float[Array | np.ndarray, "*s"]) -> Level:
         """Signal and noise, each [*s], at times that may be fractional; float64 for NumPy arrays, float32 in JAX."""
@@ -79,6 +82,13 @@ class VariancePreserving:
     def ends(self) -> tuple[float, float]:
         return self.timesteps - 1.0, 0.0
 
+    def even_times(self, steps: int) -> Float[np.ndarray, " steps"]:
+        """Whole times from T - 1 to 0, in diffusers `timestep_spacing="linspace"`; a single one is the noisiest.
+
+        Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", section 4.
+        """
+        return np.round(np.linspace(*self.ends, steps))
+
     def at(self, t: Float[Array | np.ndarray, "*s"]) -> Level:
         xp = np if isinstance(t, np.ndarray) else jnp
         index, log_ratio = (table.astype(t.dtype) for table in (np.arange(self.timesteps), self._log_ratio))
@@ -92,6 +102,30 @@ class VariancePreserving:
     @cached_property
     def _log_ratio(self) -> Float[np.ndarray, " T"]:
         return (np.log(self.alpha_bar) - np.log1p(-self.alpha_bar)) / 2
+
+
+@dataclass(frozen=True)
+class StraightPath:
+    """The straight path of flow matching: signal = 1 - t / T, noise = t / T.
+
+    Times are any number from 0, the image itself, to T, pure noise.
+    """
+
+    timesteps: int = 1000
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return float(self.timesteps), 1.0
+
+    def even_times(self, steps: int) -> Float[np.ndarray, " steps"]:
+        """T, T - T / steps, ..., T / steps: with the clean image at 0, steps of equal length."""
+        return self.timesteps * (1 - np.arange(steps) / steps)
+
+    def at(self, t: Float[Array | np.ndarray, "*s"]) -> Level:
+        return Level(1 - t / self.timesteps, t / self.timesteps)
+
+    def time_of(self, ratio: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        return np.clip(self.timesteps / (1 + ratio), *self.ends[::-1])
 
 
 def make_alpha_bar(schedule: Schedule, timesteps: int) -> Float[np.ndarray, " T"]:

@@ -6,7 +6,7 @@ At a level with x_t = signal x_0 + noise eps, every target is a combination a x_
     x0    a = 1,       b = 0
     v     a = -noise,  b = signal     Salimans and Ho 2022, "Progressive distillation for fast sampling"
 
-The velocity of a straight path, eps - x_0, is a = -1, b = 1. An output and x_t are two linear equations, which `solve`
+The velocity of a straight path, eps - x_0, is `VELOCITY`. An output and x_t are two linear equations, which `solve`
 solves for x_0 and eps.
 """
 
@@ -20,6 +20,9 @@ from zoo.sampling.diffusion.noise_schedule import Level
 Prediction = Literal["eps", "x0", "v"]
 
 Weight = Float[Array, "*s"] | float
+
+VELOCITY = (-1.0, 1.0)
+"""(a, b) of flow matching's target on a straight path: d x_t / d t = eps - x_0, t from 0 to 1 (Lipman et al. 2023)."""
 
 
 def target_weights(prediction: Prediction, level: Level) -> tuple[Weight, Weight]:

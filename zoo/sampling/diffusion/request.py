@@ -4,7 +4,7 @@ New images; a given image made again from part of its noise (SDEdit); the masked
 the path between two images or two noises. Each can be shown as a strip of denoising steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -23,14 +23,14 @@ from zoo.data.images.files import read_mask
 from zoo.data.images.pixels import from_pixels, to_pixels
 from zoo.sampling.batches import in_batches
 from zoo.sampling.diffusion.guidance import NO_CLASS, ClassConditional, symbols_of_samples
-from zoo.sampling.diffusion.loop import SAMPLERS, encode, keep_known, part_noised, prior, sample
+from zoo.sampling.diffusion.loop import Sampler, encode, keep_known, part_noised, prior, sample
 from zoo.sampling.diffusion.noise_levels import Grid, shifted
 from zoo.sampling.diffusion.noise_schedule import Path
-from zoo.sampling.diffusion.rules import Denoiser, heun
+from zoo.sampling.diffusion.rules import Denoiser
 from zoo.sampling.latent_paths import slerp
 from zoo.sampling.starting_images import given_pictures
 
-SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpm++"]
+SamplerName = Literal["ddpm", "ddim", "euler", "heun", "midpoint", "dpm++"]
 
 BATCH_SIZE = 128
 """Images that are denoised together."""
@@ -43,6 +43,10 @@ class Diffusion(ClassConditional, Protocol):
     @property
     def path(self) -> Path:
         """Signal and noise at each time."""
+
+    @property
+    def samplers(self) -> Mapping[str, Sampler]:
+        """The samplers that apply to the network, by name."""
 
     def denoiser(self, state: Any, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
         """The network in the form that samplers take.
@@ -62,9 +66,9 @@ class DiffusionRequest(Request):
     """Number of samples."""
     sampler: SamplerName = "ddim"
     """ddpm: ancestral sampling; ddim: its deterministic form, with noise by eta; euler, heun: solvers of the ODE on the
-    EDM grid; dpm++: DPM-Solver++(2M)."""
+    EDM grid, or in even steps on a straight path (flow matching), which also has midpoint; dpm++: DPM-Solver++(2M)."""
     steps: Annotated[int, Ge(1)] = 50
-    """Number of noise levels, at most those of the schedule; heun calls the network twice at each."""
+    """Number of noise levels, at most those of the schedule; heun and midpoint call the network twice at each."""
     eta: Annotated[float, Ge(0), Le(1)] = 0.0
     """For ddim: share of the ancestral noise that is added again at each step; 0: none, 1: as ddpm."""
     shift: Annotated[float, Gt(0), Lt(np.inf)] = 1.0
@@ -112,10 +116,10 @@ class DiffusionRequest(Request):
         """Refuses what cannot interpolate between given images."""
         if len(self.image) != 2:
             raise UserError(f"image names {len(self.image)} images; interpolate needs two")
-        if self.sampler not in ("heun", "dpm++"):
+        if self.sampler not in ("heun", "midpoint", "dpm++"):
             raise UserError(
                 f"sampler is {self.sampler}, which does not reproduce given images from their noise; to interpolate "
-                "between them it must be heun or dpm++"
+                "between them it must be heun, midpoint or dpm++"
             )
         if self.guidance != 1:
             raise UserError(f"guidance is {self.guidance:g}; to interpolate between given images it must be 1")
@@ -148,6 +152,17 @@ class Start(NamedTuple):
     """With a mask: the images whose pixels stay."""
 
 
+def make_levels(family: Diffusion, sampler: SamplerName, steps: int, shift: float) -> Grid:
+    """The noise levels that a sampler visits.
+
+    Raises:
+        UserError: the sampler does not apply to the family's network, or cannot make this number of steps.
+    """
+    if sampler not in family.samplers:
+        raise UserError(f"sampler is {sampler}; for this model it must be one of {', '.join(family.samplers)}")
+    return shifted(family.samplers[sampler].make_grid(family.path, steps), family.path, shift)
+
+
 def sample_images(
     family: Diffusion,
     model: Model,
@@ -173,7 +188,7 @@ def sample_images(
     spec = model.spec
     label = request.label or (NO_CLASS if request.image else "")
     symbol_of = symbols_of_samples(family, spec, label, request.guidance, classes)
-    grid = shifted(SAMPLERS[request.sampler].make_grid(family.path, request.steps), family.path, request.shift)
+    grid = make_levels(family, request.sampler, request.steps, request.shift)
     given = given_pictures(request.image, model) if request.image else None
     settings = Settings(
         grid=grid,
@@ -247,7 +262,7 @@ def _walk(
         kept = repeat(settings.kept, "h w 1 -> b h w 1", b=len(start.rows))
         constrain = keep_known(start.x_0, kept, settings.grid)
     made, strip = sample(
-        SAMPLERS[sampler].rule, denoise, start.x, settings.grid, settings.key, start.rows, eta=settings.eta,
+        family.samplers[sampler].rule, denoise, start.x, settings.grid, settings.key, start.rows, eta=settings.eta,
         start=start.level, constrain=constrain, repeats=1 if settings.repeats is None else settings.repeats,
         frames=frames,
     )  # fmt: skip
@@ -278,4 +293,5 @@ def _encode(
     family: Diffusion, state: Any, given: UInt8[Array | np.ndarray, "b h w c"], grid: Grid, symbol: Int[Array, " b"]
 ) -> Float[Array, "b h w c"]:
     """The noise of given images."""
-    return encode(heun, family.denoiser(state, symbol, jnp.float32(1.0)), from_pixels(jnp.asarray(given)), grid)
+    denoise = family.denoiser(state, symbol, jnp.float32(1.0))
+    return encode(family.samplers["heun"].rule, denoise, from_pixels(jnp.asarray(given)), grid)

@@ -1,4 +1,4 @@
-"""One step of a diffusion sampler: DDPM, DDIM, and three solvers of the probability-flow ODE.
+"""One step of a diffusion sampler: DDPM, DDIM, and solvers of the probability-flow ODE.
 
 A rule moves images from level k of a grid (`zoo.sampling.diffusion.noise_levels`) to level k + 1. `here` and `there`
 are the two levels, x_t are the images at level k, and (x_0, eps) the network's estimates, which satisfy
@@ -18,8 +18,10 @@ from jaxtyping import Array, Float
 from zoo.sampling.diffusion.noise_levels import Grid
 from zoo.sampling.diffusion.noise_schedule import Level
 
-Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""(x_t [b h w c], t [b], may be fractional) -> estimates (x_0 [b h w c], eps [b h w c]) that mix to x_t at time t."""
+Denoiser = Callable[..., tuple[jax.Array, jax.Array]]
+"""(x_t [b h w c], t [b], may be fractional) -> estimates (x_0 [b h w c], eps [b h w c]) that mix to x_t at time t.
+
+With a third argument r [b], for `average`: estimates with which x_r is that of the path through x_t."""
 
 
 class Now(NamedTuple):
@@ -100,6 +102,55 @@ def heun(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]
     return step(eps_sum / calls)
 
 
+def straight_heun(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
+    """Heun's step in t on a straight path: along the mean of the velocities eps - x_0 at both its ends.
+
+    Unlike `heun`, whose slope d x / d sigma is taken in x_t / signal, it can begin at pure noise. The last step is
+    Euler's.
+    """
+    here, there = levels(grid, now)
+    calls = jnp.where(there.noise > 0, 2, 1)
+
+    def call(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        x, x_0_sum, eps_sum = carry
+        x_0, eps = estimate(denoise, grid, now.k + i, x)
+        x_0_sum, eps_sum = x_0_sum + x_0, eps_sum + eps
+        return along(now.x_t, here, there, x_0_sum / (i + 1), eps_sum / (i + 1)), x_0_sum, eps_sum
+
+    zero = jnp.zeros_like(now.x_t)
+    x, x_0_sum, _ = jax.lax.fori_loop(0, calls, call, (now.x_t, zero, zero))
+    return x, x_0_sum / calls
+
+
+def straight_midpoint(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
+    """A step in t on a straight path along the velocity at its middle, to which half an Euler step leads.
+
+    On a straight path, signal and noise are linear in t, so that the middle of two levels is their mean.
+    """
+    here, there = levels(grid, now)
+    middle = Level(*((a + b) / 2 for a, b in zip(here, there, strict=True)))
+    t, t_next = grid.t[now.k], grid.t[now.k + 1]
+
+    def call(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        time = jnp.where(i == 0, t, (t + t_next) / 2)
+        x_0, eps = denoise(carry[0], jnp.broadcast_to(time, now.x_t.shape[:1]))
+        to = Level(*(jnp.where(i == 0, a, b) for a, b in zip(middle, there, strict=True)))
+        return along(now.x_t, here, to, x_0, eps), x_0
+
+    return jax.lax.fori_loop(0, 2, call, (now.x_t, jnp.zeros_like(now.x_t)))
+
+
+def average(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
+    """A step along the average velocity from its beginning to its end, for a network that predicts it.
+
+    Geng et al. 2025, "Mean flows for one-step generative modeling", algorithm 2: x_r = x_t - (t - r) u(x_t, r, t).
+    """
+    here, there = levels(grid, now)
+    t, r = (jnp.broadcast_to(grid.t[k], now.x_t.shape[:1]) for k in (now.k, now.k + 1))
+    x_0, eps = denoise(now.x_t, t, r)
+    return along(now.x_t, here, there, x_0, eps), x_0
+
+
 def dpm_solver_pp(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, jax.Array]:
     """DPM-Solver++(2M): x_0 is extrapolated in lambda = -log sigma from the previous step and this one.
 
@@ -120,6 +171,11 @@ def dpm_solver_pp(denoise: Denoiser, grid: Grid, now: Now) -> tuple[jax.Array, j
 def levels(grid: Grid, now: Now) -> tuple[Level, Level]:
     """The levels at which a step begins and ends."""
     return grid.level(now.k), grid.level(now.k + 1)
+
+
+def along(x: jax.Array, here: Level, there: Level, x_0: jax.Array, eps: jax.Array) -> jax.Array:
+    """x at another level on the line with constant x_0 and eps; on a straight path the velocity is eps - x_0."""
+    return x + (there.signal - here.signal) * x_0 + (there.noise - here.noise) * eps
 
 
 def forward(clean: Level, noisy: Level) -> tuple[Float[Array, ""], Float[Array, ""]]:
