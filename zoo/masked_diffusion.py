@@ -33,7 +33,7 @@ So x, [b t], are the targets of a language model, and bits per character are tho
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,11 +71,10 @@ class Denoiser(TokenEncoder):
 
     def __init__(self, settings: "MaskedDiffusion", spec: TokenSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
-        positions = s.context + 1 if s.positions == "learned" else None
         super().__init__(
-            spec.vocab_size + 1, positions, segments=0, layers=s.layers, heads=s.heads, width=s.width,
+            spec.vocab_size + 1, s.context + 1, segments=0, layers=s.layers, heads=s.heads, width=s.width,
             hidden=4 * s.width, activation="gelu", epsilon=EPSILON, rate=s.dropout, attention_rate=0.0,
-            post_norm=False, remat=s.remat, rngs=rngs, dtype=dtype,
+            post_norm=False, rotary=s.rotary, remat=s.remat, rngs=rngs, dtype=dtype,
         )  # fmt: skip
         self.mask, self.end, self.outputs = spec.vocab_size, spec.end, spec.outputs
         self.in_blocks, self.longest = isinstance(spec, BlockSpec), spec.longest or s.context
@@ -131,8 +130,8 @@ class MaskedDiffusion(Family):
     """Features of a position."""
     context: Annotated[int, Ge(1)] = 64
     """Context length in tokens, besides the one before them, which is given."""
-    positions: Literal["learned", "rope"] = "rope"
-    """Position encoding: a learned vector for each position, or rotary embedding, which the paper uses."""
+    rotary: bool = True
+    """Whether attention has rotary positions beside the learned ones."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout probability of the input and of each residual branch."""
     eval_times: Annotated[int, Ge(1)] = 16
@@ -153,7 +152,7 @@ class MaskedDiffusion(Family):
             (
                 "width",
                 f"a multiple of twice family.heads, {2 * self.heads}, with rotary positions",
-                self.positions == "learned" or self.heads < 1 or self.width % (2 * self.heads) == 0,
+                not self.rotary or self.heads < 1 or self.width % (2 * self.heads) == 0,
             ),
         )
 
@@ -185,7 +184,7 @@ class MaskedDiffusion(Family):
         L = modelled.sum(1)
         n = jnp.minimum(jnp.floor(t * L) + 1, jnp.maximum(L, 1))  # t L may round up to L; L is 0 in padding rows
         noise = jnp.where(modelled, uniform(mask_key, batch["row"], x.shape[1:]), jnp.inf)
-        masked = modelled & (jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < n[:, None])
+        masked = jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < n[:, None]
         x_t = jnp.concatenate([batch["tokens"][:, :1], jnp.where(masked, net.mask, x)], axis=1)
         length = batch["length"] if net.in_blocks else jnp.full(len(x), 1 + min(x.shape[1], net.longest))
         logits = net(x_t, length, key=dropout_key, rows=batch["row"])[:, 1:]

@@ -81,7 +81,7 @@ class Encoder(TokenEncoder):
         super().__init__(
             spec.vocab_size, s.context, SEGMENTS, layers=s.layers, heads=s.heads, width=s.width, hidden=s.hidden,
             activation=s.mlp, epsilon=s.norm_epsilon, rate=s.dropout, attention_rate=s.attention_dropout,
-            post_norm=True, remat=s.remat, rngs=rngs, dtype=dtype,
+            post_norm=True, rotary=False, remat=s.remat, rngs=rngs, dtype=dtype,
         )  # fmt: skip
         self.permutes = s.objective == "permutation"
         self.mask, self.special, self.vocab_size = spec.mask, spec.special, spec.vocab_size

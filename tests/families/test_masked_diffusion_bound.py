@@ -234,7 +234,8 @@ def test_figures_are_named_as_a_bounds():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("layers", 0), ("heads", 3), ("context", 0), ("dropout", 1.0), ("eval_times", 0)]
+    ("field", "value"),
+    [("layers", 0), ("heads", 3), ("heads", 16), ("context", 0), ("dropout", 1.0), ("eval_times", 0)],
 )
 def test_settings_that_make_no_network_are_named(field, value):
     with pytest.raises(UserError, match=str(value)):

@@ -2,12 +2,13 @@
 
 Devlin et al. 2019, "BERT: Pre-training of deep bidirectional transformers", without its tasks:
 
-    h_0 = embedding[w] (+ position[t]) (+ segment[s]),   h_l = block_l(h_(l-1))   l = 1 .. layers
+    h_0 = embedding[w] + position[t] (+ segment[s]),   h_l = block_l(h_(l-1))   l = 1 .. layers
     P(w_t | ...) = softmax(norm(gelu(h_L[t] @ transform)) @ embedding^T + bias)
 
 BERT normalises h_0 and after each branch of a block (`post_norm`); otherwise h_L and the input of each branch are
-normalised, as in GPT-2, which trains with higher learning rates. Positions are learned vectors, or rotary (Su et al.
-2021, "RoFormer").
+normalised, as in GPT-2, which trains with higher learning rates. Beside the learned vectors of the positions, attention
+can have rotary positions (Su et al. 2021, "RoFormer"), by which it learns what is beside a token before it has learned
+every position.
 """
 
 from functools import partial
@@ -35,12 +36,12 @@ class TokenEncoder(nnx.Module):
 
     Args:
         symbols: number of tokens that can be read and predicted.
-        positions: longest row, for learned positions; None: positions are rotary, and rows of any length.
+        positions: longest row.
         segments: number of segments; 0: tokens have no segment.
         layers, heads, width, hidden, activation, epsilon: see `Block`; the activation is also the head's.
         rate: dropout of the input and of the branches.
         attention_rate: dropout of attention weights.
-        post_norm: see the module's docstring.
+        post_norm, rotary: see the module's docstring.
         remat: recompute blocks in the backward pass.
         rngs: source of the initial values.
         dtype: computation dtype of the layers.
@@ -49,7 +50,7 @@ class TokenEncoder(nnx.Module):
     def __init__(
         self,
         symbols: int,
-        positions: int | None,
+        positions: int,
         segments: int,
         *,
         layers: int,
@@ -61,6 +62,7 @@ class TokenEncoder(nnx.Module):
         rate: float,
         attention_rate: float,
         post_norm: bool,
+        rotary: bool,
         remat: bool,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
@@ -68,9 +70,8 @@ class TokenEncoder(nnx.Module):
         self.rate, self.post_norm, self.remat = rate, post_norm, remat
         table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         norm = partial(LayerNorm, width, epsilon=epsilon, bias=True)
-        self.embedding = table(symbols)
-        self.position = None if positions is None else table(positions)
-        self.features = width // heads
+        self.embedding, self.position = table(symbols), table(positions)
+        self.rotary = (width // heads, ROPE_THETA) if rotary else None
         self.segment = table(segments) if segments else None
         self.norm = norm()
         self.blocks = nnx.List(
@@ -95,11 +96,9 @@ class TokenEncoder(nnx.Module):
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t width"]:
         """Returns h_0 of tokens at some positions; see `encode` for the other arguments."""
-        x = self.embedding(tokens)
-        if self.position is not None:
-            x = x + self.position(positions)
-        if self.segment is not None:
-            assert segment is not None, "an encoder with segments needs one for every token"
+        x = self.embedding(tokens) + self.position(positions)
+        if segment is not None:
+            assert self.segment is not None
             x = x + self.segment(segment)
         return dropout(self.norm(x) if self.post_norm else x, self.rate, key, rows)
 
@@ -124,7 +123,7 @@ class TokenEncoder(nnx.Module):
         input_key, *block_keys = split(key, 1 + len(self.blocks))
         places = jnp.arange(tokens.shape[1])[None]
         x = self.embed(tokens, places, segment, key=input_key, rows=rows)
-        angles = rotary_angles(places, self.features, ROPE_THETA) if self.position is None else None
+        angles = None if self.rotary is None else rotary_angles(places, *self.rotary)
         for block, block_key in zip(self.blocks, block_keys, strict=True):
             x, _ = rematerialised(block, self.remat)(x, mask, angles, key=block_key, rows=rows)
         return x if self.post_norm else self.norm(x)
