@@ -39,12 +39,12 @@ from tyro.conf import DisallowNone
 from zoo.core.artifacts import Artifacts
 from zoo.core.bounds import Why
 from zoo.core.data import DataSet
-from zoo.core.errors import require
+from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import normal, uniform
 from zoo.data.images.pixels import from_pixels
-from zoo.data.specs import ImageSpec
+from zoo.data.specs import ArraySpec, ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
 from zoo.metrics.diffusion_scoring import DiffusionScoring, score_images
 from zoo.nets.denoiser import DenoiserOptions
@@ -85,7 +85,7 @@ class DDPM(DenoiserOptions, Family):
     clip: bool = True
     """Whether estimates of x_0 are clipped to [-1, 1] in sampling and in the bound."""
 
-    accepts: ClassVar[type] = ImageSpec
+    accepts: ClassVar[type] = ArraySpec
     Request: ClassVar[type] = DiffusionRequest
     Scoring: ClassVar[type] = DiffusionScoring
     unit: ClassVar[str] = "images"
@@ -105,7 +105,7 @@ class DDPM(DenoiserOptions, Family):
         """The samplers of this path."""
         return SAMPLERS
 
-    def unet_settings(self, spec: ImageSpec) -> UNetSettings:
+    def unet_settings(self, spec: ArraySpec) -> UNetSettings:
         """Returns the settings of the U-Net for the images of a data set.
 
         Raises:
@@ -113,7 +113,9 @@ class DDPM(DenoiserOptions, Family):
         """
         return self.for_images(spec.height, spec.width, spec.channels, count_symbols(self, spec))
 
-    def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
+    def init(self, spec: ArraySpec, setup: Setup, key: jax.Array) -> State:
+        if self.clip and not isinstance(spec, ImageSpec):
+            raise UserError("family.clip is True, and latents have no bounds: give --family.no-clip")
         size = (spec.height, spec.width, spec.channels)
         net = self.make_network(size, count_symbols(self, spec), nnx.Rngs(key), setup.dtype)
         return State(Learner.create(net, setup))
@@ -154,7 +156,8 @@ class DDPM(DenoiserOptions, Family):
         t = spread_times(time_key, batch["row"], self.timesteps)
         error, last, rest = self.terms(state, batch, t, eps_key)
         one = jnp.ones_like(error)
-        return {"loss": (error, one), "bits_per_dim": (last + self.timesteps * rest, one)}
+        bits = {"bits_per_dim": (last + self.timesteps * rest, one)} if batch["image"].dtype == jnp.uint8 else {}
+        return {"loss": (error, one)} | bits  # the bound is of pixels; latents have none
 
     def terms(
         self, state: State, batch: Batch, t: Float[Array, " b"], key: Key[Array, ""]
@@ -193,7 +196,9 @@ class DDPM(DenoiserOptions, Family):
     def score(
         self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DiffusionScoring, key: jax.Array
     ) -> Metrics:
-        metrics: Metrics = {"bits_per_dim_of": "p(x | y)" if known_classes(self, model.spec) else "p(x)"}
+        metrics: Metrics = {}
+        if isinstance(model.spec, ImageSpec):
+            metrics["bits_per_dim_of"] = "p(x | y)" if known_classes(self, model.spec) else "p(x)"
         if scoring.bound_images:
             metrics |= whole_bound(self, model.state, data, scoring.bound_images, key)
         if scoring.samples:

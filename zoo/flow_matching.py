@@ -38,12 +38,13 @@ from tyro.conf import DisallowNone
 from zoo.core.artifacts import Artifacts
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
+from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import normal, spread, uniform
 from zoo.data.images.pixels import dequantise
-from zoo.data.specs import ImageSpec
-from zoo.metrics.diffusion_scoring import SamplerScoring, score_images
+from zoo.data.specs import ArraySpec
+from zoo.metrics.diffusion_scoring import SamplerScoring, score_images, unlike_images
 from zoo.metrics.ode_likelihood import Velocity, ode_bits
 from zoo.nets.denoiser import DenoiserOptions
 from zoo.nets.dit import DiT
@@ -95,6 +96,9 @@ class FlowScoring(SamplerScoring):
         super().__post_init__()
         require(self, "")
 
+    def check(self, family: Family, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
+        return unlike_images(self, "ode_images", spec) | super().check(family, spec, extractor)
+
 
 def _several(sampler: Sampler) -> Sampler:
     """The sampler, for more than one step: it takes its velocities to hold at one time only."""
@@ -140,7 +144,7 @@ class FlowMatching(DenoiserOptions, Family):
     label_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Probability of dropping a label in training, which guidance requires."""
 
-    accepts: ClassVar[type] = ImageSpec
+    accepts: ClassVar[type] = ArraySpec
     Request: ClassVar[type] = FlowRequest
     Scoring: ClassVar[type] = FlowScoring
     unit: ClassVar[str] = "images"
@@ -160,7 +164,7 @@ class FlowMatching(DenoiserOptions, Family):
         """The samplers that apply to the objective."""
         return OF_AVERAGES if self.objective == "mean" else OF_VELOCITIES
 
-    def init(self, spec: ImageSpec, setup: Setup, key: jax.Array) -> State:
+    def init(self, spec: ArraySpec, setup: Setup, key: jax.Array) -> State:
         size, spans = (spec.height, spec.width, spec.channels), self.objective == "mean"
         net = self.make_network(size, count_symbols(self, spec), nnx.Rngs(key), setup.dtype, spans)
         return State(Learner.create(net, setup))

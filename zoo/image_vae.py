@@ -240,6 +240,10 @@ class ImageVAE(PixelLikelihood, Family):
         """Returns the mean of q(z|x) for each image; the encoder of the family as a codec."""
         return state.vae.eval_net().encode(self.observe_held_out(batch))[0]
 
+    def latents(self, state: State, batch: Batch) -> Float[Array, "b latent"]:
+        """Returns the codes, which are real numbers; see `Codec`."""
+        return self.encode(state, batch)
+
     def decode(self, state: State, codes: Float[Array, "b latent"]) -> UInt8[Array, "b h w c"]:
         """Returns the mean of p(x|z) for each code as pixels; the decoder of the family as a codec."""
         return self.image(state.vae.eval_net().decode(codes))

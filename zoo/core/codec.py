@@ -25,6 +25,9 @@ class Codec(Protocol):
     def encode(self, state: Any, batch: dict[str, Any]) -> Any:
         """Codes of a batch, [b ...]. Traced."""
 
+    def latents(self, state: Any, batch: dict[str, Any]) -> Any:
+        """Real-valued codes of a batch, [b ...] float32, which `decode` accepts too. Traced."""
+
     def decode(self, state: Any, codes: Any) -> Any:
         """Decodes codes to rows [b ...], in the form of a batch of the codec's own data. Traced."""
 
@@ -54,13 +57,25 @@ class Coder:
     @cached_property
     def code_shape(self) -> tuple[int, ...]:
         """The shape of the code of one image."""
+        return self._shape(self.family.encode)
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of the latents of one image."""
+        return self._shape(self.family.latents)
+
+    def _shape(self, encode: Any) -> tuple[int, ...]:
         image = jax.ShapeDtypeStruct((1, self.spec.height, self.spec.width, self.spec.channels), jnp.uint8)
         batch = {"image": image, "row": jax.ShapeDtypeStruct((1,), jnp.int32)}
-        return jax.eval_shape(self.family.encode, self.state, batch).shape[1:]
+        return jax.eval_shape(encode, self.state, batch).shape[1:]
 
     def encode(self, batch: dict[str, Any]) -> jax.Array:
         """Codes of a batch [b ...]; compiled once for each shape."""
         return _encode(self.family, self.state, batch)
+
+    def latents(self, batch: dict[str, Any]) -> jax.Array:
+        """Real-valued codes of a batch [b ...]; compiled once for each shape."""
+        return _latents(self.family, self.state, batch)
 
     def decode(self, codes: Any) -> jax.Array:
         """Decodes codes to rows of data [b ...]; compiled once for each shape."""
@@ -70,6 +85,11 @@ class Coder:
 @partial(jax.jit, static_argnames="family")
 def _encode(family: Codec, state: Any, batch: dict[str, Any]) -> Any:
     return family.encode(state, batch)
+
+
+@partial(jax.jit, static_argnames="family")
+def _latents(family: Codec, state: Any, batch: dict[str, Any]) -> Any:
+    return family.latents(state, batch)
 
 
 @partial(jax.jit, static_argnames="family")

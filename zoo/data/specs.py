@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Float, Int, Int32
 
 from zoo.core.artifacts import Artifacts, Text
 from zoo.core.codec import Coder
@@ -178,15 +178,15 @@ class PairSpec(Spec):
 
 
 @dataclass(frozen=True)
-class ImageSpec(Spec):
-    """Images of one size: `image` uint8 [b height width channels], `label` int32 [b], -1 for no label."""
+class ArraySpec(Spec):
+    """Arrays of one size, images or their latents: `image` [b height width channels], `label` int32 [b], -1: none."""
 
     height: int
     width: int
     channels: int
-    """1 for grey, 3 for colour."""
+    """Of images: 1 for grey, 3 for colour."""
     classes: tuple[str, ...] = ()
-    """Class names; label i is class i. Empty: no image is labelled."""
+    """Class names; label i is class i. Empty: nothing is labelled."""
 
     def class_number(self, label: str) -> int:
         """Returns the number of a class given by name or number.
@@ -202,3 +202,40 @@ class ImageSpec(Spec):
         raise UserError(
             f"label is {label!r}; it must be one of the classes {known}, or a number below {len(self.classes)}"
         )
+
+
+@dataclass(frozen=True)
+class ImageSpec(ArraySpec):
+    """Images of one size: `image` is uint8."""
+
+    @property
+    def image(self) -> "ImageSpec":
+        """The spec of the images that samples are shown as: this one."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec(ArraySpec):
+    """Latents of images by a codec: `image` is float32, with mean 0 and deviation 1 in every channel.
+
+    A codec's vector for a whole image is an array of height and width 1.
+    """
+
+    image: ImageSpec
+    """The images that the latents are decoded to."""
+    mean: tuple[float, ...]
+    """Means of the codec's latents over the training images, by channel."""
+    deviation: tuple[float, ...]
+    """Their standard deviations."""
+    codec: str
+    """Check sum of the codec."""
+
+    def from_codec(self, latents: Float[np.ndarray, "b ..."]) -> Float[np.ndarray, "b h w c"]:
+        """Standardises the codec's latents."""
+        arrays = latents.reshape(len(latents), self.height, self.width, self.channels)
+        return ((arrays - np.array(self.mean)) / np.array(self.deviation)).astype(np.float32)
+
+    def to_codec(self, arrays: Float[np.ndarray, "b h w c"], shape: tuple[int, ...]) -> Float[np.ndarray, "b ..."]:
+        """The reverse of `from_codec`; `shape` is that of the codec's latents of one image."""
+        latents = arrays * np.array(self.deviation) + np.array(self.mean)
+        return latents.reshape(len(arrays), *shape).astype(np.float32)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int, Key, UInt8
 from zoo.core.data import DataSet
 from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Metrics, Model
+from zoo.data.specs import LatentSpec
 from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
 from zoo.sampling.diffusion.guidance import check_guidance, known_classes
 from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerName, make_levels, sample_images
@@ -58,6 +59,19 @@ class DiffusionScoring(SamplerScoring):
     bound_images: int = 0
     """Number of held-out images for the full variational bound, over every t (1000 calls of the network per image); 0:
     none. `bits_per_dim` estimates it from one t per image. A conditional model's bound is of p(x | y)."""
+
+    def check(self, family: Any, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
+        return unlike_images(self, "bound_images", spec) | super().check(family, spec, extractor)
+
+
+def unlike_images(scoring: SamplerScoring, name: str, spec: Any) -> dict[str, str]:
+    """The reason why a likelihood of images is not computed of latents, in the form of `Scoring.check`."""
+    value = getattr(scoring, name)
+    if not value or not isinstance(spec, LatentSpec):
+        return {}
+    return {
+        name: f"{name} is {value}; of latents it would be a density of the codec's codes, not of images: leave it out"
+    }
 
 
 def score_images(

@@ -13,7 +13,8 @@ from zoo.core.data import DataSet, Spec
 from zoo.core.errors import UserError, require
 from zoo.core.extractor import Extracted, Extractor, LoadExtractor, NoExtractorError
 from zoo.core.family import Family, Metrics, Scoring
-from zoo.data.specs import ImageSpec
+from zoo.data.images.coded import CodedImages
+from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
 
 log = logging.getLogger("zoo")
@@ -52,10 +53,10 @@ class ImageScoring(Scoring):
         )
 
     def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
-        if not self.samples or not isinstance(spec, ImageSpec):
+        if not self.samples or not isinstance(spec, ImageSpec | LatentSpec):
             return {}
         try:
-            extractor(self.extractor, spec)
+            extractor(self.extractor, spec.image)
         except NoExtractorError as error:
             asking = ["samples", *["floor"] * self.floor]
             return dict.fromkeys(asking, f"FID, KID, precision and recall cannot be computed: {error}")
@@ -75,7 +76,7 @@ def score_samples(
 
     Args:
         make: makes samples 0 .. n - 1 of given classes, which a model without classes ignores.
-        data: its held-out split is the reference.
+        data: the images of its held-out split are the reference.
         scoring: at least `NEIGHBOURS + 1` samples.
         about: how samples are made (sampler, steps, seed, ...); stored with the figures.
         key: key for the order of the classes; each class is as frequent as in the reference.
@@ -88,6 +89,7 @@ def score_samples(
     Raises:
         UserError: the extractor does not fit the images, or there are too few held-out images.
     """
+    data = data.held_out if isinstance(data, CodedImages) else data
     assert isinstance(data.spec, ImageSpec)
     extractor = load(scoring.extractor, data.spec)
     reference, labels = _held_out_features(extractor, data, scoring.references)

@@ -73,9 +73,7 @@ def score_language_model(
     if not scoring.samples:
         return figures
     if isinstance(data, ImageTokenSet):
-        return figures | score_samples(
-            _sampler(model, key), data.held_out, scoring, {"temperature": 1.0}, key, model.extractor
-        )
+        return figures | score_samples(_sampler(model, key), data, scoring, {"temperature": 1.0}, key, model.extractor)
     make: Any = model.family.Request
     request = make(n=scoring.samples, max_new_tokens=scoring.sample_tokens)
     texts = [sample.text for sample in model.family.sample(model, request, key) if isinstance(sample, Text)]

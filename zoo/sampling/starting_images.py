@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 
 from zoo.core.errors import UserError
 from zoo.core.family import Model
+from zoo.data.images.coded import CodedImages
 from zoo.data.images.files import read_image
 
 
@@ -20,7 +21,7 @@ def given_pictures(names: Iterable[str], model: Model) -> UInt8[np.ndarray, "n h
     Raises:
         UserError: a file cannot be read, an index is too large, or the data is not available.
     """
-    return np.stack([_held_out(int(name), model) if name.isdecimal() else read_image(name, model.spec)
+    return np.stack([_held_out(int(name), model) if name.isdecimal() else read_image(name, model.spec.image)
                      for name in names])  # fmt: skip
 
 
@@ -44,4 +45,5 @@ def _held_out(number: int, model: Model) -> UInt8[np.ndarray, "h w c"]:
     size = len(data.held_out_at(0)["row"])
     if number >= count:
         raise UserError(f"held-out picture {number} is asked for, but there are {count}, numbered from 0")
-    return data.held_out_at(number // size)["image"][number % size]
+    images = data.held_out if isinstance(data, CodedImages) else data
+    return images.held_out_at(number // size)["image"][number % size]

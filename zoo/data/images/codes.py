@@ -3,12 +3,17 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
 from zoo.core.codec import Coder
+
+Encode = Callable[[dict[str, Any]], Any]
+"""A codec's `encode` or `latents`."""
 
 DRAWINGS = 8
 """Drawings of the training images for a codec that draws its input at random (black and white pixels)."""
@@ -16,22 +21,25 @@ BATCH_SIZE = 256
 """Images encoded together."""
 
 
-def encode_all(codec: Coder, images: UInt8[np.ndarray, "m h w c"]) -> Shaped[np.ndarray, "drawings m ..."]:
+def encode_all(
+    codec: Coder, images: UInt8[np.ndarray, "m h w c"], latents: bool = False
+) -> Shaped[np.ndarray, "drawings m ..."]:
     """Returns the codes of all images: `DRAWINGS` times if the codec draws its input at random, else once.
 
     They are cached by a hash of the images and the codec's checkpoint. Drawing d of image i takes its noise from row
-    d m + i.
+    d m + i. With `latents` they are real-valued.
     """
-    file = _cache() / f"{_digest(codec, images)}.npy"
+    file = _cache() / f"{_digest(codec, images)}{'-latents' * latents}.npy"
     if file.exists():
         return np.load(file)
-    count = DRAWINGS if _draws(codec, images) else 1
-    codes = np.stack([encode(codec, images, drawing) for drawing in range(count)])
+    encode = codec.latents if latents else codec.encode
+    count = DRAWINGS if _draws(encode, images) else 1
+    codes = np.stack([_drawing(encode, images, drawing) for drawing in range(count)])
     _write(file, codes)
     return codes
 
 
-def encode(codec: Coder, images: UInt8[np.ndarray, "m h w c"], drawing: int = 0) -> Shaped[np.ndarray, "m ..."]:
+def _drawing(encode: Encode, images: UInt8[np.ndarray, "m h w c"], drawing: int) -> Shaped[np.ndarray, "m ..."]:
     """Returns the codes of images, encoded in batches of one size, with a progress bar."""
     from rich.console import Console
     from rich.progress import track
@@ -40,22 +48,22 @@ def encode(codec: Coder, images: UInt8[np.ndarray, "m h w c"], drawing: int = 0)
     begins = range(0, len(images), BATCH_SIZE)
     for begin in track(begins, f"encoding, drawing {drawing}", console=Console(stderr=True), transient=True):
         index = np.arange(begin, begin + BATCH_SIZE)
-        parts.append(_encode(codec, images, index, drawing)[: len(images) - begin])
+        parts.append(_encode(encode, images, index, drawing)[: len(images) - begin])
     return np.concatenate(parts)
 
 
 def _encode(
-    codec: Coder, images: UInt8[np.ndarray, "m h w c"], index: Int[np.ndarray, " b"], drawing: int
+    encode: Encode, images: UInt8[np.ndarray, "m h w c"], index: Int[np.ndarray, " b"], drawing: int
 ) -> Shaped[np.ndarray, "b ..."]:
     row = (drawing * len(images) + index).astype(np.int32)
-    codes = np.asarray(codec.encode({"image": images[np.minimum(index, len(images) - 1)], "row": row}))
+    codes = np.asarray(encode({"image": images[np.minimum(index, len(images) - 1)], "row": row}))
     return codes if codes.dtype.kind == "f" else codes.astype(np.uint16)
 
 
-def _draws(codec: Coder, images: UInt8[np.ndarray, "m h w c"]) -> bool:
+def _draws(encode: Encode, images: UInt8[np.ndarray, "m h w c"]) -> bool:
     """Whether codes depend on the row's noise."""
     index = np.arange(BATCH_SIZE)
-    return not np.array_equal(_encode(codec, images, index, 0), _encode(codec, images, index, 1))
+    return not np.array_equal(_encode(encode, images, index, 0), _encode(encode, images, index, 1))
 
 
 def _cache() -> Path:

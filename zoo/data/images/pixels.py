@@ -12,8 +12,10 @@ HELD_OUT_NOISE = 2014
 """Seed of the noise of held-out images, the same for all families."""
 
 
-def from_pixels(image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Maps 0 .. 255 to -1 .. 1."""
+def from_pixels(image: UInt8[Array, "b h w c"] | Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Maps 0 .. 255 to -1 .. 1; latents, which are floats, stay as they are."""
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        return image
     return image.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -22,12 +24,16 @@ def to_pixels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
     return jnp.clip(jnp.round((x + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
 
 
-def dequantise(image: UInt8[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+def dequantise(
+    image: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], key: Key[Array, ""], rows: Int[Array, " b"]
+) -> Float[Array, "b h w c"]:
     """Spreads level k uniformly over the numbers that `to_pixels` rounds to it: (k + u - 1/2) / 127.5 - 1, u in [0, 1).
 
     The density of the result bounds the probability of the pixels (Theis et al. 2016, "A note on the evaluation of
-    generative models", section 3.1).
+    generative models", section 3.1). Latents, which are floats, stay as they are.
     """
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        return image
     return from_pixels(image) + (uniform(key, rows, image.shape[1:]) - 0.5) / 127.5
 
 

@@ -13,9 +13,10 @@ from jaxtyping import Int32, Int64, Integer, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image, grid
 from zoo.core.codec import Coder
-from zoo.core.data import Batch, DataSet, Split
+from zoo.core.data import Batch, Split
 from zoo.core.errors import UserError, require
 from zoo.data.images import pixels
+from zoo.data.images.coded import CodedImages
 from zoo.data.images.codes import encode_all
 from zoo.data.images.image_set import PREVIEW, ImageSet
 from zoo.data.images.source import ImageSource
@@ -100,7 +101,7 @@ def _kind(spec: ImageTokenSpec) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageTokenSet(DataSet):
+class ImageTokenSet(CodedImages):
     """Images in memory as tokens: `tokens` int32 [b, n + 1], `end` and the n tokens of the image.
 
     An epoch visits each training image once. Black and white pixels are drawn anew in each epoch. Codes of a codec that
@@ -108,18 +109,6 @@ class ImageTokenSet(DataSet):
     """
 
     spec: ImageTokenSpec
-    images: ImageSet
-    codec: Coder | None
-    split: Split = "dev"
-
-    @property
-    def held_out(self) -> ImageSet:
-        """The held-out images of the split, not as tokens."""
-        return replace(self.images, split=self.split)
-
-    @property
-    def held_out_batches(self) -> int:
-        return self.held_out.held_out_batches
 
     @functools.cached_property
     def _codes(self) -> Integer[np.ndarray, "drawings m n"] | None:

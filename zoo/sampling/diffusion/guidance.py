@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.core.errors import UserError
-from zoo.data.specs import ImageSpec
+from zoo.data.specs import ArraySpec
 
 NO_CLASS = "none"
 """The label that asks for images without a class."""
@@ -35,12 +35,12 @@ class ClassConditional(Protocol):
         """Probability of withholding a label in training."""
 
 
-def known_classes(family: ClassConditional, spec: ImageSpec) -> tuple[str, ...]:
+def known_classes(family: ClassConditional, spec: ArraySpec) -> tuple[str, ...]:
     """Names of the classes that the network knows; empty for an unconditional one."""
     return () if family.conditional is False else spec.classes
 
 
-def count_symbols(family: ClassConditional, spec: ImageSpec) -> int:
+def count_symbols(family: ClassConditional, spec: ArraySpec) -> int:
     """Number of embedded classes, including "no class"; 0 for an unconditional network.
 
     Raises:
@@ -52,7 +52,7 @@ def count_symbols(family: ClassConditional, spec: ImageSpec) -> int:
     return len(classes) + 1 if classes else 0
 
 
-def guidable(family: ClassConditional, spec: ImageSpec) -> bool:
+def guidable(family: ClassConditional, spec: ArraySpec) -> bool:
     """Whether the network was trained both with and without classes."""
     return bool(known_classes(family, spec)) and family.label_dropout > 0
 
@@ -95,7 +95,7 @@ def guided(
     return predict
 
 
-def check_guidance(family: ClassConditional, spec: ImageSpec, guidance: float) -> None:
+def check_guidance(family: ClassConditional, spec: ArraySpec, guidance: float) -> None:
     """Refuses guidance (any scale but 1) for a model that cannot be guided.
 
     Raises:
@@ -114,7 +114,7 @@ def check_guidance(family: ClassConditional, spec: ImageSpec, guidance: float) -
 
 def symbols_of_samples(
     family: ClassConditional,
-    spec: ImageSpec,
+    spec: ArraySpec,
     label: str,
     guidance: float,
     default: Int[np.ndarray, " n"] | None,
@@ -147,7 +147,7 @@ def symbols_of_samples(
     return lambda rows: jnp.asarray(order[rows % len(order)], jnp.int32)
 
 
-def _check_no_class(family: ClassConditional, spec: ImageSpec, guidance: float) -> None:
+def _check_no_class(family: ClassConditional, spec: ArraySpec, guidance: float) -> None:
     if not guidable(family, spec):
         raise UserError(
             "the model was trained with label-dropout 0 and never without a class: give a class with --label"

@@ -13,14 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
-from einops import rearrange, repeat
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from einops import rearrange, reduce, repeat
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 from zoo.core.artifacts import Image, sheet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Model, Request
 from zoo.data.images.files import read_mask
+from zoo.data.images.latents import show_all
 from zoo.data.images.pixels import from_pixels, to_pixels
+from zoo.data.specs import ImageSpec, LatentSpec
+from zoo.nn.arithmetic import identity
 from zoo.sampling.batches import in_batches
 from zoo.sampling.diffusion.guidance import NO_CLASS, ClassConditional, symbols_of_samples
 from zoo.sampling.diffusion.loop import Sampler, encode, keep_known, part_noised, prior, sample
@@ -189,22 +192,24 @@ def sample_images(
     label = request.label or (NO_CLASS if request.image else "")
     symbol_of = symbols_of_samples(family, spec, label, request.guidance, classes)
     grid = make_levels(family, request.sampler, request.steps, request.shift)
-    given = given_pictures(request.image, model) if request.image else None
+    given = _given(request, model) if request.image else None
     settings = Settings(
         grid=grid,
         key=key,
         eta=jnp.float32(request.eta),
         guidance=jnp.float32(request.guidance),
-        kept=jnp.asarray(~read_mask(request.mask, spec)) if request.mask else None,
+        kept=jnp.asarray(_kept(request.mask, spec)) if request.mask else None,
         repeats=jnp.int32(request.repeats) if request.mask else None,
     )
-    walk = partial(_walk, family, request.sampler, request.strip, model.state, settings)
+    walk = partial(_walk, family, request.sampler, request.strip, isinstance(spec, ImageSpec), model.state, settings)
     shape = (spec.height, spec.width, spec.channels)
     if request.interpolate:
         ends = None if given is None else _encode(family, model.state, given, grid, symbol_of(np.arange(2)))
-        return _interpolations(request, shape, ends, key, symbol_of, walk)
+        made = _interpolations(request, shape, ends, key, symbol_of, walk)
+        return [sheet(way[None], "interpolation") for way in _shown(made, model)]
     start = partial(_start, request, settings, shape, given)
     made = in_batches(lambda rows: walk(start(rows, symbol_of(np.asarray(rows)))), request.n, BATCH_SIZE)
+    made = _shown(made, model)
     if not request.strip:
         return [Image(pixels) for pixels in made]
     return [sheet(frames, "strip") for frames in made]
@@ -214,14 +219,14 @@ def _start(
     request: DiffusionRequest,
     settings: Settings,
     shape: tuple[int, ...],
-    given: UInt8[np.ndarray, "n h w c"] | None,
+    given: Float[np.ndarray, "n h w c"] | None,
     rows: Int[Array, " b"],
     symbol: Int[Array, " b"],
 ) -> Start:
     """Pure noise, or given images with the noise of the requested strength."""
     if given is None:
         return Start(_prior(settings.key, rows, shape), rows, symbol, jnp.int32(0))
-    x_0 = from_pixels(jnp.asarray(given[np.asarray(rows) % len(given)]))
+    x_0 = jnp.asarray(given[np.asarray(rows) % len(given)])
     if request.mask:
         return Start(_prior(settings.key, rows, shape), rows, symbol, jnp.int32(0), x_0)
     level = jnp.int32(settings.grid.start(request.strength))
@@ -235,8 +240,8 @@ def _interpolations(
     key: Key[Array, ""],
     symbol_of: Callable[[np.ndarray], jax.Array],
     walk: Callable[[Start], jax.Array],
-) -> list[Image]:
-    """Rows of images, each made from points on the arc between two noises: `ends`, or noises of the sample's own."""
+) -> Shaped[np.ndarray, "n frames h w c"]:
+    """Rows of arrays, each made from points on the arc between two noises: `ends`, or noises of the sample's own."""
     frames = request.interpolate
 
     def make(places: jax.Array) -> jax.Array:
@@ -248,14 +253,39 @@ def _interpolations(
         return walk(Start(_between(*z, weight), rows, symbol_of(np.asarray(rows)), jnp.int32(0)))
 
     made = in_batches(make, (request.n if ends is None else 1) * frames, BATCH_SIZE)
-    return [sheet(way, "interpolation") for way in rearrange(made, "(n f) h w c -> n 1 f h w c", f=frames)]
+    return rearrange(made, "(n f) h w c -> n f h w c", f=frames)
 
 
-@partial(jax.jit, static_argnames=("family", "sampler", "frames"))
+def _given(request: DiffusionRequest, model: Model) -> Float[np.ndarray, "n h w c"]:
+    """Given images as the network takes them."""
+    images = given_pictures(request.image, model)
+    if isinstance(model.spec, LatentSpec):
+        assert model.codec is not None, "latents have a codec"
+        batch = {"image": images, "row": np.arange(len(images), dtype=np.int32)}
+        return model.spec.from_codec(np.asarray(model.codec.latents(batch)))
+    return np.asarray(from_pixels(jnp.asarray(images)))
+
+
+def _kept(mask: str, spec: ImageSpec | LatentSpec) -> Bool[np.ndarray, "h w 1"]:
+    """The places that a mask keeps; one of latents stands for a square of pixels, which must be kept whole."""
+    pixels = ~read_mask(mask, spec.image)
+    p, q = spec.image.height // spec.height, spec.image.width // spec.width
+    return reduce(pixels, "(h p) (w q) 1 -> h w 1", "min", p=p, q=q)
+
+
+def _shown(made: Shaped[np.ndarray, "n ..."], model: Model) -> UInt8[np.ndarray, "n ..."]:
+    """Images of what was made: latents are decoded."""
+    if isinstance(model.spec, LatentSpec):
+        assert model.codec is not None, "latents have a codec"
+        return show_all(model.spec, made, model.codec)
+    return made
+
+
+@partial(jax.jit, static_argnames=("family", "sampler", "frames", "pixels"))
 def _walk(
-    family: Diffusion, sampler: SamplerName, frames: int, state: Any, settings: Settings, start: Start
-) -> UInt8[Array, "b ..."]:
-    """From noise to images [b h w c]; with frames, to strips [b 2 f h w c] of x_t and x_0."""
+    family: Diffusion, sampler: SamplerName, frames: int, pixels: bool, state: Any, settings: Settings, start: Start
+) -> Shaped[Array, "b ..."]:
+    """From noise to images [b h w c], uint8 if `pixels`; with frames, to strips [b 2 f h w c] of x_t and x_0."""
     denoise = family.denoiser(state, start.symbol, settings.guidance)
     constrain = None
     if settings.kept is not None and start.x_0 is not None:
@@ -266,10 +296,11 @@ def _walk(
         start=start.level, constrain=constrain, repeats=1 if settings.repeats is None else settings.repeats,
         frames=frames,
     )  # fmt: skip
+    finish = to_pixels if pixels else identity
     if not frames:
-        return to_pixels(made)
+        return finish(made)
     both = rearrange(jnp.stack(strip), "two f b h w c -> (b two f) h w c")
-    return rearrange(to_pixels(both), "(b two f) h w c -> b two f h w c", two=2, f=frames)
+    return rearrange(finish(both), "(b two f) h w c -> b two f h w c", two=2, f=frames)
 
 
 _prior = jax.jit(prior, static_argnums=2)
@@ -290,8 +321,8 @@ def _between(
 
 @partial(jax.jit, static_argnums=0)
 def _encode(
-    family: Diffusion, state: Any, given: UInt8[Array | np.ndarray, "b h w c"], grid: Grid, symbol: Int[Array, " b"]
+    family: Diffusion, state: Any, given: Float[Array | np.ndarray, "b h w c"], grid: Grid, symbol: Int[Array, " b"]
 ) -> Float[Array, "b h w c"]:
     """The noise of given images."""
     denoise = family.denoiser(state, symbol, jnp.float32(1.0))
-    return encode(family.samplers["heun"].rule, denoise, from_pixels(jnp.asarray(given)), grid)
+    return encode(family.samplers["heun"].rule, denoise, jnp.asarray(given), grid)

@@ -1,0 +1,27 @@
+"""Base of the data sets that a codec, or the choice of tokens, makes of images."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from zoo.core.codec import Coder
+from zoo.core.data import DataSet, Split
+from zoo.data.images.image_set import ImageSet
+
+
+@dataclass(frozen=True, eq=False)
+class CodedImages(DataSet):
+    """Images in another form; see the subclasses."""
+
+    spec: Any
+    images: ImageSet
+    codec: Coder | None
+    split: Split = "dev"
+
+    @property
+    def held_out(self) -> ImageSet:
+        """The held-out images of the split, as images."""
+        return replace(self.images, split=self.split)
+
+    @property
+    def held_out_batches(self) -> int:
+        return self.held_out.held_out_batches
