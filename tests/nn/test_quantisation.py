@@ -64,7 +64,8 @@ def test_a_dead_code_becomes_a_vector_of_the_batch_and_the_others_move_as_ever()
     np.testing.assert_array_equal(book.vectors[:2], undisturbed.vectors[:2])
     np.testing.assert_array_equal(undisturbed.vectors[2], vectors[2])
     np.testing.assert_allclose(book.counts[...], [2.0, 2.0, 0.135], rtol=1e-5)
-    away = np.linalg.norm(book.vectors[2] - z.reshape(4, 2), axis=1) / np.linalg.norm(z.reshape(4, 2), axis=1)
+    given, revived = np.asarray(z).reshape(4, 2), np.asarray(book.vectors[2])
+    away = np.linalg.norm(revived - given, axis=1) / np.linalg.norm(given, axis=1)
     assert 0 < away.min() < 0.3
 
 
