@@ -303,7 +303,7 @@ class VQVAE(PixelLikelihood, Family):
         return replace(grid(self._decode(model, codes)), name="codebook")
 
     def _decode(self, model: Model, codes: Any) -> UInt8[np.ndarray, "n H W c"]:
-        return over_rows(partial(_decode, self, model.state.vqvae), codes, AT_ONCE)
+        return over_rows(partial(_decode, self, model.state.vqvae), jnp.asarray(codes), AT_ONCE)
 
 
 def psnr(image: Float[Array, "b H W c"], other: Float[Array, "b H W c"]) -> Float[Array, " b"]:

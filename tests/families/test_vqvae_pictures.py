@@ -54,7 +54,7 @@ def test_decoded_codes_are_the_reconstruction_that_evaluation_scores(name, reque
     decode = jax.jit(family.decode)
     images = decode(model.state, codes)
     np.testing.assert_array_equal(images, decode(model.state, latents))
-    error = np.square(images.astype(np.float64) - held_out()).mean((1, 2, 3))
+    error = np.square(np.asarray(images, np.float64) - held_out()).mean((1, 2, 3))
     rows = [jax.jit(family.evaluate)(model.state, Blobs().held_out_at(i), KEY)["psnr_db"][0] for i in range(3)]
     np.testing.assert_allclose(np.concatenate(rows)[:20], 10 * np.log10(255**2 / error), atol=0.05)
 
