@@ -130,6 +130,7 @@ class ImageVAE(PixelLikelihood, Family):
     Scoring: ClassVar[type] = ImageVAEScoring
     unit: ClassVar[str] = "images"
     symbols: ClassVar[int] = 0
+    """Its codes are real-valued; see `zoo.core.codec.Codec`."""
 
     def __post_init__(self) -> None:
         require(

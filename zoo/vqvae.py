@@ -252,8 +252,7 @@ class VQVAE(PixelLikelihood, Family):
         figures = code_use(codes, self.symbols, inked if model.spec.channels == 1 else None)
         figures["codebook"] = self.verdict(figures, len(codes))
         if scoring.samples:
-            if scoring.samples > len(codes):
-                raise UserError(f"samples is {scoring.samples}, but there are {len(codes)} images to reconstruct")
+            scoring = replace(scoring, samples=min(scoring.samples, len(codes)))  # there are no more images
 
             def reconstructions(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n H W c"]:
                 return self._decode(model, codes[: len(classes)])
@@ -270,9 +269,9 @@ class VQVAE(PixelLikelihood, Family):
             images: number of images.
         """
         used, varied = use["codes_in_use"], use["code_perplexity"]
-        facts = f"{used} of {self.symbols} codes are in use on {images} images, as varied as {varied:.0f} even ones"
+        facts = f"{used} of {self.symbols} codes are in use on {images} images, with a perplexity of {varied:.0f}"
         if "inked_code_perplexity" in use:
-            facts += f" and {use['inked_code_perplexity']:.0f} where there is ink"
+            facts += f", and of {use['inked_code_perplexity']:.0f} over inked places"
         if use["share_in_use"] >= ENOUGH:
             return facts
         if self.quantiser == "fsq":
@@ -304,7 +303,7 @@ class VQVAE(PixelLikelihood, Family):
         return replace(grid(self._decode(model, codes)), name="codebook")
 
     def _decode(self, model: Model, codes: Any) -> UInt8[np.ndarray, "n H W c"]:
-        return over_rows(partial(_decode, self, model.state.vqvae), codes, AT_ONCE)
+        return over_rows(partial(_decode, self, model.state.vqvae), jnp.asarray(codes), AT_ONCE)
 
 
 def psnr(image: Float[Array, "b H W c"], other: Float[Array, "b H W c"]) -> Float[Array, " b"]:

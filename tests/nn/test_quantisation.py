@@ -64,22 +64,26 @@ def test_a_dead_code_becomes_a_vector_of_the_batch_and_the_others_move_as_ever()
     np.testing.assert_array_equal(book.vectors[:2], undisturbed.vectors[:2])
     np.testing.assert_array_equal(undisturbed.vectors[2], vectors[2])
     np.testing.assert_allclose(book.counts[...], [2.0, 2.0, 0.135], rtol=1e-5)
-    assert np.isclose(book.vectors[2], z.reshape(4, 2)).all(1).any()
+    given, revived = np.asarray(z).reshape(4, 2), np.asarray(book.vectors[2])
+    away = np.linalg.norm(revived - given, axis=1) / np.linalg.norm(given, axis=1)
+    assert 0 < away.min() < 0.3
 
 
 def test_revived_codes_are_drawn_evenly_from_all_rows_and_positions():
-    """4000 draws of 20 vectors; each number has the deviation of a binomial."""
-    z = jnp.arange(20.0).reshape(4, 5, 1)
+    """4000 draws of 20 powers of 4; each number has the deviation of a binomial, and the noise that of a normal."""
+    z = 4.0 ** jnp.arange(20.0).reshape(4, 5, 1)
     book = make_codebook(np.zeros((4000, 1)), np.ones(4000))
-    drawn = book.candidates(z, jnp.arange(4), jax.random.key(0))[:, 0]
-    counts = np.bincount(np.asarray(drawn, int), minlength=20)
-    assert np.abs(counts - 200).max() < 5 * np.sqrt(4000 * 0.05 * 0.95)
-    other = book.candidates(z, jnp.arange(4), jax.random.key(1))[:, 0]
-    assert 0.9 < np.mean(np.asarray(drawn != other)) < 1
+    drawn, other = (np.asarray(book.candidates(z, jnp.arange(4), jax.random.key(i)))[:, 0] for i in range(2))
+    power = np.round(np.log(drawn) / np.log(4.0))
+    assert np.abs(np.bincount(power.astype(int), minlength=20) - 200).max() < 5 * np.sqrt(4000 * 0.05 * 0.95)
+    assert 0.9 < np.mean(power != np.round(np.log(other) / np.log(4.0))) < 1
+    noise = drawn / 4.0**power - 1
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0, 0.1], atol=0.01)
+    assert len(np.unique(drawn)) > 3990  # no two codes are equally near
 
 
 def test_sums_over_parts_of_a_batch_are_those_of_the_batch():
-    """Integers, whose sums are exact; the candidate of a code is in one part and 0 in the others."""
+    """Integers, whose sums are exact; the candidate of a code is from one part and 0 in the others."""
     z = jnp.asarray(np.random.default_rng(0).integers(1, 9, (6, 5, 3)), jnp.float32)
     book = make_codebook(np.random.default_rng(1).normal(5, 2, (40, 3)), np.ones(40), batch_size=6)
     codes, key, rows = book.nearest(z), jax.random.key(2), jnp.arange(6)
@@ -89,9 +93,8 @@ def test_sums_over_parts_of_a_batch_are_those_of_the_batch():
     ]
     added = jax.tree.map(lambda *x: sum(x), *parts)
     jax.tree.map(np.testing.assert_array_equal, whole, added)
-    drawn = {tuple(vector) for vector in np.asarray(whole["candidates"])}
-    assert drawn <= {tuple(vector) for vector in np.asarray(z).reshape(-1, 3)}
-    assert len(drawn) > 10
+    assert (np.abs(whole["candidates"]).min(1) > 0).all()
+    assert all((np.asarray(part["candidates"]) == 0).all(1).any() for part in parts)
 
 
 def test_the_first_batch_initialises_the_codebook():
@@ -100,7 +103,7 @@ def test_the_first_batch_initialises_the_codebook():
     first = 1e-6 * np.ones(16)
     book = make_codebook(np.random.default_rng(0).normal(size=(16, 2)), first, revive=0.1, batch_size=8)
     move(book, z)
-    assert (np.abs(book.vectors - 100.0) < 5).all()
+    assert (np.abs(book.vectors - 100.0) < 60).all()
     assert len(np.unique(np.asarray(book.vectors), axis=0)) > 8
 
 

@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int, Key
 
 FIRST_COUNT = 1e-6
 """Count of each code before the first batch: next to nothing, so that the first batch replaces the random vectors."""
+SPREAD = 0.1
+"""Noise on the vector of a revived code, as a share of the vector's root mean square."""
 
 
 def straight_through(z: Float[Array, "..."], quantised: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -33,8 +35,8 @@ class Codebook(nnx.Module):
 
         N_k <- decay N_k + (1 - decay) n_k,    m_k <- decay m_k + (1 - decay) sum z,    e_k = m_k / N_k
 
-    A dead code, one whose N_k is below `revive` times the mean count, becomes a vector of the current batch, with that
-    threshold as its count. In the first step almost all are, which initialises the codebook from the data.
+    A dead code, one whose N_k is below `revive` times the mean count, becomes a vector of the current batch with some
+    noise, and its count that threshold. In the first step almost all are dead, which initialises the codebook.
 
     Args:
         codes: number of vectors K.
@@ -86,12 +88,15 @@ class Codebook(nnx.Module):
         return {"counts": chosen.sum(0), "totals": totals, "candidates": self.candidates(z, rows, key)}
 
     def candidates(self, z: Float[Array, "b n d"], rows: Int[Array, " b"], key: Key[Array, ""]) -> Float[Array, "k d"]:
-        """Returns for each code one vector of the global batch, drawn uniformly; 0 where its row is in another part."""
-        row_key, position_key = jax.random.split(key)
+        """Returns for each code a vector of the global batch, drawn evenly, with noise; 0 if its row is elsewhere."""
+        row_key, position_key, noise_key = jax.random.split(key, 3)
         row = jax.random.randint(row_key, self.counts.shape, 0, self.batch_size)
         position = jax.random.randint(position_key, self.counts.shape, 0, z.shape[1])
         here = row[:, None] == rows[None, :]
-        return jnp.where(here.any(1)[:, None], z[here.argmax(1), position], 0.0)
+        drawn = z[here.argmax(1), position]
+        # Equal vectors, such as those of blank patches, would be equally near, and rounding would choose the code.
+        size = SPREAD * jnp.sqrt(jnp.square(drawn).mean(1, keepdims=True))
+        return jnp.where(here.any(1)[:, None], drawn + size * jax.random.normal(noise_key, drawn.shape), 0.0)
 
     def update(self, sums: Mapping[str, Array]) -> None:
         """Moves the averages by one batch and revives dead codes.
