@@ -124,8 +124,10 @@ def test_the_reconstruction_fid_is_of_reconstructions_in_the_order_of_the_split(
 
     judged = replace(model, extractor=lambda *_: Extractor("plain", "v1", first_pixels))
     found = TINY.score(judged, {}, Blobs(), ImageScoring(samples=12), KEY)
-    made = jax.jit(TINY.decode)(model.state, encoded(model)[0][:12])
-    assert any(images.shape == made.shape and (images == made).all() for images in seen)
+    made = np.asarray(jax.jit(TINY.decode)(model.state, encoded(model)[0][:12])).astype(int)
+    assert np.abs(made - made[::-1]).max() > 2
+    off = [np.abs(images - made).max() for images in seen if images.shape == made.shape]
+    assert min(off) <= 1  # in batches of another size, a level may round to the next
     assert found["reconstruction_fid"] > 0
     assert "fid" not in found
     assert (found["samples"], found["sampler"]) == (12, "reconstructions of held-out images")
