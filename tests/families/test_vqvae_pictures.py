@@ -126,7 +126,7 @@ def test_the_reconstruction_fid_is_of_reconstructions_in_the_order_of_the_split(
     found = TINY.score(judged, {}, Blobs(), ImageScoring(samples=12), KEY)
     made = np.asarray(jax.jit(TINY.decode)(model.state, encoded(model)[0][:12])).astype(int)
     assert np.abs(made - made[::-1]).max() > 2
-    off = [np.abs(images - made).max() for images in seen if images.shape == made.shape]
+    off = [np.abs(np.asarray(images[:12]) - made).max() for images in seen if len(images) >= 12]
     assert min(off) <= 1  # in batches of another size, a level may round to the next
     assert found["reconstruction_fid"] > 0
     assert "fid" not in found
