@@ -33,6 +33,7 @@ COLLECTIVES = {
 
 PARALLEL = {
     "zoo/core/learner.py": "sums gradients over devices",
+    "zoo/nn/conv.py": "gathers kernels that fsdp splits, since the compiler's partitioned convolution is wrong",
     "zoo/nn/batch_norm.py": "takes its moments over the global batch, in the middle of a network",
 }
 """Files outside the harness that use `zoo.core.parallel`, and for what."""
