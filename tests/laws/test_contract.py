@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,17 @@ COSTLY = ("ddpm", "flow_matching", "mean_flow")
 """Configs whose step takes ten seconds to compile: of them `make test` has what one compiled step is enough for."""
 
 
-def configs(slow: Callable[[Path], bool] = lambda path: False) -> list[Any]:
-    """Every config as a parameter, in a worker of its own; some marked as slow."""
-    marks = {path: [pytest.mark.xdist_group(path.stem), *[pytest.mark.slow] * slow(path)] for path in PATHS}
-    return [pytest.param(path, id=path.stem, marks=marks[path]) for path in PATHS]
+LIGHT = {
+    "dit", "latent_flow", "mnist_patches_lstm", "mnist_patches_masked_diffusion", "mnist_patches_transformer",
+    "mnist_pixels_transformer", "vqvae_masked_diffusion", "vqvae_transformer",
+}  # fmt: skip
+"""Configs that differ from another of their family in data or sizes only: these load, step, learn, score and sample."""
+
+
+def configs(slow: Callable[[Path], bool] = lambda path: False, paths: Sequence[Path] = PATHS) -> list[Any]:
+    """Configs as parameters, each in a worker of its own; some marked as slow."""
+    marks = {path: [pytest.mark.xdist_group(path.stem), *[pytest.mark.slow] * slow(path)] for path in paths}
+    return [pytest.param(path, id=path.stem, marks=marks[path]) for path in paths]
 
 
 def first_configs() -> set[Path]:
@@ -48,11 +55,12 @@ def first_configs() -> set[Path]:
 
 
 FIRST = first_configs()
-unless_costly = pytest.mark.parametrize("run", configs(slow=lambda path: path.stem in COSTLY), indirect=True)
+FULL = [path for path in PATHS if path.stem not in LIGHT]
+in_full = pytest.mark.parametrize("run", configs(paths=FULL), indirect=True)
 once_a_family = pytest.mark.parametrize(
-    "run", configs(slow=lambda path: path.stem in COSTLY or path not in FIRST), indirect=True
+    "run", configs(slow=lambda path: path.stem in COSTLY or path not in FIRST, paths=FULL), indirect=True
 )
-"""In `make test` for the first config of each family that is not costly, in `make test-all` for every config."""
+"""In `make test` for one config of each family that is not costly, in `make test-all` for all but the light ones."""
 strategies = pytest.mark.parametrize("strategy", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 
 # The field's standard names for sizes, with a size that compiles in a moment.
@@ -226,7 +234,7 @@ def test_a_step_is_a_function_of_its_arguments(run):
     assert any((one.params()[name] != value).any() for name, value in other.params().items())
 
 
-@unless_costly
+@once_a_family
 def test_one_batch_can_be_learned_by_heart(run):
     bench = Bench(quick(run))
     if run.family.monitor[0] != "loss":
@@ -270,6 +278,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(run):
 
 
 @pytest.mark.slow
+@in_full
 def test_200_steps_in_bfloat16_end_near_those_in_float32(run):
     """The mean loss of the last 20 steps within 5 % of the first step's loss."""
     if run.family.monitor[0] == "loss":
@@ -324,7 +333,7 @@ def test_microbatches_do_not_change_the_result(run, strategy):
         np.testing.assert_allclose(told[-1][name], told_parts[-1][name], rtol=1e-4, err_msg=name)
 
 
-@unless_costly
+@once_a_family
 @strategies
 def test_a_resumed_run_is_the_uninterrupted_one(run, strategy):
     run = for_fit(run, strategy)
@@ -391,7 +400,7 @@ class _no_compilation:  # noqa: N801
         assert self.count == 0
 
 
-@unless_costly
+@once_a_family
 def test_a_trained_run_loads_samples_and_scores(run):
     run = for_fit(run)
     trained = fitted(run)
@@ -407,7 +416,7 @@ def test_a_trained_run_loads_samples_and_scores(run):
     assert all(loaded.net(name) is not None for name in learners)
 
 
-@unless_costly
+@once_a_family
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_run_that_starts_from_another_samples_and_scores_as_it_does(run, ema_decay):
     run = for_fit(run)
