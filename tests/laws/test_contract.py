@@ -34,7 +34,7 @@ COSTLY = ("ddpm", "flow_matching", "mean_flow")
 
 
 LIGHT = {
-    "dit", "latent_flow", "mnist_patches_lstm", "mnist_patches_masked_diffusion", "mnist_patches_transformer",
+    "latent_flow", "mnist_patches_lstm", "mnist_patches_masked_diffusion", "mnist_patches_transformer",
     "mnist_pixels_transformer", "vqvae_masked_diffusion", "vqvae_transformer",
 }  # fmt: skip
 """Configs that differ from another of their family in data or sizes only: these load, step, learn, score and sample."""
