@@ -2,8 +2,8 @@
 
 python train.py configs/flow_matching.py
 
-About 60 minutes on two CPU cores; not measured yet. `python evaluate.py runs/flow_matching --samples 10000 --ode-images 1000` adds FID by the
-MNIST classifier and the likelihood in bits per dimension.
+About 60 minutes on two CPU cores; not measured yet. `python evaluate.py runs/flow_matching --samples 10000 --ode-images
+1000` adds FID by the MNIST classifier and the likelihood in bits per dimension.
 """
 
 from zoo import Optimizer, Run
