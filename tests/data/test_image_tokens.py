@@ -142,6 +142,8 @@ class Halves:
         drawn = binarise(batch["image"], jax.random.key(state), batch["row"])
         return (drawn.reshape(-1, 1, 4, 2, 4).sum((1, 2, 4)) > 8).astype(jnp.int32)[:, None]
 
+    latents = encode
+
     def decode(self, state: Any, codes: jax.Array) -> jax.Array:
         return (
             jnp.broadcast_to(255 * codes[:, :, :, None], (*codes.shape, 1)).astype(jnp.uint8).repeat(4, 1).repeat(4, 2)

@@ -109,7 +109,7 @@ def walked(monkeypatch) -> list[dict]:
     """What the sampler of diffusion models is asked for, in place of it."""
     seen = []
 
-    def walk(family, sampler, frames, state, settings, start):
+    def walk(family, sampler, frames, pixels, state, settings, start):
         seen.append({"symbol": start.symbol, "guidance": settings.guidance})
         return jnp.zeros(start.x.shape, jnp.uint8)
 

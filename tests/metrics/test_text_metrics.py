@@ -13,6 +13,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from zoo.core.artifacts import Text
+from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.family import Family, Model
 from zoo.metrics.text import (
@@ -142,15 +143,26 @@ class Parrot(Family):
         return [Text(self.texts[i % len(self.texts)][: request.max_new_tokens]) for i in range(request.n)]
 
 
+class Nothing(DataSet):
+    """No held-out rows."""
+
+    held_out_batches = 0
+
+    def batch_at(self, step, rows=slice(None)):
+        raise NotImplementedError
+
+    held_out_at = batch_at
+
+
 def test_samples_are_scored_where_they_are_asked_for():
     model = Model(Parrot(("so it goes on and on", "and on and on it goes")), None, None, 0)
     key = jax.random.key(0)
-    assert score_language_model(model, {"loss": 2.0}, None, TokenScoring(), key) == {"perplexity": math.exp(2.0)}
-    figures = score_language_model(model, {"loss": 2.0}, None, TokenScoring(samples=4), key)
+    assert score_language_model(model, {"loss": 2.0}, Nothing(), TokenScoring(), key) == {"perplexity": math.exp(2.0)}
+    figures = score_language_model(model, {"loss": 2.0}, Nothing(), TokenScoring(samples=4), key)
     assert figures["distinct_1"] == pytest.approx(5 / 24)
     assert figures["self_bleu"] == pytest.approx(100.0)
     assert (figures["samples"], figures["sample_tokens"]) == (4, 300)
-    assert score_language_model(model, {"loss": 2.0}, None, TokenScoring(2, sample_tokens=5), key)[
+    assert score_language_model(model, {"loss": 2.0}, Nothing(), TokenScoring(2, sample_tokens=5), key)[
         "distinct_1"
     ] == pytest.approx(4 / 4)
 

@@ -159,6 +159,8 @@ class ImageSource(Data):
         Raises:
             UserError: there are no images, they cannot be read, or there are fewer distinct images than parts.
         """
+        if split != "all" and is_picture(self.path):
+            raise UserError(f"{self.path} is one file: give a folder of pictures, or an .npz or .npy file")
         train, test = self._read(self.path, self.tfds_split, mixed)
         mixed = train.images.shape[1:3]  # other parts are resized to the size of the training images
         if split == "all":
