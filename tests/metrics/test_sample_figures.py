@@ -136,7 +136,9 @@ def test_a_diffusion_model_without_classes_says_so_and_refuses_guidance(plain, w
     found = family.score(start(family), {}, Unequal(), DiffusionScoring(samples=8, steps=3), KEY)
     assert found["bits_per_dim_of"] == "p(x)"
     assert "classes" not in found
-    assert DiffusionScoring(samples=8).check(family, SPEC, load_extractor) == {}
+    assert DiffusionScoring(samples=8, steps=3).check(family, SPEC, load_extractor) == {}
+    with pytest.raises(UserError, match="steps is 50; it must be from 1 to 20"):
+        DiffusionScoring(samples=8).check(family, SPEC, load_extractor)
     with pytest.raises(UserError, match="guidance is 2, but the model was trained without classes; only 1 is possible"):
         DiffusionScoring(guidance=2.0).check(family, SPEC, load_extractor)
     with pytest.raises(UserError, match="guidance is 2, but the model was trained with label-dropout 0"):

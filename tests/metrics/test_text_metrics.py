@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from zoo.metrics.text import (
     self_bleu,
 )
 from zoo.metrics.tokens import TokenScoring, score_language_model
+from zoo.sampling.tokens.request import TokenRequest
 
 # (text, its references): ordinary, empty on either side, one word, repeated words, other scripts, marks, line ends.
 AWKWARD = [
@@ -133,6 +135,8 @@ class Parrot(Family):
     """Says its texts over and over."""
 
     texts: tuple[str, ...] = ()
+
+    Request: ClassVar[type] = TokenRequest
 
     def init(self, spec, setup, key):
         raise NotImplementedError
