@@ -85,13 +85,13 @@ def test_black_and_white_is_drawn_anew_in_each_epoch_with_the_probability_of_the
     data = open_tokens(npz, batch_size=36, tokens="pixels", binary=True)
     assert len(data.images.images) == 36  # a batch is an epoch
     grey = data.images.images.reshape(36, 32) / 255.0
-    drawn = np.zeros((200, 36, 32))
-    for epoch in range(200):
+    drawn = np.zeros((60, 36, 32))
+    for epoch in range(60):
         place = data.images.order[epoch * 36 + np.arange(36)]
         drawn[epoch, place] = data.batch_at(epoch)["tokens"][:, 1:]
     assert (drawn[0] != drawn[1]).any()
-    assert np.abs(drawn.mean(0) - grey).max() < 5 * 0.5 / 200**0.5
-    assert abs(drawn.mean() - grey.mean()) < 0.005
+    assert np.abs(drawn.mean(0) - grey).max() < 5 * 0.5 / 60**0.5
+    assert abs(drawn.mean() - grey.mean()) < 0.007  # 5 standard errors of 60 x 36 x 32 draws at most
 
 
 def test_held_out_pixels_are_drawn_once_as_for_every_family(npz):
