@@ -39,8 +39,8 @@ class Given(nnx.Module):
     def __call__(self, symbols):
         return self.vectors
 
-    def logits(self, x):
-        return self.embedding.logits(x)
+    def logits(self, x, first=None):
+        return self.embedding.logits(x, first)
 
 
 def influence(net, x, target):
