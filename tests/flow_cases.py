@@ -115,7 +115,8 @@ def load_dit(folder: Path) -> DiT:
 def check_dit(folder: Path) -> None:
     expected = load_file(folder / "expected.safetensors")
     found = jax.jit(load_dit(folder))(expected["x"], expected["t"], expected["classes"])
-    np.testing.assert_allclose(found, expected["output"], atol=2e-5)
+    # Angles of up to 1000 radians in float32 are off by up to 3e-5.
+    np.testing.assert_allclose(found, expected["output"], atol=1e-4)
 
 
 @partial(jax.jit, static_argnames="rule")
