@@ -60,20 +60,26 @@ class Fitting:
     mixed: tuple[int, int] | Literal["auto"] | None = None
 
     def settled(self, sizes: Sequence[tuple[int, int]], name: str) -> "Fitting":
-        """Returns the settings with a size, if image sizes differ and one may be chosen; the log names it.
+        """Returns the settings with a size, if one may be chosen and is needed; the log names it.
+
+        It is needed if sizes differ, or if a side of their one size cannot be halved twice, as networks do.
 
         Args:
             sizes: (height, width) of each image.
             name: name of the source.
         """
-        if self.size is not None or self.mixed is None or len(set(sizes)) < 2:
+        alike = len(set(sizes)) < 2
+        if (
+            self.size is not None
+            or self.mixed is None
+            or (alike and not any(n % HALVED for n in min(sizes, default=())))
+        ):
             return self
         size = choose_size(sizes) if self.mixed == "auto" else self.mixed
-        smallest, *_, largest = sorted(sizes, key=lambda size: size[0] * size[1])
-        log.info(
-            "pictures in %s are of different sizes, from %dx%d to %dx%d, and are brought to %dx%d; --data.size gives "
-            "another size", name, *smallest[::-1], *largest[::-1], *size[::-1],
-        )  # fmt: skip
+        smallest, largest = (pick(sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
+        kinds = "{1}x{0}".format(*smallest)
+        kinds = kinds if alike else f"of different sizes, from {kinds} to {'{1}x{0}'.format(*largest)},"
+        log.info("pictures in %s are %s and are brought to %dx%d; --data.size gives another", name, kinds, *size[::-1])
         return replace(self, size=size)
 
     def pads(self, height: int, width: int) -> bool:
@@ -146,6 +152,10 @@ class LabelledImages:
     digests: tuple[bytes, ...]
     classes: tuple[str, ...] = ()
     skipped: int = 0
+
+
+HALVED = 4
+"""A factor of image sizes that suits all configs, whose networks halve images at least twice."""
 
 
 def choose_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

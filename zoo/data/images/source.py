@@ -63,7 +63,7 @@ class ImageSource(Data):
 
     size: int | Literal["auto"] = "auto"
     """Height and width that images are resized to; 0: unchanged, all must have one size. auto: unchanged if all have
-    one size; else the largest of 64, 32 and 16 that is at most the median shorter side, or 8."""
+    one size, of multiples of 4; else the largest of 64, 32 and 16 that is at most the median shorter side, or 8."""
 
     fit: Literal["auto", "crop", "pad"] = "crop"
     """'crop' resizes the shorter side and crops the longer one at both ends; 'pad' pads with the background and only
