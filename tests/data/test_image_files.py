@@ -163,6 +163,15 @@ def photos(folder, sizes, seed=0):
     return str(folder)
 
 
+@pytest.mark.parametrize(("size", "found"), [((80, 70), (64, 64)), ((80, 72), (72, 80)), ((20, 18), (16, 16))])
+def test_one_size_stays_if_networks_can_halve_it_twice(tmp_path, caplog, size, found):
+    with caplog.at_level(logging.INFO, "zoo"):
+        data = open_images(Images(path=photos(tmp_path, [size] * 5)))
+    assert data.spec == ImageSpec(*found, 3)
+    told = f"are {size[0]}x{size[1]} and are brought to {found[1]}x{found[0]}; --data.size gives another" in caplog.text
+    assert told == (found != size[::-1])
+
+
 @pytest.mark.parametrize(
     ("sizes", "side"),
     [
