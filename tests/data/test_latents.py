@@ -57,6 +57,7 @@ def data(tmp_path_factory):
 def test_latents_of_the_training_images_have_mean_0_and_deviation_1(data):
     assert (data.spec.height, data.spec.width, data.spec.channels) == (4, 4, 2)
     assert data.spec.image == data.images.spec
+    assert data.held_out is data.held_out  # by which metrics recognise their reference
     assert data.spec.classes == ("0", "1")
     latents = CODEC.latents({"image": data.images.images, "row": np.arange(len(data.images.images))})
     flat = data.spec.from_codec(np.asarray(latents)).reshape(-1, 2)

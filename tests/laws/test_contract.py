@@ -239,13 +239,9 @@ def test_one_batch_can_be_learned_by_heart(run):
     bench = Bench(quick(run))
     if run.family.monitor[0] != "loss":
         pytest.skip("players against each other have no loss that falls")
-    told: list[dict[str, Any]] = []
-    for _ in range(3):  # most need 200 steps, a small diffusion Transformer more
-        told += bench.advance(200, same_batch=True)
-        # The mean of some steps: objectives with noise of their own never stand still.
-        if np.mean([metrics["loss"] for metrics in told[-10:]]) < 0.4 * told[0]["loss"]:
-            return
-    pytest.fail(f"the loss is {told[0]['loss']} at first and {told[-1]['loss']} after 600 steps")
+    told = bench.advance(200, same_batch=True)
+    # The mean of some steps: objectives with noise of their own never stand still.
+    assert np.mean([metrics["loss"] for metrics in told[-10:]]) < 0.4 * told[0]["loss"]
 
 
 def gradients(run: Run) -> dict[str, np.ndarray]:

@@ -194,6 +194,7 @@ class MeshStrategy(Strategy):
         # make the next step recompile.
         split = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
         self.by_row = split if len(devices) > 1 else self.everywhere
+        self._copy_whole = jax.jit(lambda state: state, out_shardings=self.everywhere)
 
     def _sharding(self, leaf: Any) -> NamedSharding:
         """Splits the largest axis that `fsdp` divides; small leaves and those without such an axis are replicated."""
@@ -224,7 +225,7 @@ class MeshStrategy(Strategy):
     def replicate(self, state: State) -> State:
         if self.mesh.shape["fsdp"] == 1:
             return state
-        return jax.jit(lambda state: state, out_shardings=self.everywhere)(state)
+        return self._copy_whole(state)
 
     def abstract(self, make: Callable[[jax.Array], State], key: jax.Array) -> State:
         shapes = jax.eval_shape(make, key)

@@ -1,13 +1,12 @@
 """Settings of the process: compilation cache, memory and matrix product precision."""
 
 import functools
-import os
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from zoo.core.cache import cache_folder
 from zoo.harness.memory import give_back, resume_garbage_collection
 
 CACHE = "jax_compilation_cache_dir"
@@ -24,8 +23,7 @@ def prepare() -> None:
     resume_garbage_collection()
     _give_back_after_compiling()
     if not getattr(jax.config, CACHE, None):
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update(CACHE, str(Path(home) / "generative-zoo" / "jax"))
+        jax.config.update(CACHE, str(cache_folder() / "jax"))
     # By default only compilations of at least a second are cached, which are few for small models.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,5 +1,6 @@
 """Base of the data sets that a codec, or the choice of tokens, makes of images."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +18,9 @@ class CodedImages(DataSet):
     codec: Coder | None
     split: Split = "dev"
 
-    @property
+    @functools.cached_property
     def held_out(self) -> ImageSet:
-        """The held-out images of the split, as images."""
+        """The held-out images of the split, as images; one object, by which metrics recognise their reference."""
         return replace(self.images, split=self.split)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
+from zoo.core.cache import cache_folder
 from zoo.core.codec import Coder
 
 Encode = Callable[[dict[str, Any]], Any]
@@ -67,8 +68,7 @@ def _draws(encode: Encode, images: UInt8[np.ndarray, "m h w c"]) -> bool:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "generative-zoo" / "codes"
+    return cache_folder() / "codes"
 
 
 def _digest(codec: Coder, images: UInt8[np.ndarray, "m h w c"]) -> str:

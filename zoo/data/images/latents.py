@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from zoo.core.artifacts import Artifacts, grid
 from zoo.core.codec import Coder
@@ -93,12 +93,10 @@ def latent_set(images: ImageSet, codec: Coder, name: str, spec: LatentSpec | Non
     return LatentSet(spec, images, codec, images.split)
 
 
-def show(spec: LatentSpec, arrays: Float[np.ndarray, "n h w c"], codec: Coder) -> np.ndarray:
-    """Decodes standardised latents to images, uint8 [n H W C]."""
-    return np.asarray(codec.decode(spec.to_codec(arrays, codec.latent_shape)))
-
-
-def show_all(spec: LatentSpec, arrays: Float[np.ndarray, "*n h w c"], codec: Coder) -> np.ndarray:
-    """Decodes arrays with any leading axes, such as those of a strip, to images."""
-    shown = show(spec, arrays.reshape(-1, *arrays.shape[-3:]), codec)
+def show(
+    spec: LatentSpec, arrays: Float[np.ndarray, "*n h w c"], codec: Coder
+) -> UInt8[np.ndarray, "*n height width channels"]:
+    """Decodes standardised latents with any leading axes, such as those of a strip, to images."""
+    latents = spec.to_codec(arrays.reshape(-1, *arrays.shape[-3:]), codec.latent_shape)
+    shown = np.asarray(codec.decode(latents))
     return shown.reshape(*arrays.shape[:-3], *shown.shape[1:])

@@ -20,7 +20,7 @@ from zoo.core.artifacts import Image, sheet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Model, Request
 from zoo.data.images.files import read_mask
-from zoo.data.images.latents import show_all
+from zoo.data.images.latents import show
 from zoo.data.images.pixels import from_pixels, to_pixels
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.nn.arithmetic import identity
@@ -277,7 +277,7 @@ def _shown(made: Shaped[np.ndarray, "n ..."], model: Model) -> UInt8[np.ndarray,
     """Images of what was made: latents are decoded."""
     if isinstance(model.spec, LatentSpec):
         assert model.codec is not None, "latents have a codec"
-        return show_all(model.spec, made, model.codec)
+        return show(model.spec, made, model.codec)
     return made
 
 
