@@ -14,7 +14,7 @@ import tyro
 
 from zoo.core.data import Data, Split
 from zoo.core.errors import run_script
-from zoo.harness.config import parse_flags, split_arguments, trust_named, typed
+from zoo.harness.flags import parse_flags, split_arguments, trust_named, typed
 from zoo.harness.progress import format_figures
 from zoo.harness.rundir import RunDir
 

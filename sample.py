@@ -16,7 +16,7 @@ from rich.style import Style
 
 from zoo.core.artifacts import Image, Text, deliver, listing, write_artifacts, write_summary
 from zoo.core.errors import UserError, run_script
-from zoo.harness.config import parse_flags, split_arguments, trust_named
+from zoo.harness.flags import parse_flags, split_arguments, trust_named
 from zoo.harness.rundir import RunDir, make_out
 
 USAGE = "usage: python sample.py RUN [--flag value ...]; flags: python sample.py RUN --help"

@@ -14,7 +14,8 @@ from typing import Annotated
 import tyro
 
 from zoo.core.errors import UserError, run_script
-from zoo.harness.config import Run, load_config, parse_flags, split_arguments, trust_named, values_of
+from zoo.harness.config import Run
+from zoo.harness.flags import load_config, parse_flags, split_arguments, trust_named, values_of
 from zoo.harness.inherit import inherit, log_inherited
 from zoo.harness.progress import to_console
 from zoo.harness.rundir import RunDir

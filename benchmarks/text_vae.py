@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from timing import emit, timed
 
 from zoo.core.parallel import Parallel
-from zoo.harness.config import load_config
+from zoo.harness.flags import load_config
 from zoo.harness.trained import make_setup
 from zoo.nn.linear_cross_entropy import linear_cross_entropy
 from zoo.nn.losses import real_targets

@@ -22,7 +22,7 @@ _HOMES = {
     "Trained": "harness.trained",
     "UserError": "core.errors",
     "fit": "harness.loop",
-    "load_config": "harness.config",
+    "load_config": "harness.flags",
     "load_run": "harness.trained",
 }
 

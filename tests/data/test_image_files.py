@@ -13,7 +13,8 @@ from image_data_cases import all_images, all_labels, arrays, open_images, save
 from zoo.core.errors import UserError
 from zoo.data.images import Images
 from zoo.data.images import files as image_files
-from zoo.data.images.files import Fitting, read_image, read_mask
+from zoo.data.images.files import read_image, read_mask
+from zoo.data.images.fitting import Fitting
 from zoo.data.specs import ImageSpec
 
 WHITE = (255, 255, 255)

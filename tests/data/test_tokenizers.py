@@ -6,7 +6,8 @@ import pytest
 
 from zoo.core.errors import UserError
 from zoo.data import byte_pairs
-from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters, alphabet
+from zoo.data.tokenized import alphabet
+from zoo.data.tokenizers import BPE, GPT2, Bytes, Characters
 
 ODD = "Ünï ☃ 😀👩‍👩‍👧 漢字\r\n\0\ttwo  spaces\n\n <|endoftext|> don't 1234"
 BPE_300 = BPE.train([ODD * 3], 300)

@@ -27,7 +27,8 @@ from paths import ROOT
 from zoo.data.images import Images, ImageTokens
 from zoo.data.pairs import Pairs
 from zoo.data.text import Sentences
-from zoo.harness.config import Run, load_config, parse_flags
+from zoo.harness.config import Run
+from zoo.harness.flags import load_config, parse_flags
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]

@@ -15,7 +15,8 @@ from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.images import Images
 from zoo.data.specs import ImageSpec
-from zoo.harness.config import Run, from_json, parse_flags, to_json
+from zoo.harness.config import Run, from_json, to_json
+from zoo.harness.flags import parse_flags
 from zoo.nets.unet import UNet
 from zoo.sampling.diffusion import request as requests
 from zoo.sampling.diffusion.guidance import guidable

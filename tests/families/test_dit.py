@@ -14,7 +14,8 @@ from paths import REFERENCES
 
 from zoo.core.errors import UserError
 from zoo.data.images import Images
-from zoo.harness.config import Run, from_json, parse_flags, to_json
+from zoo.harness.config import Run, from_json, to_json
+from zoo.harness.flags import parse_flags
 from zoo.interop.diffusers import write_diffusers
 from zoo.nets.denoiser import DenoiserOptions
 from zoo.nets.dit import DiTBlock

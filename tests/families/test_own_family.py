@@ -12,7 +12,7 @@ from command_line import call, refused
 from flax import nnx
 from paths import ROOT
 
-from zoo.harness.config import trust
+from zoo.harness.flags import trust
 
 TINY = ("--family.layers", "1", "--family.width", "16", "--batch-size", "8", "--steps", "2", "--eval-every", "0")
 

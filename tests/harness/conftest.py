@@ -43,7 +43,7 @@ def trained(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
         from zoo import fit, load_config
-        from zoo.harness.config import parse_flags
+        from zoo.harness.flags import parse_flags
 
         flags = [*TINY, "--data.path", str(files / "good.txt"), "--rundir", str(rundir), "--steps", "6"]
         run = load_config(CONFIG)

@@ -13,7 +13,7 @@ from zoo.core.bounds import Why, bounds_of
 from zoo.core.errors import UserError, require
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
-from zoo.harness.config import load_config, parse_flags
+from zoo.harness.flags import load_config, parse_flags
 
 RUN = load_config(str(ROOT / "configs" / "transformer_lm.py"))
 

@@ -12,18 +12,8 @@ from zoo.core.errors import UserError
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
 from zoo.data.text import Text
-from zoo.harness.config import (
-    Init,
-    Run,
-    differences,
-    flag,
-    from_json,
-    load_config,
-    read_json,
-    to_json,
-    trust,
-    write_json,
-)
+from zoo.harness.config import Init, Run, differences, flag, from_json, read_json, to_json, write_json
+from zoo.harness.flags import load_config, trust
 from zoo.transformer_lm import TransformerLM
 
 RUN = Run(

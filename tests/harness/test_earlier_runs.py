@@ -13,7 +13,8 @@ from paths import ROOT, RUNS
 from zoo.core.artifacts import Image, Text
 from zoo.core.errors import UserError
 from zoo.core.parallel import Parallel
-from zoo.harness.config import Init, load_config
+from zoo.harness.config import Init
+from zoo.harness.flags import load_config
 from zoo.harness.loop import fit
 from zoo.harness.trained import load_run
 

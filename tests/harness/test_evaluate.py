@@ -12,7 +12,7 @@ from zoo.classifier import Classifier
 from zoo.data.images import Images
 from zoo.data.images.pixels import from_pixels
 from zoo.data.text import Text
-from zoo.harness.config import parse_flags
+from zoo.harness.flags import parse_flags
 from zoo.harness.trained import Trained
 
 CUT = int(len(TEXT) * 0.8)

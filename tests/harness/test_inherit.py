@@ -15,7 +15,7 @@ from zoo.data.pairs import Pairs
 from zoo.data.specs import BlockSpec, ImageSpec, PairSpec
 from zoo.data.text import Text
 from zoo.data.tokenizers import Bytes, Characters
-from zoo.harness.config import load_config
+from zoo.harness.flags import load_config
 from zoo.harness.loop import fit
 from zoo.interop.transformers import import_run
 from zoo.transformer_lm import TransformerLM

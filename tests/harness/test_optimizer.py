@@ -20,7 +20,8 @@ from zoo.core.optimizer import Optimizer, by_path
 from zoo.core.parallel import Parallel
 from zoo.data.sources import read_plays
 from zoo.harness.checkpoint import flatten
-from zoo.harness.config import load_config, parse_flags, read_json, to_json
+from zoo.harness.config import read_json, to_json
+from zoo.harness.flags import load_config, parse_flags
 from zoo.harness.loop import fit
 from zoo.nn.conv import Conv
 from zoo.nn.dense import Dense

@@ -23,7 +23,8 @@ from zoo.data.images import ImageTokens
 from zoo.data.text.documents import Documents
 from zoo.harness.checkpoint import flatten
 from zoo.harness.codecs import as_coder, codec_of
-from zoo.harness.config import Run, from_json, load_config, to_json
+from zoo.harness.config import Run, from_json, to_json
+from zoo.harness.flags import load_config
 from zoo.harness.initial import first_state
 from zoo.harness.loop import fit
 from zoo.harness.trained import Trained, inference_state, load_run, open_data

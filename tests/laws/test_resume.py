@@ -220,7 +220,7 @@ def test_ctrl_c_before_training(launch: Callable, tmp_path: Path) -> None:
 def short(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 6 steps with checkpoints of steps 4 and 6."""
     from zoo import fit, load_config
-    from zoo.harness.config import parse_flags
+    from zoo.harness.flags import parse_flags
 
     rundir = tmp_path_factory.mktemp("runs") / "short"
     flags = [*TINY, "--data.path", str(text), "--rundir", str(rundir), "--steps", "6", "--save-every", "2"]

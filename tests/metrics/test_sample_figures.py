@@ -21,8 +21,8 @@ from zoo.core.optimizer import Optimizer
 from zoo.data.specs import ImageSpec
 from zoo.dcgan import DCGAN
 from zoo.ddpm import DDPM
-from zoo.harness.config import load_config
 from zoo.harness.extractors import load_extractor
+from zoo.harness.flags import load_config
 from zoo.harness.trained import inference_state, load_run
 from zoo.image_vae import ImageVAE, ImageVAERequest, ImageVAEScoring
 from zoo.metrics.diffusion_scoring import DiffusionScoring

@@ -19,7 +19,8 @@ from zoo.data.specs import BlockSpec
 from zoo.data.text import Text
 from zoo.data.text.windows import text_windows
 from zoo.data.tokenizers import Bytes, Characters
-from zoo.harness.config import Run, from_json, load_config, parse_flags, to_json
+from zoo.harness.config import Run, from_json, to_json
+from zoo.harness.flags import load_config, parse_flags
 from zoo.harness.loop import fit
 from zoo.harness.trained import load_run
 from zoo.lstm_lm import LSTMLM, LSTMLMScoring

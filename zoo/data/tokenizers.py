@@ -9,9 +9,9 @@ import codecs
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int32, UInt32
@@ -263,61 +263,9 @@ class GPT2(_BytePairs):
         return byte_pairs.gpt2()
 
 
-Kind = Literal["characters", "bytes", "words", "bpe", "gpt2"]
-"""Kinds of tokenizers that `make_tokenizer` makes: `Tokenizer.kind` of each class."""
-
-LEAST = {"words": 3, "bpe": 257}
-"""The smallest vocabulary that can be learned, by kind."""
-
-
-def make_tokenizer(kind: Kind, train: Sequence[str], held_out: Sequence[str], vocabulary: int) -> Tokenizer:
-    """Makes a tokenizer for texts.
-
-    Args:
-        kind: kind of tokenizer.
-        train: texts from which words and merges are learned.
-        held_out: other texts, whose characters must also be in the alphabet of `characters`.
-        vocabulary: vocabulary size of `words` and `bpe`.
-
-    Raises:
-        UserError: the vocabulary is too small.
-    """
-    if vocabulary < LEAST.get(kind, 0):
-        raise UserError(f"--data.vocabulary {vocabulary} is too small for {kind}: give at least {LEAST[kind]}")
-    match kind:
-        case "characters":
-            return Characters(alphabet([*train, *held_out]))
-        case "bytes":
-            return Bytes()
-        case "words":
-            return Words.learn(train, vocabulary)
-        case "bpe":
-            return BPE.train(train, vocabulary)
-        case "gpt2":
-            return GPT2()
-
-
-def check_kind(tokenizer: Tokenizer, kind: str, flag: str = "tokenizer") -> None:
-    """Rejects the tokenizer of an earlier run if its kind differs from the data settings.
-
-    Raises:
-        UserError: it differs; the message names the flag that agrees with the run.
-    """
-    if tokenizer.kind != kind:
-        raise UserError(f"the run's {flag} is {tokenizer.kind}, not {kind}: give --data.{flag} {tokenizer.kind}")
-
-
 def code_points(text: str) -> UInt32[np.ndarray, " t"]:
     """Returns the Unicode code points of a text."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-def alphabet(texts: Iterable[str]) -> str:
-    """Returns all characters that occur in the texts, sorted."""
-    seen = np.zeros(0x110000, bool)
-    for text in texts:
-        seen[code_points(text)] = True
-    return "".join(map(chr, np.flatnonzero(seen)))
 
 
 def _utf8(text: str) -> bytes:

@@ -16,7 +16,8 @@ import PIL.Image
 from jaxtyping import Int32, Integer, Shaped, UInt8
 
 from zoo.core.errors import UserError
-from zoo.data.images.files import Fitting, LabelledImages, stack
+from zoo.data.images.files import LabelledImages, stack
+from zoo.data.images.fitting import Fitting
 from zoo.data.sources import open_tfds
 
 MNIST_TRAINING = 60_000

@@ -12,7 +12,7 @@ from jaxtyping import Int32, Int64, UInt8
 from zoo.core.artifacts import Artifacts, grid
 from zoo.core.data import Batch, DataSet, Split
 from zoo.data.images.augment import Augment
-from zoo.data.order import Shuffled
+from zoo.data.order import Shuffled, held_out_rows
 from zoo.data.specs import ImageSpec
 from zoo.data.splits import Parts
 
@@ -95,13 +95,12 @@ class ImageSet(DataSet):
 
         Rows past the end of the split repeat its last image and have `valid` false.
         """
-        row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
-        place = np.minimum(row, len(self.held_out_images) - 1)
+        row, place, valid = held_out_rows(index, rows, len(self.held_out_images), self.batch_size)
         return {
             "image": self.held_out_images[place],
             "label": self.held_out_labels[place],
             "row": row,
-            "valid": row < len(self.held_out_images),
+            "valid": valid,
         }
 
     def augment(self, batch: dict[str, Any], key: jax.Array) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from zoo.core.data import Data, Split
 from zoo.core.errors import UserError, require
 from zoo.data.images import arrays as image_arrays
 from zoo.data.images.augment import NO_AUGMENTATION, Augment
-from zoo.data.images.files import Fitting, LabelledImages, colour, is_picture, read_folder, read_picture
+from zoo.data.images.files import LabelledImages, is_picture, read_folder, read_picture
+from zoo.data.images.fitting import Fitting, colour
 from zoo.data.images.image_set import ImageSet, Labelled, kind_of
 from zoo.data.specs import ImageSpec
 from zoo.data.splits import Part, Parts, Shares, cut_by_hash, make_parts

@@ -14,11 +14,13 @@ from jaxtyping import Int32, Int64
 
 from zoo.core.data import Batch, Data, DataSet, Split
 from zoo.core.errors import UserError, require
+from zoo.data.order import held_out_rows
 from zoo.data.sources import read_cmudict, read_pairs
 from zoo.data.specs import PairSpec
 from zoo.data.splits import Parts, cut_by_hash, digest
 from zoo.data.text.sentences import Lines, check_fits, coverage, pack
-from zoo.data.tokenizers import Characters, Kind, Tokenizer, alphabet, check_kind, make_tokenizer
+from zoo.data.tokenized import Kind, check_characters, check_kind, make_tokenizer
+from zoo.data.tokenizers import Tokenizer
 
 Pair = tuple[str, str]
 
@@ -105,8 +107,7 @@ class Pairs(Data):
             fitting = [text for text in dict(parts.held_out[split]) if len(source.encode(text)) < length]
             spec = PairSpec(source, target, tuple(fitting[:EXAMPLES]))
         for side, tokenizer in enumerate((spec.source, spec.target)):
-            if isinstance(tokenizer, Characters):
-                tokenizer.check(alphabet(pair[side] for pair in pairs))
+            check_characters(tokenizer, (pair[side] for pair in pairs))
         return PairSet(
             spec=spec,
             parts=parts.map(lambda rows: encode_pairs(spec, rows, length, rows is train and split != "all")),
@@ -267,9 +268,8 @@ class PairSet(DataSet):
 
         Rows past the end of the split repeat its last pair and have `valid` false.
         """
-        row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
-        place = np.minimum(row, len(self.held_out) - 1).astype(np.int64)
-        return self._batch(self.held_out, place, row, row < len(self.held_out))
+        row, place, valid = held_out_rows(index, rows, len(self.held_out), self.batch_size)
+        return self._batch(self.held_out, place, row, valid)
 
     def _batch(self, pairs: EncodedPairs, place: Int64[np.ndarray, " b"], row: Int32[np.ndarray, " b"], valid) -> Batch:
         source, source_length = pairs.source.rows(place, self.length + 1, self.spec.source.end_of_text)

@@ -4,9 +4,9 @@ import functools
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
@@ -17,11 +17,12 @@ from zoo.data.order import Shuffled
 from zoo.data.specs import BlockSpec
 from zoo.data.splits import Parts
 from zoo.data.text.documents import Documents
-from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, make_tokenizer
+from zoo.data.tokenized import Tokenized
+from zoo.data.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
-class Text(Documents):
+class Text(Tokenized, Documents):
     """Text in blocks: Shakespeare's plays by default, or a file or a TFDS set."""
 
     tokenizer: Literal["characters", "bytes", "bpe", "gpt2"] = "characters"
@@ -33,19 +34,6 @@ class Text(Documents):
     order: Literal["shuffled", "stream"] = "shuffled"
     """Rows of a training batch. shuffled: blocks from random places. stream: each row continues the same row of the
     previous batch, for a network that carries its state from batch to batch."""
-
-    def check_tokenizer(self, spec: BlockSpec) -> None:
-        """Rejects a run's spec whose tokenizer kind differs from these settings.
-
-        Raises:
-            UserError: it differs; the message names the flag that agrees with the run.
-        """
-        check_kind(spec.tokenizer, self.tokenizer)
-
-    def fitting(self, spec: BlockSpec) -> "Text":
-        """Returns these settings with the kind of tokenizer of an earlier run."""
-        kind: Any = spec.tokenizer.kind
-        return replace(self, tokenizer=kind)
 
     def open(
         self,
@@ -62,9 +50,7 @@ class Text(Documents):
         documents = self.documents(split)
         train, *rest = documents.each
         held_out = list(chain(*rest))
-        tokenizer = spec.tokenizer if spec else make_tokenizer(self.tokenizer, train, held_out, self.vocabulary)
-        if isinstance(tokenizer, Characters):
-            tokenizer.check(alphabet(train + held_out))
+        tokenizer = self.tokenizer_of(spec, train, held_out)
         return TextBlocks(
             spec=spec or BlockSpec(tokenizer),
             parts=documents.map(lambda texts: make_stream(tokenizer, texts)),

@@ -11,7 +11,7 @@ line.
 import functools
 import hashlib
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -20,11 +20,12 @@ from jaxtyping import Bool, Int, Integer
 
 from zoo.core.data import Batch, DataSet, Split
 from zoo.core.errors import UserError
-from zoo.data.order import Shuffled
+from zoo.data.order import Shuffled, held_out_rows
 from zoo.data.specs import SegmentSpec
 from zoo.data.splits import Parts
 from zoo.data.text.documents import Documents
-from zoo.data.tokenizers import Characters, Tokenizer, alphabet, check_kind, make_tokenizer
+from zoo.data.tokenized import Tokenized
+from zoo.data.tokenizers import Tokenizer
 from zoo.data.word_pieces import CLASSIFY, MASK, PADDING
 
 FRAME = 3
@@ -32,7 +33,7 @@ FRAME = 3
 
 
 @dataclass(frozen=True)
-class SentencePairs(Documents):
+class SentencePairs(Tokenized, Documents):
     """Pairs of text segments: from Shakespeare's plays by default, or from a file or a TFDS set."""
 
     tokenizer: Literal["bpe", "wordpiece", "characters", "bytes", "gpt2"] = "bpe"
@@ -41,14 +42,6 @@ class SentencePairs(Documents):
 
     vocabulary: int = 4096
     """Vocabulary size of 'bpe', including the 256 bytes and end-of-text."""
-
-    def check_tokenizer(self, spec: SegmentSpec) -> None:
-        check_kind(spec.tokenizer, self.tokenizer)
-
-    def fitting(self, spec: SegmentSpec) -> "SentencePairs":
-        """Returns these settings with the kind of tokenizer of an earlier run."""
-        kind: Any = spec.tokenizer.kind
-        return replace(self, tokenizer=kind)
 
     def open(
         self,
@@ -64,9 +57,7 @@ class SentencePairs(Documents):
             raise UserError(f"a pair of segments takes at least {FRAME + 2} tokens, and this model sees {length}")
         documents = self.documents(split)
         train, *held_out = documents.each
-        tokenizer = spec.tokenizer if spec else self._make_tokenizer(train, list(chain(*held_out)))
-        if isinstance(tokenizer, Characters):
-            tokenizer.check(alphabet(chain(*documents.each)))
+        tokenizer = self.tokenizer_of(spec, train, list(chain(*held_out)))
         return SegmentPairs(
             spec=spec or make_spec(tokenizer),
             parts=documents.map(lambda texts: _read(tokenizer, texts, length - FRAME, self.name)),
@@ -77,10 +68,11 @@ class SentencePairs(Documents):
             split=split,
         )
 
-    def _make_tokenizer(self, train: list[str], held_out: list[str]) -> Tokenizer:
+    def make_tokenizer(self, train: list[str], held_out: list[str]) -> Tokenizer:
+        """Makes a tokenizer from the texts; see `Tokenized`."""
         if self.tokenizer == "wordpiece":
             raise UserError("--data.tokenizer wordpiece comes with a BERT's weights and is not learned: give bpe")
-        return make_tokenizer(self.tokenizer, train, held_out, self.vocabulary)
+        return super().make_tokenizer(train, held_out)
 
 
 def make_spec(tokenizer: Tokenizer) -> SegmentSpec:
@@ -203,12 +195,12 @@ class SegmentPairs(DataSet):
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
         """Held-out batch `index`; `row` is the window's index in the whole split."""
-        row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
-        windows = np.minimum(row, len(self._windows) - 1).tolist()
+        row, place, valid = held_out_rows(index, rows, len(self._windows), self.batch_size)
         pairs = [
-            self._pair(self.held_out, self._windows[i], i % 2 == 0, np.random.default_rng((1, i))) for i in windows
+            self._pair(self.held_out, self._windows[i], i % 2 == 0, np.random.default_rng((1, i)))
+            for i in place.tolist()
         ]
-        return self._batch(pairs) | {"row": row, "valid": row < len(self._windows)}
+        return self._batch(pairs) | {"row": row, "valid": valid}
 
     def _pair(self, corpus: Corpus, begin: int, follows: bool, rng: np.random.Generator) -> tuple[Any, Any, bool]:
         """Returns the two segments of a window, and whether the second follows the first.

@@ -13,15 +13,16 @@ from jaxtyping import Int32, Int64, Integer
 
 from zoo.core.data import Batch, Data, DataSet, Split
 from zoo.core.errors import UserError
-from zoo.data.order import Shuffled
+from zoo.data.order import Shuffled, held_out_rows
 from zoo.data.sources import read_lines, read_wordnet
 from zoo.data.specs import LineSpec
 from zoo.data.splits import Part, Parts, Shares, cut_by_hash, digest, make_parts
-from zoo.data.tokenizers import Characters, Kind, Tokenizer, Words, alphabet, check_kind, make_tokenizer
+from zoo.data.tokenized import Kind, Tokenized
+from zoo.data.tokenizers import Tokenizer, Words
 
 
 @dataclass(frozen=True)
-class Sentences(Data):
+class Sentences(Tokenized, Data):
     """Sentences: WordNet's definitions by default, or those of a file."""
 
     path: str = ""
@@ -55,15 +56,6 @@ class Sentences(Data):
         """Name of the source."""
         return self.path or f"WordNet's {self.wordnet}"
 
-    def check_tokenizer(self, spec: LineSpec) -> None:
-        """Rejects a run's spec whose tokenizer is of another kind; see `check_kind`."""
-        check_kind(spec.tokenizer, self.tokenizer)
-
-    def fitting(self, spec: LineSpec) -> "Sentences":
-        """Returns these settings with the kind of tokenizer of an earlier run."""
-        kind: Any = spec.tokenizer.kind
-        return replace(self, tokenizer=kind)
-
     def open(
         self,
         *,
@@ -79,9 +71,7 @@ class Sentences(Data):
         sentences = self.sentences(split)
         train, *rest = sentences.each
         held_out = list(chain(*rest))
-        tokenizer = spec.tokenizer if spec else make_tokenizer(self.tokenizer, train, held_out, self.vocabulary)
-        if isinstance(tokenizer, Characters):
-            tokenizer.check(alphabet(train + held_out))
+        tokenizer = self.tokenizer_of(spec, train, held_out)
         return SentenceSet(
             spec=spec or LineSpec(tokenizer),
             parts=sentences.map(lambda texts: encode_lines(tokenizer, texts, length)),
@@ -251,9 +241,8 @@ class SentenceSet(DataSet):
 
         Rows past the end of the split repeat its last sentence and have `valid` false.
         """
-        row = index * self.batch_size + np.arange(self.batch_size, dtype=np.int32)[rows]
-        place = np.minimum(row, len(self.held_out) - 1).astype(np.int64)
-        return self._batch(self.held_out, place, row, row < len(self.held_out))
+        row, place, valid = held_out_rows(index, rows, len(self.held_out), self.batch_size)
+        return self._batch(self.held_out, place, row, valid)
 
     def _batch(self, lines: Lines, place: Int64[np.ndarray, " b"], row: Int32[np.ndarray, " b"], valid: Any) -> Batch:
         tokens, length = lines.rows(place, self.length + 1, self.spec.tokenizer.end_of_text)
