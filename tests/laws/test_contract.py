@@ -34,6 +34,9 @@ COSTLY = ("ddpm", "flow_matching", "mean_flow")
 """Configs whose step takes ten seconds to compile: of them `make test` has what one compiled step is enough for."""
 
 
+SOME = ("image_vae", "lstm_lm", "transformer_lm")
+"""Configs whose steps compile fastest, of networks of each kind: convolutions, recurrence and attention."""
+
 LIGHT = {
     "latent_flow", "mnist_patches_lstm", "mnist_patches_masked_diffusion", "mnist_patches_transformer",
     "mnist_pixels_transformer", "vqvae_masked_diffusion", "vqvae_transformer",
@@ -62,6 +65,8 @@ once_a_family = pytest.mark.parametrize(
     "run", configs(slow=lambda path: path.stem in COSTLY or path not in FIRST, paths=FULL), indirect=True
 )
 """In `make test` for one config of each family that is not costly, in `make test-all` for all but the light ones."""
+for_some = pytest.mark.parametrize("run", configs(slow=lambda path: path.stem not in SOME, paths=FULL), indirect=True)
+"""In `make test` for the configs in `SOME`, in `make test-all` for all but the light ones."""
 strategies = pytest.mark.parametrize("strategy", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 
 # The field's standard names for sizes, with a size that compiles in a moment.
@@ -257,7 +262,7 @@ def gradients(run: Run) -> dict[str, np.ndarray]:
     return {name: leaf.astype(np.float64) / (1 - optimizer.beta1) for name, leaf in flatten(found).items()}
 
 
-@once_a_family
+@for_some
 def test_gradients_in_bfloat16_are_those_of_float32(run):
     """Leaf by leaf within 15 % of the leaf's norm, or 0.1 % of the whole gradient's where a leaf has less than that.
 
@@ -298,12 +303,17 @@ def test_every_network_learns(run):
 
 
 @once_a_family
-@pytest.mark.parametrize(
-    "parallel",
-    [pytest.param(Parallel("jit", 8), marks=pytest.mark.slow), Parallel("pmap", 8), Parallel("jit", 8, fsdp=4)],
-    ids=lambda p: f"{p.strategy}{p.devices}" + (f"-fsdp{p.fsdp}" if p.fsdp > 1 else ""),
-)
-def test_devices_do_not_change_the_result(run, parallel):
+@pytest.mark.parametrize("strategy", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
+def test_devices_do_not_change_the_result(run, strategy):
+    check_devices(run, Parallel(strategy, 8))
+
+
+@for_some
+def test_sharded_parameters_do_not_change_the_result(run):
+    check_devices(run, Parallel("jit", 8, fsdp=4))
+
+
+def check_devices(run: Run, parallel: Parallel) -> None:
     alone, spread = (Bench(with_noise(replace(run, parallel=p))) for p in (Parallel(devices=1), parallel))
     told, told_spread = alone.advance(4), spread.advance(4)
     assert_close(alone.params(), spread.params())
