@@ -34,7 +34,8 @@ def net() -> UNet:
     return nnx.eval_shape(lambda: UNet(FAMILY.unet_settings(SPEC), nnx.Rngs(0)))
 
 
-@pytest.mark.parametrize("channels", [(7, 9), pytest.param((6, 5), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [(7, 9), (6, 5)])
 def test_odd_channels_make_a_network_that_draws(channels):
     pixels = draw(make_model(replace(FAMILY, channels=channels)))
     assert pixels.shape[-3:] == (8, 8, 1)

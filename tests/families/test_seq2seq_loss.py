@@ -98,7 +98,7 @@ def test_reading_on_equals_reading_at_once(name):
             logits, cache = extend(batch["target"][:, t : t + 1], cache, t)
 
 
-@pytest.mark.parametrize("name", ["luong", "transformer"])
+@pytest.mark.parametrize("name", ["luong", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_cutting_batches_changes_neither_losses_nor_gradients(name):
     long = replace(FAMILIES[name], context=20, dropout=0.3, label_smoothing=0.1)
     assert long._lengths == (8, 12, 20)

@@ -45,6 +45,7 @@ def trained(tmp_path_factory):
     return fit(run)
 
 
+@pytest.mark.slow
 def test_scores_are_of_the_split_that_is_asked_for(trained):
     figures = trained.evaluate()
     assert figures["scored_sources"] == len(trained.data.references())

@@ -44,7 +44,7 @@ def test_a_beam_as_wide_as_the_tree_finds_the_optimum(name):
     np.testing.assert_allclose([target.score for target in found[:8]], [scores[text] for text in best], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["luong", "transformer"])
+@pytest.mark.parametrize("name", ["transformer", pytest.param("luong", marks=pytest.mark.slow)])
 def test_one_beam_is_greedy_and_sources_side_by_side_are_each_alone(name):
     net, sources = make_net(FAMILIES[name]), sources_of((1, 7, 3, 5, 2))
     alone = [translate(net, SPEC, [source], length=LENGTH, num_beams=3)[0] for source in sources]

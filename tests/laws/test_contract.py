@@ -34,8 +34,8 @@ COSTLY = ("ddpm", "flow_matching", "mean_flow")
 """Configs whose step takes ten seconds to compile: of them `make test` has what one compiled step is enough for."""
 
 
-SOME = ("image_vae", "lstm_lm", "transformer_lm")
-"""Configs whose steps compile fastest, of networks of each kind: convolutions, recurrence and attention."""
+SOME = ("image_vae", "lstm_lm", "text_vae", "transformer_lm")
+"""Configs that compile fast, of each kind of network (convolutions, recurrence, attention), and one with free bits."""
 
 LIGHT = {
     "latent_flow", "mnist_patches_lstm", "mnist_patches_masked_diffusion", "mnist_patches_transformer",
@@ -60,6 +60,8 @@ def first_configs() -> set[Path]:
 
 FIRST = first_configs()
 FULL = [path for path in PATHS if path.stem not in LIGHT]
+in_make_test_once_a_family = pytest.mark.parametrize("run", configs(slow=lambda path: path not in FIRST), indirect=True)
+"""In `make test` for one config of each family, in `make test-all` for all."""
 in_full = pytest.mark.parametrize("run", configs(paths=FULL), indirect=True)
 once_a_family = pytest.mark.parametrize(
     "run", configs(slow=lambda path: path.stem in COSTLY or path not in FIRST, paths=FULL), indirect=True
@@ -291,6 +293,7 @@ def test_200_steps_in_bfloat16_end_near_those_in_float32(run):
     assert abs(half[-20:].mean() - loss[-20:].mean()) < 0.05 * loss[0]
 
 
+@in_make_test_once_a_family
 def test_every_network_learns(run):
     bench = Bench(quick(run))
     before = jax.device_get(_learners(bench.state))
@@ -321,7 +324,7 @@ def check_devices(run: Run, parallel: Parallel) -> None:
         np.testing.assert_allclose(told[-1][name], told_spread[-1][name], rtol=1e-4, err_msg=name)
 
 
-@once_a_family
+@for_some
 @strategies
 def test_microbatches_do_not_change_the_result(run, strategy):
     run = with_noise(run)
@@ -363,6 +366,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, strategy):
     assert logged(run.rundir) == logged(halfway.rundir)
 
 
+@in_make_test_once_a_family
 def test_scores_count_every_held_out_row_once(run):
     bench = Bench(quick(run))
     evaluate = jax.jit(lambda state, batch: bench.family.evaluate(state, batch, jax.random.key(2)))
@@ -423,7 +427,7 @@ def test_a_trained_run_loads_samples_and_scores(run):
     assert all(loaded.net(name) is not None for name in learners)
 
 
-@once_a_family
+@for_some
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_run_that_starts_from_another_samples_and_scores_as_it_does(run, ema_decay):
     run = for_fit(run)

@@ -136,6 +136,7 @@ def test_kill_9_at_any_moment(whole: tuple[Path, Result], launch: Callable, tmp_
     assert len((rundir / "launches.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_kill_9_during_a_save(whole: tuple[Path, Result], launch: Callable, tmp_path: Path) -> None:
     rundir = tmp_path / "run"
     process = launch(rundir)
@@ -170,6 +171,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(whole: tuple[Path, Result], launch: 
     assert_same_run(rundir, whole[0])
 
 
+@pytest.mark.slow
 def test_sigterm_while_the_first_step_compiles(whole: tuple[Path, Result], launch: Callable, tmp_path: Path) -> None:
     rundir = tmp_path / "run"
     process = launch(rundir)
