@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ladder_fid import fid_points, tables
 from zoo.harness.rundir import LAUNCHES, METRICS, SCORES, RunDir
 
 LADDER = Path(__file__).with_name("ladder.json")
@@ -95,6 +96,7 @@ def read_entry(path: Path, machine: str) -> Entry:
         "parameters": _parameters(path),
         "machine": machine or launches[-1]["device_kind"],
         "test": test,
+        "fid_points": fid_points(metrics, scores),
     }
 
 
@@ -195,7 +197,7 @@ def main() -> None:
 def write() -> None:
     """Writes the tables into docs/results.md."""
     ladder = json.loads(LADDER.read_text(encoding="utf-8"))
-    lines = [line for title, rows in TABLES.items() for line in table(title, rows, ladder)]
+    lines = [line for title, rows in TABLES.items() for line in table(title, rows, ladder)] + tables(ladder)
     before, _, rest = RESULTS.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     RESULTS.write_text(before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + after, encoding="utf-8")

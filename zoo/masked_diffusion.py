@@ -50,7 +50,7 @@ from zoo.core.learner import Learner
 from zoo.core.random import spread, uniform
 from zoo.data.specs import BlockSpec, TokenSpec
 from zoo.metrics.text import likelihood_statistics
-from zoo.metrics.tokens import TokenScoring, score_language_model
+from zoo.metrics.tokens import UnmaskScoring, score_language_model
 from zoo.metrics.windows import strided_figures
 from zoo.nets.encoder import TokenEncoder
 from zoo.nets.transformer import EPSILON
@@ -141,7 +141,7 @@ class MaskedDiffusion(Family):
 
     accepts: ClassVar[type] = TokenSpec
     Request: ClassVar[type] = UnmaskRequest
-    Scoring: ClassVar[type] = TokenScoring
+    Scoring: ClassVar[type] = UnmaskScoring
     unit: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
@@ -203,7 +203,7 @@ class MaskedDiffusion(Family):
         return likelihood_statistics(nats, counted(batch, net.end).sum(1, dtype=jnp.float32), batch)
 
     def score(
-        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: TokenScoring, key: jax.Array
+        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: UnmaskScoring, key: jax.Array
     ) -> Metrics:
         figures = score_language_model(model, rows, data, scoring, key)
         figures["perplexity_bound"] = figures.pop("perplexity")

@@ -29,7 +29,7 @@ from zoo.core.random import spread
 from zoo.data.splits import Parts
 from zoo.data.text.blocks import TextBlocks, make_stream
 from zoo.masked_diffusion import MaskedDiffusion
-from zoo.metrics.tokens import TokenScoring
+from zoo.metrics.tokens import UnmaskScoring
 
 FAMILY = MaskedDiffusion(layers=1, heads=1, width=4, context=POSITIONS, eval_times=POSITIONS)
 ORDERS = list(itertools.permutations(range(POSITIONS)))
@@ -221,13 +221,13 @@ def make_text(text="abc abba had a cab "):
 
 
 def test_figures_are_named_as_a_bounds():
-    figures = SMALL.score(make_model(), {"loss": math.log(3)}, make_text(), TokenScoring(stride=4), jax.random.key(0))
+    figures = SMALL.score(make_model(), {"loss": math.log(3)}, make_text(), UnmaskScoring(stride=4), jax.random.key(0))
     assert figures["perplexity_bound"] == pytest.approx(3.0)
     assert "perplexity" not in figures
     assert figures["likelihood"] == "upper bound, 16 times t a row"
     assert figures["bits_per_character_stride_4"] > 0
     figures = SMALL.score(
-        make_model(), {"loss": 1.0}, make_text(), TokenScoring(samples=2, sample_tokens=20), jax.random.key(0)
+        make_model(), {"loss": 1.0}, make_text(), UnmaskScoring(samples=2, sample_tokens=20), jax.random.key(0)
     )
     assert figures["samples"] == 2
     assert 0 < figures["distinct_1"] <= 1

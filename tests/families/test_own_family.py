@@ -66,6 +66,7 @@ def test_every_pixel_is_changed_and_the_inverse_undoes_it(module):
     np.testing.assert_allclose(log_det, jnp.linalg.slogdet(jacobian)[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_three_commands_take_it(file, module, capsys, tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "images.npz", images=images)

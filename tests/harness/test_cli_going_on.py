@@ -140,6 +140,7 @@ def test_a_state_that_is_not_finite_is_not_saved(train: Train, tmp_path: Path, m
 # ------------------------------------------------------------------------------------------- fine-tuning
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_where_the_source_ended(train: Train, run: Path, tmp_path: Path) -> None:
     assert train(run, "--steps", "60", "--eval-every", "0").code == 0
     source = [r["loss"] for r in records(run) if r["split"] == "eval"]

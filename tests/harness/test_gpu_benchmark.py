@@ -58,6 +58,7 @@ def test_a_case_that_fails_or_hangs_loses_no_other(monkeypatch, tmp_path, capsys
     assert cases["gpt2:zoo"]["error"] == "not run: the time was over"
 
 
+@pytest.mark.slow
 def test_tiny_cases_run_on_the_cpu(tmp_path):
     assert gpu.main(["--smoke", "--out", str(tmp_path), "--only", *QUICK]) == 0
     cases = json.loads((tmp_path / "gpu.json").read_text())["cases"]

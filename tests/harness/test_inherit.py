@@ -64,6 +64,7 @@ def test_the_source_gives_the_settings_that_no_flag_gives(capsys, source, text, 
     assert call(capsys, "train", CONFIG, *flags, "--family.dropout", "0.25", "--steps", "2").code == 0
 
 
+@pytest.mark.slow
 def test_an_imported_checkpoint_is_fine_tuned_without_a_flag_of_its_shape(capsys, text, tmp_path):
     imported, new = tmp_path / "imported", tmp_path / "new"
     import_run(REFERENCES / "llama", imported)

@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-SLOW = ("permutation_lm", "masked_diffusion", "seq2seq", "ddpm", "dit")
+SLOW = ("masked_lm", "permutation_lm", "masked_diffusion", "seq2seq", "ddpm", "dit")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])

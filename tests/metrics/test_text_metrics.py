@@ -28,8 +28,9 @@ from zoo.metrics.text import (
     rouge,
     self_bleu,
 )
-from zoo.metrics.tokens import TokenScoring, score_language_model
+from zoo.metrics.tokens import TokenScoring, UnmaskScoring, score_language_model
 from zoo.sampling.tokens.request import TokenRequest
+from zoo.sampling.tokens.unmask_request import UnmaskRequest
 
 # (text, its references): ordinary, empty on either side, one word, repeated words, other scripts, marks, line ends.
 AWKWARD = [
@@ -169,6 +170,25 @@ def test_samples_are_scored_where_they_are_asked_for():
     assert score_language_model(model, {"loss": 2.0}, Nothing(), TokenScoring(2, sample_tokens=5), key)[
         "distinct_1"
     ] == pytest.approx(4 / 4)
+
+
+@dataclass(frozen=True)
+class Unmasker(Parrot):
+    """Says how it was asked."""
+
+    Request: ClassVar[type] = UnmaskRequest
+
+    def sample(self, model, request, key):
+        return [Text(f"{request.sampler} {request.steps} {i}") for i in range(request.n)]
+
+
+def test_samples_are_made_by_the_sampler_that_is_recorded():
+    scoring = UnmaskScoring(samples=4, sampler="confidence", steps=7)
+    figures = score_language_model(
+        Model(Unmasker(), None, None, 0), {"loss": 2.0}, Nothing(), scoring, jax.random.key(0)
+    )
+    assert figures["distinct_1"] == pytest.approx(6 / 12), "confidence, 7 and four numbers, in twelve words"
+    assert (figures["sampler"], figures["steps"]) == ("confidence", 7)
 
 
 def test_one_sample_has_nothing_to_be_compared_with():

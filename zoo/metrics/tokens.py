@@ -18,6 +18,7 @@ from zoo.data.images.tokens import ImageTokenSpec
 from zoo.data.specs import TextSpec
 from zoo.metrics.images import NEIGHBOURS, ImageScoring, score_samples
 from zoo.metrics.text import perplexity, variety
+from zoo.sampling.tokens.unmask import Sampler
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class TokenScoring(ImageScoring):
             ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
         )
 
+    @property
+    def request_fields(self) -> dict[str, Any]:
+        """The fields of the request for scored samples, stored with the figures."""
+        return {"temperature": 1.0}
+
     def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
         if isinstance(spec, TextSpec):
             return {}
@@ -57,13 +63,27 @@ class TokenScoring(ImageScoring):
         return unfit
 
 
+@dataclass(frozen=True)
+class UnmaskScoring(TokenScoring):
+    """Settings for scoring a masked diffusion model beyond its bound."""
+
+    sampler: Sampler = "ancestral"
+    """The sampler for the scored samples."""
+    steps: Annotated[int, Ge(1)] = 64
+    """Calls of the network for each window of a scored sample."""
+
+    @property
+    def request_fields(self) -> dict[str, Any]:
+        return {"temperature": 1.0, "sampler": self.sampler, "steps": self.steps}
+
+
 def score_language_model(
     model: Model, rows: Metrics, data: DataSet, scoring: TokenScoring, key: Key[Array, ""]
 ) -> Metrics:
     """Computes perplexity on the held-out split, and scores of samples.
 
     Args:
-        model: samples with the defaults of its family's request: temperature 1, no truncation.
+        model: samples with temperature 1, no truncation.
         rows: means over the split, including `loss` in nats per token.
         data: its held-out images are the reference of sampled images.
         scoring: number of samples.
@@ -73,18 +93,23 @@ def score_language_model(
     if not scoring.samples:
         return figures
     if isinstance(data, ImageTokenSet):
-        return figures | score_samples(_sampler(model, key), data, scoring, {"temperature": 1.0}, key, model.extractor)
+        sample = _sampler(model, scoring, key)
+        return figures | score_samples(sample, data, scoring, scoring.request_fields, key, model.extractor)
     make: Any = model.family.Request
-    request = make(n=scoring.samples, max_new_tokens=scoring.sample_tokens)
+    request = make(n=scoring.samples, max_new_tokens=scoring.sample_tokens, **scoring.request_fields)
     texts = [sample.text for sample in model.family.sample(model, request, key) if isinstance(sample, Text)]
-    return figures | variety(texts) | {"samples": scoring.samples, "sample_tokens": scoring.sample_tokens}
+    about = {"samples": scoring.samples, "sample_tokens": scoring.sample_tokens}
+    return figures | variety(texts) | about | scoring.request_fields
 
 
-def _sampler(model: Model, key: Key[Array, ""]) -> Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w c"]]:
+def _sampler(
+    model: Model, scoring: TokenScoring, key: Key[Array, ""]
+) -> Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w c"]]:
     """Returns a function that samples one image for each of some classes, which it ignores."""
 
     def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        samples = model.family.sample(model, model.family.Request(n=len(classes)), key)
+        request: Any = model.family.Request
+        samples = model.family.sample(model, request(n=len(classes), **scoring.request_fields), key)
         return np.stack([sample.pixels for sample in samples if isinstance(sample, Image)])
 
     return make
