@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import ROOT
 
 from zoo.core.artifacts import Text
 from zoo.core.codec import Coder
@@ -128,11 +129,13 @@ def test_a_run_that_encodes_nothing_is_no_codec(runs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_codec_is_named_with_the_command_that_trains_it(runs, tmp_path):
+@pytest.mark.parametrize(("codec", "config"), [("runs/image_vae", "image_vae"), ("runs/my_own", "vqvae")])
+def test_a_missing_codec_is_named_with_the_command_that_trains_one(runs, tmp_path, monkeypatch, codec, config):
     _, _, run = runs
-    wrong = replace(run, data=replace(run.data, codec="runs/vqvae"), rundir=str(tmp_path / "run"))
+    wrong = replace(run, data=replace(run.data, codec=codec), rundir=str(tmp_path / "run"))
+    monkeypatch.chdir(ROOT)
     with pytest.raises(
-        UserError, match=r"data\.codec is runs/vqvae, .*python train\.py configs/vqvae\.py trains runs/vqvae"
+        UserError, match=rf"data\.codec is {codec}, .*python train\.py configs/{config}\.py trains runs/{config}"
     ):
         fit(wrong)
 

@@ -30,8 +30,8 @@ def codec_of(data: Data, path: Path | None = None) -> Trained | None:
     copied = path is not None and RunDir(path / CODEC).has_checkpoints()
     if not copied and not Path(data.codec).is_dir():
         raise UserError(
-            f"data.codec is {data.codec}, and there is no such run; train it first, as python train.py "
-            f"configs/{Path(data.codec).name}.py trains runs/{Path(data.codec).name}"
+            f"data.codec is {data.codec}, and there is no such run; train one first, as python train.py "
+            f"configs/{_config_of(data.codec)}.py trains runs/{_config_of(data.codec)}"
         )
     trained = load_run(path / CODEC if path is not None and copied else data.codec)
     if not isinstance(trained.model.family, Codec):
@@ -40,6 +40,12 @@ def codec_of(data: Data, path: Path | None = None) -> Trained | None:
             "a run whose family has encode and decode"
         )
     return trained
+
+
+def _config_of(codec: str) -> str:
+    """The config whose run has the name of the codec, or else that of a codec for any images."""
+    name = Path(codec).name
+    return name if (Path("configs") / f"{name}.py").is_file() else "vqvae"
 
 
 def as_coder(codec: Trained | None) -> Coder | None:
