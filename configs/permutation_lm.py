@@ -2,10 +2,8 @@
 
 python train.py configs/permutation_lm.py
 
-10 minutes on one CPU core. On the held-out plays, the accuracy of predicted tokens is 23.1 % top-1 and 37.8 % top-5 (a
-unigram baseline: 9.4 and 21.3 %).
-
-These figures predate the dev split of the data and have not been measured again yet.
+With `--steps 2000`, in 13 minutes on one CPU core with other work beside it, the accuracy of predicted tokens on the
+test plays is 19.2 % top-1 and 31.0 % top-5 (a unigram baseline: 8.7 and 20.4 %).
 """
 
 from zoo import Optimizer, Run
