@@ -46,7 +46,7 @@ def train(net, batches, s):
         loss = net(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), s["clip_norm"])
+        torch.nn.utils.clip_grad_norm_(net.parameters(), s["clip_norm"])
         optimizer.step()
     return loss.item()
 
