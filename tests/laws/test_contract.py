@@ -305,7 +305,7 @@ def test_every_network_learns(run):
         assert sum(moved.values()) >= 0.8 * len(moved), [name for name, value in moved.items() if not value]
 
 
-@once_a_family
+@for_some
 @pytest.mark.parametrize("strategy", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
 def test_devices_do_not_change_the_result(run, strategy):
     check_devices(run, Parallel(strategy, 8))
