@@ -92,6 +92,8 @@ def tables(ladder: dict[str, Entry]) -> list[str]:
         "",
         *_markdown("minutes of training", MINUTES, {row: lambda at, row=row: nearest(curves[row], at) for row in rows}),
         "",
+        "Minutes of a model over codes are those after the training of its VQ-VAE.",
+        "",
         f"![FID by calls of the network and by minutes of training](../benchmarks/figures/{FIGURE.name})",
         "",
     ]

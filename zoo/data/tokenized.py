@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -93,9 +94,10 @@ class Tokenized:
         Raises:
             UserError: the vocabulary is too small, or the run's tokenizer lacks characters of the texts.
         """
-        tokenizer = spec.tokenizer if spec else self.make_tokenizer(train, held_out)
-        check_characters(tokenizer, train + held_out)
-        return tokenizer
+        if spec is None:
+            return self.make_tokenizer(train, held_out)
+        check_characters(spec.tokenizer, chain(train, held_out))
+        return spec.tokenizer
 
     def make_tokenizer(self, train: list[str], held_out: list[str]) -> Tokenizer:
         """Makes a tokenizer from the texts; see the function of that name."""

@@ -106,9 +106,9 @@ def _sampler(
     model: Model, scoring: TokenScoring, key: Key[Array, ""]
 ) -> Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w c"]]:
     """Returns a function that samples one image for each of some classes, which it ignores."""
+    request: Any = model.family.Request
 
     def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        request: Any = model.family.Request
         samples = model.family.sample(model, request(n=len(classes), **scoring.request_fields), key)
         return np.stack([sample.pixels for sample in samples if isinstance(sample, Image)])
 
