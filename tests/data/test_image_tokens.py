@@ -195,8 +195,8 @@ def test_codes_are_computed_once_for_a_codec(npz, cache):
 
 def test_codecs_that_do_not_fit(npz, cache):
     for spec, message in (
-        (ImageSpec(8, 8, 1), "encodes images of 8x8 with 1 channels, and these are 8x4 with 1 channels"),
-        (ImageSpec(4, 8, 3), "encodes images of 8x4 with 3 channels"),
+        (ImageSpec(8, 8, 1), "encodes images of 8x8 pixels in grey, and these are of 8x4 pixels in grey"),
+        (ImageSpec(4, 8, 3), "encodes images of 8x4 pixels in colour, and these are of 8x4 pixels in grey"),
         (None, "does not encode images"),
     ):
         with pytest.raises(UserError, match=message):
@@ -315,3 +315,5 @@ def test_one_image_is_scored_alone(model, picture):
     np.testing.assert_array_equal(images.held_out_at(0)["label"], -1)
     with pytest.raises(UserError, match=r"image is 'a\.png', and the run's data is .*, which is not of images"):
         Text().of_image("a.png", None)
+    with pytest.raises(UserError, match=r"image is 'missing\.png', and there is no such file"):
+        Images().of_image("missing.png", labelled)

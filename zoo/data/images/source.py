@@ -98,6 +98,8 @@ class ImageSource(Data):
 
     def of_image(self: Source, path: str, spec: Any) -> Source:
         """Returns these settings for one image file, resized and cropped to the run's size; see `Data.of_image`."""
+        if not Path(path).is_file():
+            raise UserError(f"image is {path!r}, and there is no such file; give the path of an image")
         return replace(self.fitting(spec), path=path, tfds="", held_out_path="", test_path="")
 
     def image_set(

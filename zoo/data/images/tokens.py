@@ -171,10 +171,11 @@ def check_codec(image: ImageSpec, codec: Coder, name: str) -> None:
     theirs = codec.spec
     if not isinstance(theirs, ImageSpec):
         raise UserError(f"data.codec is {name}, which does not encode images; give a run that does")
-    ours, others = ((spec.height, spec.width, spec.channels) for spec in (image, theirs))
-    if ours != others:
-        kinds = ["{1}x{0} with {2} channels".format(*shape) for shape in (others, ours)]
-        raise UserError(f"data.codec is {name}, which encodes images of {kinds[0]}, and these are {kinds[1]}")
+    kinds = [
+        f"{spec.width}x{spec.height} pixels in {'grey' if spec.channels == 1 else 'colour'}" for spec in (theirs, image)
+    ]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"data.codec is {name}, which encodes images of {kinds[0]}, and these are of {kinds[1]}")
 
 
 def flat_codes(
