@@ -15,7 +15,7 @@ run = Run(
     optimizer=Optimizer(
         name="muon", learning_rate=4e-3, warmup_steps=200, weight_decay=0.1, clip_norm=1.0, ema_decay=0.999
     ),
-    steps=4000,
+    steps=3000,
     batch_size=64,
     log_every=50,
     eval_every=1000,

@@ -18,12 +18,12 @@ run = Run(
     optimizer=Optimizer(
         name="adam", learning_rate=1e-3, warmup_steps=500, final_fraction=0.0, clip_norm=200.0, ema_decay=0.999
     ),
-    steps=20_000,
+    steps=8000,
     batch_size=128,
     log_every=100,
     eval_every=1000,
-    score_every=1000,
+    score_every=2000,
     scoring=ImageScoring(samples=5000),
     save_every=1000,
-    sample_every=1000,
+    sample_every=2000,
 )
