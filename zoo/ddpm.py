@@ -62,8 +62,8 @@ from zoo.sampling.diffusion.rules import Denoiser
 class State(NamedTuple):
     """The training state of a diffusion model: one network."""
 
-    unet: Learner
-    """A U-Net or a DiT; earlier runs have it under this name."""
+    net: Learner
+    """A U-Net or a DiT."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class DDPM(DenoiserOptions, Family):
     # ---------------------------------------------------------------------------------------------- loss
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        unet, metrics = state.unet.descend(self.loss, batch, step, key)
-        return State(unet), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key)
+        return State(net), metrics
 
     def loss(self, net: UNet | DiT, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:
         """L_simple, equation 14, as a mean over pixels, for eps, x_0 or v; weighted by the noise level with min_snr."""
@@ -163,7 +163,7 @@ class DDPM(DenoiserOptions, Family):
         self, state: State, batch: Batch, t: Float[Array, " b"], key: Key[Array, ""]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
         """Returns the evaluation network's L_simple error and `bound` at times t; eps is drawn from `key`."""
-        net, x_0 = state.unet.eval_net(), from_pixels(batch["image"])
+        net, x_0 = state.net.eval_net(), from_pixels(batch["image"])
         eps = normal(key, batch["row"], x_0.shape[1:])
         signal, noise = level = self.path.at(t[:, None, None, None])
         x_t = signal * x_0 + noise * eps
@@ -209,7 +209,7 @@ class DDPM(DenoiserOptions, Family):
 
     def denoiser(self, state: State, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
         """Returns the samplers' denoiser (x_t, t) -> (x_0, eps), with classifier-free guidance."""
-        net = state.unet.eval_net()
+        net = state.net.eval_net()
         predict = guided(net, symbol, guidance, net.settings.symbols)
 
         def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:

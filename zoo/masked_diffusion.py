@@ -115,7 +115,7 @@ class Denoiser(TokenEncoder):
 class State(NamedTuple):
     """The training state of a masked diffusion model: one network."""
 
-    denoiser: Learner
+    net: Learner
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class MaskedDiffusion(Family):
         return State(Learner.create(Denoiser(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        denoiser, metrics = state.denoiser.descend(self.loss, batch, step, key)
-        return State(denoiser), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key)
+        return State(net), metrics
 
     def loss(self, net: Denoiser, batch: Batch, key: Key[Array, ""]) -> tuple[jax.Array, jax.Array, Metrics]:
         """Returns an estimate of the bound over a batch in nats, at one t a row, and the number of tokens."""
@@ -191,7 +191,7 @@ class MaskedDiffusion(Family):
         return L / n * (cross_entropy(logits, x) * masked).sum(1)
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net = state.denoiser.eval_net()
+        net = state.net.eval_net()
         time_key, mask_key = jax.random.split(key)
         start = spread(time_key, batch["row"])
 
@@ -211,4 +211,4 @@ class MaskedDiffusion(Family):
         return figures | (strided_figures(model, data, scoring.stride) if scoring.stride else {})
 
     def sample(self, model: Model, request: UnmaskRequest, key: jax.Array) -> Artifacts:
-        return sample_tokens(model.state.denoiser.eval_net(), model, request, key, self.context)
+        return sample_tokens(model.state.net.eval_net(), model, request, key, self.context)

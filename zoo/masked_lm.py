@@ -176,7 +176,7 @@ def _at(x: Float[Array, "b t width"], positions: Int[Array, "b k"]) -> Float[Arr
 class State(NamedTuple):
     """The training state of a masked language model: one network."""
 
-    mlm: Learner
+    net: Learner
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,8 @@ class MaskedLM(Family):
         return State(Learner.create(Encoder(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        mlm, metrics = state.mlm.descend(self.loss, batch, step, key)
-        return State(mlm), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key)
+        return State(net), metrics
 
     def loss(self, net: Encoder, batch: Batch, key: Key[Array, ""]) -> tuple[jax.Array, jax.Array, Metrics]:
         """Returns both tasks' nats summed over rows, each the mean over a row's tokens, and the number of rows."""
@@ -250,7 +250,7 @@ class MaskedLM(Family):
         return total.sum(), weight.sum(), {name: (a.sum(), b.sum()) for name, (a, b) in figures.items()}
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net = state.mlm.eval_net()
+        net = state.net.eval_net()
         targets = held_out_targets(self, batch["tokens"], net.special, batch["row"])
         if self.objective == "masked":
             masked = put(batch["tokens"], targets, jnp.full_like(targets.labels, net.mask))
@@ -301,8 +301,8 @@ class MaskedLM(Family):
 
     def sample(self, model: Model, request: FillRequest, key: jax.Array) -> Artifacts:
         if request.fill is not None:
-            return fill_texts(model.state.mlm, model.spec, request, self.context)
-        return write_lines(model.state.mlm, model.spec, request, key, self.context)
+            return fill_texts(model.state.net, model.spec, request, self.context)
+        return write_lines(model.state.net, model.spec, request, key, self.context)
 
 
 def held_out_targets(

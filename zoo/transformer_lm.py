@@ -213,7 +213,7 @@ def document_numbers(tokens: Int[Array, "b t"], end_of_text: int) -> Int[Array, 
 class State(NamedTuple):
     """The training state of a language model: one network."""
 
-    lm: Learner
+    net: Learner
 
 
 @dataclass(frozen=True)
@@ -292,8 +292,8 @@ class TransformerLM(Family):
         return State(Learner.create(net, setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        lm, metrics = state.lm.descend(self.loss, batch, step, key)
-        return State(lm), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key)
+        return State(net), metrics
 
     def loss(self, net: Transformer, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
         """Returns -sum_t log P(w_t | w_<t) over a batch in nats, and the number of tokens."""
@@ -303,7 +303,7 @@ class TransformerLM(Family):
         return nats, weight.sum(dtype=jnp.float32), {}
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net = state.lm.eval_net()
+        net = state.net.eval_net()
         weight = counted(batch, net.end_of_text)
         x = net.features(batch["tokens"][:, :-1])
         nats = row_cross_entropy(x, net.head_table, batch["tokens"][:, 1:], weight)
@@ -321,7 +321,7 @@ class TransformerLM(Family):
     def stream(
         self, model: Model, request: TokenRequest, key: jax.Array, show: Callable[[str], None] | None
     ) -> Artifacts:
-        net = model.state.lm.eval_net()
+        net = model.state.net.eval_net()
         if request.score is not None:
             return [score_document(net, _read, (), model.spec, request.score, self.context)]
         return sample_tokens(net, model, request, key, context=self.context, stream=show)

@@ -115,10 +115,10 @@ def test_figures_add_up(data, model):
 def test_without_codes_it_is_a_language_model(data):
     family = replace(TINY, latent=0)
     state = start(family, data)
-    assert set(state.vae.params) == {"decoder"}
+    assert set(state.net.params) == {"decoder"}
     rows = jax.jit(family.evaluate)(state, data.held_out_at(0), jax.random.key(0))
     np.testing.assert_array_equal(rows["kl_nats"][0], 0)
-    net, batch = state.vae.net(), data.held_out_at(0)
+    net, batch = state.net.net(), data.held_out_at(0)
     logits = net.decoder.embedding.logits(net.decoder(jnp.asarray(batch["tokens"][:, :-1]), jnp.zeros((BATCH, 0))))
     nats = jnp.where(real_targets(batch), cross_entropy(logits, jnp.asarray(batch["tokens"][:, 1:])), 0).sum(1)
     np.testing.assert_allclose(rows["loss"][0], nats, rtol=1e-4)
