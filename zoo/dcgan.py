@@ -53,7 +53,8 @@ from zoo.sampling.batches import in_batches
 from zoo.sampling.latent_paths import slerp, truncated
 
 SIZES = (32, 64)
-SAMPLES_AT_ONCE = 256
+AT_ONCE = 256
+"""Images that one call generates, at most."""
 KEYS = 4
 """Number of keys the losses split a step's key into; `fold_in` with a smaller number would repeat one of them."""
 
@@ -311,7 +312,7 @@ class DCGAN(Family):
             labels = jnp.asarray(order, jnp.int32)[rows % len(order)] if label < 0 else jnp.full_like(rows, label)
             return generate(model.state.generator, key, rows, labels, truncation, latent=self.latent, length=length)
 
-        return in_batches(make, request.n, max(SAMPLES_AT_ONCE // length, 1))
+        return in_batches(make, request.n, max(AT_ONCE // length, 1))
 
     def label_number(self, spec: ImageSpec, label: str) -> int:
         """Returns the number of a class given by name or number; -1 for an empty label.

@@ -50,7 +50,7 @@ from zoo.sampling.latent_paths import interpolate, lerp, most_active, slerp, tra
 from zoo.sampling.starting_images import given_pictures
 
 AT_ONCE = 1024
-"""Images decoded in one batch, at most."""
+"""Images that one call decodes, at most."""
 COLUMNS = 16
 """Pairs of image and reconstruction in one sheet."""
 TRAVERSED = 13

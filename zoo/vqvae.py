@@ -54,7 +54,7 @@ COLUMNS = 16
 DRAWN_CODES = 1024
 """Maximum number of codes in the picture of the codebook."""
 AT_ONCE = 256
-"""Images encoded or decoded in one batch, at most."""
+"""Images that one call encodes or decodes, at most."""
 ENOUGH = 0.9
 """Share of the codes in use from which the verdict asks for no other settings."""
 

@@ -80,7 +80,7 @@ def test_a_sample_does_not_depend_on_how_many_are_made(model, monkeypatch):
     two, five = draw(model), draw(model, n=5)
     np.testing.assert_allclose(two, five[:2], atol=1)
     assert np.abs(five[0] - five[1]).max() > 2
-    monkeypatch.setattr(requests, "BATCH_SIZE", 2)
+    monkeypatch.setattr(requests, "AT_ONCE", 2)
     np.testing.assert_allclose(draw(model, n=5), five, atol=1)
     with jax.default_device(jax.devices()[3]):
         np.testing.assert_allclose(draw(model, n=5), five, atol=1)
