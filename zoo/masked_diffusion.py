@@ -53,7 +53,7 @@ from zoo.metrics.text import likelihood_statistics
 from zoo.metrics.tokens import UnmaskScoring, score_language_model
 from zoo.metrics.windows import strided_figures
 from zoo.nets.encoder import TokenEncoder
-from zoo.nets.transformer import EPSILON
+from zoo.nets.transformer import BlockSettings
 from zoo.nn.attend import Mask
 from zoo.nn.losses import counted, cross_entropy, real_targets
 from zoo.sampling.tokens.unmask_request import UnmaskRequest, sample_tokens
@@ -71,11 +71,9 @@ class Denoiser(TokenEncoder):
 
     def __init__(self, settings: "MaskedDiffusion", spec: TokenSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
-        super().__init__(
-            spec.vocab_size + 1, s.context + 1, segments=0, layers=s.layers, heads=s.heads, width=s.width,
-            hidden=4 * s.width, activation="gelu", epsilon=EPSILON, rate=s.dropout, attention_rate=0.0,
-            post_norm=False, rotary=s.rotary, remat=s.remat, rngs=rngs, dtype=dtype,
-        )  # fmt: skip
+        block = BlockSettings(layers=s.layers, width=s.width, heads=s.heads, rate=s.dropout)
+        sizes = {"symbols": spec.vocab_size + 1, "positions": s.context + 1, "segments": 0}
+        super().__init__(**sizes, block=block, rotary=s.rotary, remat=s.remat, rngs=rngs, dtype=dtype)
         self.mask, self.end, self.outputs = spec.vocab_size, spec.end, spec.outputs
         self.in_blocks, self.longest = isinstance(spec, BlockSpec), spec.longest or s.context
 

@@ -50,7 +50,7 @@ from zoo.data.text.sentence_pairs import FRAME, SegmentPairs
 from zoo.metrics.intervals import wilson_interval
 from zoo.metrics.text import perplexity
 from zoo.nets.encoder import TokenEncoder
-from zoo.nets.transformer import INIT_SCALE
+from zoo.nets.transformer import INIT_SCALE, BlockSettings
 from zoo.nn.attend import Mask
 from zoo.nn.dense import Dense
 from zoo.nn.losses import cross_entropy
@@ -78,11 +78,11 @@ class Encoder(TokenEncoder):
 
     def __init__(self, settings: "MaskedLM", spec: SegmentSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
-        super().__init__(
-            spec.vocab_size, s.context, SEGMENTS, layers=s.layers, heads=s.heads, width=s.width, hidden=s.hidden,
-            activation=s.mlp, epsilon=s.norm_epsilon, rate=s.dropout, attention_rate=s.attention_dropout,
-            post_norm=True, rotary=False, remat=s.remat, rngs=rngs, dtype=dtype,
+        block = BlockSettings(
+            layers=s.layers, width=s.width, heads=s.heads, hidden=s.hidden, epsilon=s.norm_epsilon, activation=s.mlp,
+            rate=s.dropout, attention_rate=s.attention_dropout, post_norm=True,
         )  # fmt: skip
+        super().__init__(spec.vocab_size, s.context, SEGMENTS, block=block, remat=s.remat, rngs=rngs, dtype=dtype)
         self.permutes = s.objective == "permutation"
         self.mask, self.special, self.vocab_size = spec.mask, spec.special, spec.vocab_size
         dense = partial(Dense, bias=True, scale=INIT_SCALE, rngs=rngs)

@@ -56,7 +56,7 @@ from zoo.metrics.latent import (
     mutual_information,
 )
 from zoo.metrics.text import perplexity
-from zoo.nets.conditioned_lm import BodyKind, TextDecoder, TextEncoder
+from zoo.nets.conditioned_lm import BodyKind, TextDecoder, TextDecoderSettings, TextEncoder
 from zoo.nn.aggressive_encoder import Lagging
 from zoo.nn.cells import Cell
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
@@ -65,7 +65,7 @@ from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound
 from zoo.sampling.tokens.sentences import SentenceRequest, write_sentences
 
 AT_ONCE = 256
-"""Sentences decoded in one batch, at most, for the importance-weighted bound."""
+"""Sentences that one call decodes for the importance-weighted bound, at most: rows times codes of each."""
 COLLAPSED = math.log(2)
 """Mutual information in nats below which the posterior counts as collapsed: less than one bit per code."""
 
@@ -77,19 +77,11 @@ class VAE(nnx.Module):
         s = settings
         self.latent = s.latent
         self.encoder = TextEncoder(s.encoder, s.width, s.latent, rate=s.dropout, rngs=rngs) if s.latent else None
-        self.decoder = TextDecoder(
-            s.decoder,
-            s.heads,
-            vocab_size,
-            s.width,
-            s.layers,
-            s.latent,
-            s.context,
-            rate=s.dropout,
-            word_dropout=s.word_dropout,
-            rngs=rngs,
-            dtype=dtype,
-        )
+        decoder = TextDecoderSettings(
+            body=s.decoder, vocab_size=vocab_size, context=s.context, layers=s.layers, width=s.width, heads=s.heads,
+            latent=s.latent, rate=s.dropout, word_dropout=s.word_dropout,
+        )  # fmt: skip
+        self.decoder = TextDecoder(decoder, rngs, dtype)
 
     def encode(
         self, batch: Batch, *, key: Key[Array, ""] | None = None

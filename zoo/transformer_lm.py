@@ -38,7 +38,7 @@ from zoo.data.specs import TokenSpec
 from zoo.metrics.text import likelihood_statistics
 from zoo.metrics.tokens import TokenScoring, score_language_model
 from zoo.metrics.windows import score_document, strided_figures
-from zoo.nets.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
+from zoo.nets.transformer import INIT_SCALE, Activation, Block, BlockSettings, Normalisation, make_norm
 from zoo.nn.attend import Mask
 from zoo.nn.attention import KeyValue, rotary_angles
 from zoo.nn.dense import Dense
@@ -88,22 +88,11 @@ class Transformer(nnx.Module):
         make_table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         self.embedding = make_table(vocab_size)
         self.position = make_table(s.context) if s.positions == "learned" else None
-        self.blocks = nnx.List(
-            Block(
-                s.width,
-                s.heads,
-                s.kv_heads or s.heads,
-                s.hidden,
-                layers=s.layers,
-                norm=s.norm,
-                activation=s.mlp,
-                epsilon=s.norm_epsilon,
-                bias=s.bias,
-                rate=s.dropout,
-                rngs=rngs,
-            )
-            for _ in range(s.layers)
-        )
+        block = BlockSettings(
+            layers=s.layers, width=s.width, heads=s.heads, kv_heads=s.kv_heads, hidden=s.hidden, norm=s.norm,
+            epsilon=s.norm_epsilon, activation=s.mlp, bias=s.bias, rate=s.dropout, attention_rate=s.dropout,
+        )  # fmt: skip
+        self.blocks = nnx.List(Block(block, rngs) for _ in range(s.layers))
         self.norm = make_norm(s.norm, s.width, epsilon=s.norm_epsilon, bias=s.bias)
         head = partial(Dense, s.width, self.outputs, bias=False, scale=INIT_SCALE, wide=True)
         self.head = None if s.tied else head(rngs=rngs)

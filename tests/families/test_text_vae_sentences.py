@@ -19,7 +19,7 @@ from zoo.data.text import Sentences
 from zoo.harness.config import Run
 from zoo.harness.loop import fit
 from zoo.harness.trained import inference_state
-from zoo.nets.conditioned_lm import Conditioned, TextDecoder
+from zoo.nets.conditioned_lm import Conditioned, TextDecoder, TextDecoderSettings
 from zoo.nn.losses import cross_entropy, real_targets
 from zoo.sampling.tokens.sentences import SentenceRequest
 from zoo.text_vae import TextVAE, TextVAEScoring
@@ -44,8 +44,8 @@ def model(data):
 
 
 def make_decoder(body, **settings):
-    settings = {"rate": 0.0, "word_dropout": 0.0} | settings
-    return TextDecoder(body, 2, 13, 16, 2, LATENT, CONTEXT, rngs=nnx.Rngs(0), **settings)
+    sizes = {"vocab_size": 13, "context": CONTEXT, "layers": 2, "width": 16, "heads": 2, "latent": LATENT}
+    return TextDecoder(TextDecoderSettings(body=body, **sizes, **settings), nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("body", ["lstm", "gru", "transformer"])
