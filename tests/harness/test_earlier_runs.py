@@ -17,8 +17,9 @@ from zoo.core.artifacts import Image, Text
 from zoo.core.errors import UserError
 from zoo.core.parallel import Parallel
 from zoo.data.text import Text as Plays
+from zoo.ddpm import DDPMScoring
 from zoo.harness.checkpoint import Checkpoints, DamagedCheckpointError
-from zoo.harness.config import Init
+from zoo.harness.config import Init, read_json, to_json
 from zoo.harness.flags import load_config
 from zoo.harness.formats import paths_in
 from zoo.harness.loop import fit
@@ -188,3 +189,10 @@ def test_paths_of_earlier_formats_are_found_and_present_ones_take_precedence():
         "lm.a": "lm.a",
         "net.b": "net.b",
     }
+
+
+def test_scoring_of_format_3_is_read(tmp_path):
+    saved = to_json(DDPMScoring(bound_images=3, steps=20)) | {"format": 3}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved | {"class": "zoo.metrics.diffusion_scoring:DiffusionScoring"}))
+    assert read_json(path, DDPMScoring) == DDPMScoring(bound_images=3, steps=20)

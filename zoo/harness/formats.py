@@ -1,8 +1,8 @@
 """The format number of a run's files, and the conversion of earlier formats.
 
 Files of format 1 have no number; they were written before the modules moved into the present folders. Format 3 renamed
-the scoring of language models, format 4 the networks of a state. Checkpoints have no number of their own: whether one
-is of an earlier format shows in the paths of its arrays.
+the scoring of language models, format 4 the scoring of DDPMs and the networks of a state. Checkpoints have no number of
+their own: whether one is of an earlier format shows in the paths of its arrays.
 """
 
 from collections.abc import Collection, Iterable
@@ -21,10 +21,10 @@ MOVED = {
     "zoo.data.sentence_pairs:SentencePairs": "zoo.data.text.sentence_pairs:SentencePairs",
     "zoo.data.sentences:Sentences": "zoo.data.text.sentences:Sentences",
     "zoo.data.text:Text": "zoo.data.text.blocks:Text",
-    "zoo.ddpm:DDPMScoring": "zoo.metrics.diffusion_scoring:DiffusionScoring",
     "zoo.image_vae:Scores": "zoo.image_vae:ImageVAEScoring",
     "zoo.lstm_lm:Scores": "zoo.lstm_lm:LSTMLMScoring",
     "zoo.metrics.classifier:Classifier": "zoo.classifier:Classifier",
+    "zoo.metrics.diffusion_scoring:DiffusionScoring": "zoo.ddpm:DDPMScoring",
     "zoo.metrics.text:TextScoring": "zoo.metrics.tokens:TokenScoring",
     "zoo.seq2seq:Scores": "zoo.seq2seq:Seq2SeqScoring",
     "zoo.text_vae:Scores": "zoo.text_vae:TextVAEScoring",
