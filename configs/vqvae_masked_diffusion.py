@@ -10,13 +10,15 @@ from zoo.data.images import ImageTokens
 from zoo.masked_diffusion import MaskedDiffusion
 
 run = Run(
-    family=MaskedDiffusion(layers=6, heads=5, width=160, context=49, dropout=0.1),
+    family=MaskedDiffusion(layers=4, heads=5, width=160, context=49),
     data=ImageTokens(tokens="codes", codec="runs/vqvae"),
-    optimizer=Optimizer(learning_rate=2e-3, warmup_steps=200, weight_decay=0.1, clip_norm=1.0, ema_decay=0.999),
-    steps=8600,
+    optimizer=Optimizer(
+        name="muon", learning_rate=4e-3, warmup_steps=200, weight_decay=0.1, clip_norm=1.0, ema_decay=0.999
+    ),
+    steps=3000,
     batch_size=64,
     log_every=50,
     eval_every=1000,
     save_every=500,
-    sample_every=2000,
+    sample_every=1000,
 )
