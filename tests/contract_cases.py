@@ -30,9 +30,8 @@ PATHS = sorted((ROOT / "configs").glob("*.py"))
 COSTLY = ("ddpm", "flow_matching", "mean_flow")
 """Configs whose step takes ten seconds to compile: of them `make test` has what one compiled step is enough for."""
 
-
-SOME = ("image_vae", "lstm_lm", "text_vae", "transformer_lm")
-"""Configs that compile fast, of each kind of network (convolutions, recurrence, attention), and one with free bits."""
+LONG = ("dcgan", "seq2seq_lstm")
+"""Configs whose training takes eight seconds to compile: `make test` trains them once and resumes others."""
 
 LIGHT = {
     "latent_flow", "mnist_patches_lstm", "mnist_patches_masked_diffusion", "mnist_patches_transformer",
@@ -60,12 +59,23 @@ FULL = [path for path in PATHS if path.stem not in LIGHT]
 in_make_test_once_a_family = pytest.mark.parametrize("run", configs(slow=lambda path: path not in FIRST), indirect=True)
 """In `make test` for one config of each family, in `make test-all` for all."""
 in_full = pytest.mark.parametrize("run", configs(paths=FULL), indirect=True)
-once_a_family = pytest.mark.parametrize(
-    "run", configs(slow=lambda path: path.stem in COSTLY or path not in FIRST, paths=FULL), indirect=True
-)
-"""In `make test` for one config of each family that is not costly, in `make test-all` for all but the light ones."""
-for_some = pytest.mark.parametrize("run", configs(slow=lambda path: path.stem not in SOME, paths=FULL), indirect=True)
-"""In `make test` for the configs in `SOME`, in `make test-all` for all but the light ones."""
+
+
+def once_a_family_but(*names: str) -> Any:
+    """In `make test` for one config of each family, except the named; in `make test-all` for all but the light ones."""
+    return pytest.mark.parametrize(
+        "run", configs(slow=lambda path: path.stem in names or path not in FIRST, paths=FULL), indirect=True
+    )
+
+
+once_a_family = once_a_family_but(*COSTLY)
+
+
+def for_some(*names: str) -> Any:
+    """In `make test` for the named configs, in `make test-all` for all but the light ones."""
+    return pytest.mark.parametrize("run", configs(slow=lambda path: path.stem not in names, paths=FULL), indirect=True)
+
+
 strategies = pytest.mark.parametrize("strategy", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 
 # The field's standard names for sizes, with a size that compiles in a moment.
@@ -140,9 +150,10 @@ class Bench:
         self.state = self.strategy.place(first)
 
     def advance(self, steps: int, same_batch: bool = False) -> list[dict[str, Any]]:
-        told = []
+        told, batch = [], self.strategy.put(self.data.batch_at(0))
         for n in range(steps):
-            batch = self.strategy.put(self.data.batch_at(0 if same_batch else n))
+            if n > 0 and not same_batch:
+                batch = self.strategy.put(self.data.batch_at(n))
             self.state, metrics = self.step(self.state, batch, np.int32(n))
             told.append(jax.device_get(metrics))
         return told
@@ -175,10 +186,15 @@ def assert_close(a: dict[str, np.ndarray], b: dict[str, np.ndarray], tolerance: 
         np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=tolerance, err_msg=name)
 
 
+def noisy(run: Run) -> Run:
+    """With dropout where the family has it, since noise is what goes wrong across devices and in going on."""
+    rate = getattr(run.family, "dropout", None)
+    return run if rate is None or rate > 0 else replace(run, family=replace(run.family, dropout=0.2))
+
+
 def with_noise(run: Run) -> Run:
-    """With dropout where the family has it, since noise is what goes wrong across devices."""
-    noisy = {"dropout": 0.2} if hasattr(run.family, "dropout") else {}
-    return replace(run, family=replace(run.family, **noisy), optimizer=SGD)
+    """Noisy, and with plain gradient descent, whose steps differ as little as the gradients do."""
+    return replace(noisy(run), optimizer=SGD)
 
 
 def quick(run: Run) -> Run:
@@ -190,7 +206,7 @@ def quick(run: Run) -> Run:
 def for_fit(run: Run, strategy: str = "jit") -> Run:
     """With noise, on two devices and with the config's own optimizer: what `fit` is given, to compile once."""
     parallel, rundir = Parallel(strategy, devices=2), f"{run.rundir}-{strategy}"
-    return replace(with_noise(run), optimizer=run.optimizer, parallel=parallel, rundir=rundir)
+    return replace(noisy(run), parallel=parallel, rundir=rundir)
 
 
 FITTED: dict[str, Trained] = {}
