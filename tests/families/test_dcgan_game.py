@@ -139,7 +139,7 @@ def test_r1_is_refused_where_a_logit_depends_on_other_images():
 # ------------------------------------------------------------------------------------------- who moves when
 
 
-@pytest.mark.parametrize("disc_norm", ["batch", "spectral"])
+@pytest.mark.parametrize("disc_norm", ["batch", pytest.param("spectral", marks=pytest.mark.slow)])
 def test_each_player_moves_and_remembers_in_its_own_step_alone(batch, disc_norm):
     family, state = make(disc_norm=disc_norm)
     new, metrics = compiled_step(family)(state, batch)
@@ -185,10 +185,11 @@ def test_the_discriminator_takes_its_steps_against_fresh_fakes_of_one_generator(
 
         return jax.value_and_grad(loss)(params)
 
+    fakes_of = jax.jit(lambda z: state.generator.net()(z, label, train=True))
     params, drawn = state.discriminator.params, []
     for key in keys:
         drawn.append(normal(jax.random.split(key, 4)[0], batch["row"], (4,)))
-        loss, gradient = slope(params, state.generator.net()(drawn[-1], label, train=True))
+        loss, gradient = slope(params, fakes_of(drawn[-1]))
         params = jax.tree.map(lambda w, g: w - rate * g, params, gradient)
     assert len({z.tobytes() for z in map(np.asarray, drawn)}) == k
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.discriminator.params, params)
@@ -242,7 +243,10 @@ def test_classes_are_needed_where_the_game_is_conditional():
         DCGAN(conditional=True).init(ImageSpec(32, 32, 1), Setup(OPTIMIZER, 10, 6), KEY)
 
 
-@pytest.mark.parametrize("settings", [{}, {"conditional": True}, {"conditional": True, "disc_norm": "spectral"}])
+SPECTRAL = pytest.param({"conditional": True, "disc_norm": "spectral"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("settings", [{}, {"conditional": True}, SPECTRAL])
 def test_conditioning_reaches_both_players(batch, settings):
     _, state = make(**settings)
 

@@ -20,7 +20,7 @@ from zoo import load_run
 from zoo.harness.checkpoint import DAMAGED, FOLDER, Checkpoints, DamagedCheckpointError, flatten
 from zoo.harness.rundir import RunDir
 
-STEPS = 400
+STEPS = 500
 EVERY = ("--steps", str(STEPS), "--save-every", "50", "--eval-every", "100", "--family.dropout", "0.1")
 
 
@@ -123,17 +123,31 @@ def test_a_process_prints_and_records_what_it_should(whole: tuple[Path, Result],
     )
 
 
-def test_kill_9_at_any_moment(whole: tuple[Path, Result], launch: Callable, tmp_path: Path) -> None:
-    rundir, moment = tmp_path / "run", random.randrange(60, STEPS - 100)
+def test_kill_9_at_any_moment_and_then_ctrl_c(whole: tuple[Path, Result], launch: Callable, tmp_path: Path) -> None:
+    """What was killed goes on and is interrupted, which saves and says how to go on; what goes on then is the whole."""
+    rundir, moment = tmp_path / "run", random.randrange(60, STEPS - 200)
     process = launch(rundir)
     wait_for(process, lambda: last_step(rundir) >= moment and RunDir(rundir).has_checkpoints())
     process.send_signal(signal.SIGKILL)
     assert finish(process).code == -signal.SIGKILL
+
+    killed = last_step(rundir)
+    process = launch(rundir)
+    wait_for(process, lambda: last_step(rundir) > killed)
+    process.send_signal(signal.SIGINT)
+    result = finish(process)
+    assert (result.code, result.out) == (130, "")
+    assert "Traceback" not in result.err
+    assert "from step 0 " not in result.err, "nothing was saved"
+    stopped = last_step(rundir)
+    assert killed < stopped < STEPS
+    assert f"stopped by SIGINT at step {stopped} and saved; the same command goes on from there" in result.err
+
     again = finish(launch(rundir))
     assert again.code == 0, again.err
-    assert "from step 0 " not in again.err, "nothing was saved"
+    assert f"from step {stopped} to {STEPS}" in again.err
     assert_same_run(rundir, whole[0])
-    assert len((rundir / "launches.jsonl").read_text().splitlines()) == 2
+    assert len((rundir / "launches.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.slow
@@ -152,23 +166,6 @@ def test_kill_9_during_a_save(whole: tuple[Path, Result], launch: Callable, tmp_
     assert again.code == 0, again.err
     assert_same_run(rundir, whole[0])
     assert not list((rundir / FOLDER).glob("*orbax-checkpoint-tmp*"))
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(whole: tuple[Path, Result], launch: Callable, tmp_path: Path) -> None:
-    rundir = tmp_path / "run"
-    process = launch(rundir)
-    wait_for(process, lambda: last_step(rundir) >= 70)
-    process.send_signal(signal.SIGINT)
-    result = finish(process)
-    assert (result.code, result.out) == (130, "")
-    assert "Traceback" not in result.err
-    stopped = last_step(rundir)
-    assert 70 <= stopped < STEPS
-    assert f"stopped by SIGINT at step {stopped} and saved; the same command goes on from there" in result.err
-    again = finish(launch(rundir))
-    assert again.code == 0
-    assert f"from step {stopped} to {STEPS}" in again.err
-    assert_same_run(rundir, whole[0])
 
 
 @pytest.mark.slow
@@ -258,7 +255,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+FAST = ("truncated", "a bit flipped")
+
+
+@pytest.mark.parametrize(
+    "damage", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in DAMAGES]
+)
 def test_any_damaged_file_is_harmless(capsys: pytest.CaptureFixture[str], run: Path, short: Path, damage: str) -> None:
     """Whatever file of the last checkpoint is damaged, its weights are read right, or those of the one before."""
     right = {step: flatten(load_run(short, str(step)).model.state) for step in (4, 6)}

@@ -31,12 +31,13 @@ VISIBLE = jnp.asarray(np.random.default_rng(0).random((2, 13, 13)) < 0.5).at[:, 
 
 def seen_by_hand(mask, b=2, t=13, s=13):
     """Key by key, as the mask's docstring says."""
+    lengths, visible = (None if part is None else np.asarray(part) for part in (mask.lengths, mask.visible))
     seen = np.ones((b, t, s), bool)
     for row, query, key in np.ndindex(b, t, s):
         seen[row, query, key] = (
             (not mask.causal or key <= query)
-            and (mask.lengths is None or key < mask.lengths[row])
-            and (mask.visible is None or bool(mask.visible[row, query, key]))
+            and (lengths is None or key < lengths[row])
+            and (visible is None or bool(visible[row, query, key]))
         )
     return seen
 

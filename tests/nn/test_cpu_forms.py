@@ -50,6 +50,7 @@ def test_a_form_for_the_cpu_is_its_plain_form(name):
     assert_same_with_gradients(jax.jit(f), jax.jit(plain(f)), *arrays, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_u_net_has_forward_mode_derivatives_in_plain_form():
     settings = UNetSettings(height=4, features_in=1, channels=(4, 4), layers=1, attention=(4,), groups=2, remat=True)
     graphdef, params = nnx.split(UNet(settings, nnx.Rngs(0)))
