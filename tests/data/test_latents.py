@@ -130,7 +130,7 @@ def test_what_latents_do_not_have_is_refused(model, data):
     name = "bound_images" if isinstance(model.family, DDPM) else "ode_images"
     unfit = model.family.Scoring(**{name: 3}).check(model.family, data.spec, no_extractor)
     assert unfit == {
-        name: f"{name} is 3; of latents it would be a density of the codec's codes, not of images: leave it out"
+        name: f"{name} is 3; of latents it would be a density of the codec's codes, not of images; it must be 0"
     }
     with pytest.raises(UserError, match=r"family\.clip is True, and latents have no bounds: give --family\.no-clip"):
         DDPM().init(data.spec, Setup(Optimizer(), 1, 8), jax.random.key(0))

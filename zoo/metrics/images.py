@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,6 +62,9 @@ class ImageScoring(Scoring):
             asking = ["samples", *["floor"] * self.floor]
             return dict.fromkeys(asking, f"FID, KID, precision and recall cannot be computed: {error}")
         return {}
+
+    def of_image(self) -> dict[str, Any]:
+        return {"samples": 0, "floor": False}
 
 
 def score_samples(
