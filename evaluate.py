@@ -29,7 +29,7 @@ class Evaluate:
     data: Data
     """The data: the run's, or another source of the same kind, all of which is scored unless `--split` is given."""
     image: str = ""
-    """Score this image file instead of the data: its likelihood, or the bound on it."""
+    """Score this image file instead of the data: its likelihood, or the bound on it, and no samples."""
     split: Split | None = None
     """Rows to score: dev, which selected settings and checkpoints; test, for reported figures; or all. None: dev of the
     run's data, all of another source."""
@@ -60,7 +60,8 @@ def main() -> None:
 
     trained = load_run(path, asked.checkpoint)
     data = trained.held_out(split, scored)
-    scoring = {name: getattr(asked.scoring, name) for name in typed(asked.scoring, flags)}
+    scoring = run.scoring.of_image() if asked.image else {}
+    scoring |= {name: getattr(asked.scoring, name) for name in typed(asked.scoring, flags)}
     metrics = trained.evaluate(asked.seed, asked.draws, data=data, **scoring)
     of = {"step": trained.model.step, "data": scored.name, "split": split}
     record = of | metrics | {"draws": asked.draws, "seed": asked.seed} | trained.setting()

@@ -11,8 +11,6 @@ from typing import Any
 Entry = dict[str, Any]
 
 FIGURE = Path(__file__).with_name("figures") / "ladder_fid.png"
-CALLS = {"heun": 2, "midpoint": 2}
-"""Calls of the network in a step of a sampler, where they are more than one."""
 SETTINGS = ("sampler", "steps", "eta", "shift", "guidance", "samples")
 """What makes two scores of one checkpoint different."""
 MINUTES = (5, 15, 30, 60)
@@ -51,12 +49,19 @@ def fid_points(metrics: list[dict[str, Any]], scores: list[dict[str, Any]]) -> l
     ]
 
 
+def calls(point: Entry) -> int:
+    """Calls of the network for a sample: two in a step of midpoint, and of Heun's but the last; twice with guidance."""
+    steps: int = point["steps"]
+    once: int = {"heun": 2 * steps - 1, "midpoint": 2 * steps}.get(point.get("sampler", ""), steps)
+    return once if point.get("guidance", 1) == 1 else 2 * once
+
+
 def by_calls(row: Sampled, entry: Entry) -> dict[int, float]:
     """FID of the last checkpoint by calls of the network; of several settings with as many calls, the last scored."""
     points = entry.get("fid_points", [])
     last = max((point["step"] for point in points), default=0)
     return {
-        row.calls or point["steps"] * CALLS.get(point.get("sampler", ""), 1): point["fid"]
+        row.calls or calls(point): point["fid"]
         for point in points
         if point["step"] == last and (row.calls or "steps" in point)
     }

@@ -47,12 +47,12 @@ from zoo.core.random import normal, uniform
 from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ArraySpec, ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
-from zoo.metrics.diffusion_scoring import DiffusionScoring, score_images, unlike_images
+from zoo.metrics.diffusion_scoring import DiffusionScoring, density, score_images, unlike_images
 from zoo.nets.denoiser import DenoiserOptions
 from zoo.nets.dit import DiT
 from zoo.nets.unet import UNet, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
-from zoo.sampling.diffusion.guidance import count_symbols, guided, known_classes, to_symbols
+from zoo.sampling.diffusion.guidance import count_symbols, guided, to_symbols
 from zoo.sampling.diffusion.loop import SAMPLERS, Sampler
 from zoo.sampling.diffusion.noise_schedule import Schedule, VariancePreserving, make_alpha_bar, spread_times
 from zoo.sampling.diffusion.prediction import Prediction, estimates, target_weights
@@ -77,6 +77,9 @@ class DDPMScoring(DiffusionScoring):
 
     def check(self, family: Family, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
         return unlike_images(self, "bound_images", spec) | super().check(family, spec, extractor)
+
+    def of_image(self) -> dict[str, Any]:
+        return super().of_image() | {"bound_images": 1}
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ class DDPM(DenoiserOptions, Family):
     def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DDPMScoring, key: jax.Array) -> Metrics:
         metrics: Metrics = {}
         if isinstance(model.spec, ImageSpec):
-            metrics["bits_per_dim_of"] = "p(x | y)" if known_classes(self, model.spec) else "p(x)"
+            metrics["bits_per_dim_of"] = density(self, model, data)
         if scoring.bound_images:
             metrics |= whole_bound(self, model.state, data, scoring.bound_images, key)
         if scoring.samples:

@@ -44,13 +44,13 @@ from zoo.core.learner import Learner
 from zoo.core.random import normal, spread, uniform
 from zoo.data.images.pixels import dequantise
 from zoo.data.specs import ArraySpec
-from zoo.metrics.diffusion_scoring import DiffusionScoring, score_images, unlike_images
+from zoo.metrics.diffusion_scoring import DiffusionScoring, density, score_images, unlike_images
 from zoo.metrics.ode_likelihood import Velocity, ode_bits
 from zoo.nets.denoiser import DenoiserOptions
 from zoo.nets.dit import DiT
 from zoo.nets.unet import UNet
 from zoo.nn.platform import plain_forms
-from zoo.sampling.diffusion.guidance import count_symbols, guided, known_classes, to_symbols
+from zoo.sampling.diffusion.guidance import count_symbols, guided, to_symbols
 from zoo.sampling.diffusion.loop import STRAIGHT, Sampler
 from zoo.sampling.diffusion.noise_levels import Grid, even_grid
 from zoo.sampling.diffusion.noise_schedule import Path, StraightPath
@@ -98,6 +98,9 @@ class FlowScoring(DiffusionScoring):
 
     def check(self, family: Family, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
         return unlike_images(self, "ode_images", spec) | super().check(family, spec, extractor)
+
+    def of_image(self) -> dict[str, Any]:
+        return super().of_image() | {"ode_images": 1}
 
 
 def _several(sampler: Sampler) -> Sampler:
@@ -257,7 +260,7 @@ class FlowMatching(DenoiserOptions, Family):
         metrics: Metrics = {}
         if scoring.ode_images:
             metrics |= ode_bits(self, model.state, data, scoring.ode_images, scoring.ode_steps, key)
-            metrics |= {"bits_per_dim_of": "p(x | y)" if known_classes(self, model.spec) else "p(x)"}
+            metrics |= {"bits_per_dim_of": density(self, model, data)}
         if scoring.samples:
             metrics |= score_images(self, model, data, scoring, key)
         return metrics

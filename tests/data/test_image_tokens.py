@@ -105,6 +105,16 @@ def test_held_out_pixels_are_drawn_once_as_for_every_family(npz):
     np.testing.assert_array_equal(batch["images"], 1)
 
 
+def test_samples_in_black_and_white_are_compared_with_images_in_black_and_white(npz):
+    data = open_tokens(npz, batch_size=10, tokens="patches", split="test")
+    reference = data.reference
+    for ours, theirs in ((reference.held_out_at(0), data.held_out_at(0)), (reference.batch_at(2), data.batch_at(2))):
+        np.testing.assert_array_equal(ours["image"], data.spec.to_pixels(theirs["tokens"][:, 1:]))
+    assert reference is data.reference  # by which metrics keep its features
+    grey = open_tokens(npz, tokens="pixels")
+    assert grey.reference is grey.held_out
+
+
 @pytest.mark.parametrize(
     ("settings", "length", "message"),
     [
@@ -175,6 +185,7 @@ def test_codes_are_those_of_the_codec_and_of_eight_drawings(npz, cache):
     expected = codec.encode({"image": data.held_out.held_out_at(0)["image"], "row": held_out["row"]})
     np.testing.assert_array_equal(held_out["tokens"][:, 1:], np.asarray(expected)[:, 0])
     assert "dims" not in held_out  # the likelihood of codes is not one of pixels
+    assert data.reference is data.held_out  # a codec decodes to grey
     (image,) = data.spec.decode([np.array([0, 1])], codec)
     np.testing.assert_array_equal(image.pixels[..., 0], np.repeat([[0, 255]], 4, 0).repeat(4, 1))
 

@@ -1,6 +1,6 @@
 """Latents of images by a codec, and diffusion models of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from zoo.core.extractor import no_extractor
 from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.images import Images
+from zoo.data.images.codes import DRAWINGS
+from zoo.data.images.latents import LatentSet
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.ddpm import DDPM, DDPMScoring
 from zoo.flow_matching import FlowMatching
@@ -70,6 +72,25 @@ def test_rows_are_latents_of_the_images_in_training_order(data):
     np.testing.assert_array_equal(batch["image"], expected)
     np.testing.assert_array_equal(batch["label"], images["label"])
     np.testing.assert_array_equal(data.batch_at(3, slice(2, 5))["image"], batch["image"][2:5])
+
+
+@dataclass(frozen=True)
+class Numbers(Corners):
+    """A codec whose latents are the number of the noise that it would draw."""
+
+    def latents(self, state: Any, batch: dict[str, Any]) -> jax.Array:
+        return jnp.asarray(batch["row"], jnp.float32)[:, None, None, None] + jnp.zeros((1, 4, 4, 2))
+
+
+def test_latents_of_a_codec_that_draws_its_input_are_of_eight_drawings_in_turn(data):
+    """Drawing d of image i of m takes noise d m + i; the images of the steps are of the epochs 0, 1 and 8."""
+    spec, m = replace(data.spec, mean=(0.0, 0.0), deviation=(1.0, 1.0)), len(data.images.images)
+    numbered = LatentSet(spec, data.images, Coder(Numbers(), GREY, 1), "dev")
+    for step, epoch in ((0, 0), (m // 8 + 1, 1), (m, 8)):
+        drawn = step * 8 + np.arange(8)
+        assert (drawn // m == epoch).all()
+        expected = epoch % DRAWINGS * m + data.images.order[drawn]
+        np.testing.assert_array_equal(numbered.batch_at(step)["image"][:, 0, 0, 0], expected)
 
 
 def test_a_later_run_keeps_the_scale_of_the_first(data):
@@ -129,7 +150,7 @@ def test_what_latents_do_not_have_is_refused(model, data):
     name = "bound_images" if isinstance(model.family, DDPM) else "ode_images"
     unfit = model.family.Scoring(**{name: 3}).check(model.family, data.spec, no_extractor)
     assert unfit == {
-        name: f"{name} is 3; of latents it would be a density of the codec's codes, not of images: leave it out"
+        name: f"{name} is 3; of latents it would be a density of the codec's codes, not of images; it must be 0"
     }
     with pytest.raises(UserError, match=r"family\.clip is True, and latents have no bounds: give --family\.no-clip"):
         DDPM().init(data.spec, Setup(Optimizer(), 1, 8), jax.random.key(0))

@@ -1,6 +1,7 @@
 """Flow matching's path, times and targets, and MeanFlow's identity, against closed forms."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from zoo.core.errors import UserError
 from zoo.core.family import Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.images.pixels import dequantise, to_pixels
-from zoo.flow_matching import FlowMatching, mean_target
+from zoo.flow_matching import FlowMatching, State, mean_target
 from zoo.nets.dit import DiT
 from zoo.nn.platform import plain_forms
 
@@ -24,14 +25,18 @@ def make_net(family: FlowMatching) -> DiT:
     return family.init(SPEC, Setup(Optimizer(), 10, 4), jax.random.key(0)).net.net()
 
 
+def make_shape(family: FlowMatching) -> DiT:
+    return nnx.eval_shape(lambda: make_net(family))
+
+
 @pytest.fixture(scope="module")
 def net() -> DiT:
-    return nnx.eval_shape(lambda: make_net(FAMILY))
+    return make_shape(FAMILY)
 
 
 @pytest.fixture(scope="module")
 def mean_net() -> DiT:
-    return nnx.eval_shape(lambda: make_net(MEAN_FLOW))
+    return make_shape(MEAN_FLOW)
 
 
 # -------------------------------------------------------------------------------------------- the data
@@ -180,6 +185,18 @@ def test_a_networks_change_along_the_path_is_its_finite_difference(network):
     exact, difference = changes(net)
     assert float(jnp.abs(exact).max()) > 0.1
     np.testing.assert_allclose(exact, difference, rtol=0.02, atol=0.02 * float(jnp.abs(exact).max()))
+
+
+def test_a_velocity_is_the_average_over_an_interval_without_length(monkeypatch):
+    """Of a network that puts out the length of the interval, 20 times as long as in t from 0 to 1."""
+    monkeypatch.setattr(DiT, "__call__", lambda self, x, t, symbol=None, span=None: 0 * x + span[:, None, None, None])
+    state, symbol = State(SimpleNamespace(eval_net=lambda: make_shape(MEAN_FLOW))), jnp.zeros(2, int)
+    x = jnp.ones((2, 8, 8, 1))
+    np.testing.assert_array_equal(MEAN_FLOW.velocity(state, symbol)(x, jnp.float32(0.7)), 0.0)
+    denoise = MEAN_FLOW.denoiser(state, symbol, jnp.float32(1.0))
+    for r, length in ((None, 0.0), (jnp.full(2, 200.0), 20 * 0.5)):
+        x_0, eps = denoise(x, jnp.full(2, 700.0), r)
+        np.testing.assert_allclose(eps - x_0, length, atol=1e-5)
 
 
 def test_rows_weigh_by_the_power_of_their_error_and_the_metric_is_plain(mean_net, monkeypatch):

@@ -87,6 +87,9 @@ def test_random_masks_and_times_have_that_mean():
     t = spread(jax.random.key(1), batch["row"])
     estimates = np.asarray(FAMILY.nelbo(net, batch, t, jax.random.key(2)), np.float64)
     assert abs(estimates.mean() - net.exact_bound(x)) < 4 * estimates.std() / math.sqrt(n)
+    total, tokens, _ = FAMILY.loss(net, batch, jax.random.key(3))
+    assert tokens == (POSITIONS - 1) * n  # the first is an end after an end
+    assert abs(float(total) / n - net.exact_bound(x)) < 4 * estimates.std() / math.sqrt(n)
 
 
 def test_its_gradient_is_the_exact_bounds(every_order):
@@ -141,6 +144,31 @@ def test_evaluation_takes_one_time_in_each_part(every_order):
     bits, characters = figures["bits_per_character"]
     np.testing.assert_allclose(bits, nats / math.log(2), rtol=1e-6)
     assert characters.tolist() == [2.0] * len(ORDERS)
+
+
+def test_masks_of_different_times_are_drawn_independently(monkeypatch):
+    """With 1, 2, 3 and 4 of 4 tokens masked, the one is among the two with probability 1/2 and among the three 3/4."""
+    seen, n = [], 400
+
+    def record(self, x_t, *_, **__):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x[:, 1:]) == UNKNOWN), x_t)
+        return jnp.zeros((*x_t.shape, SYMBOLS))
+
+    monkeypatch.setattr(Table, "__call__", record)
+    FAMILY.evaluate(state_of(Table()), rows_of((0, 1, 2, 0), n), jax.random.key(0))
+    jax.effects_barrier()
+    # All of a row's times lie at one place of their parts, so that the k-th has k tokens.
+    one, two, three, four = sorted(seen, key=np.sum)
+    assert [int(masked.sum()) for masked in (one, two, three, four)] == [n, 2 * n, 3 * n, 4 * n]
+    among = [(one <= others).all(1).sum() for others in (two, three)]
+    np.testing.assert_allclose(among, [n / 2, 3 * n / 4], atol=4 * math.sqrt(n) / 2)
+
+
+def test_dropout_is_of_training_alone():
+    net, batch = make_denoiser(BLOCKS, replace(SMALL, dropout=0.5)), make_batch()
+    dropped, whole = (jax.jit(SMALL.loss)(each, batch, jax.random.key(4))[0] for each in (net, make_denoiser()))
+    assert abs(dropped - whole) > 1
+    assert estimate(net, batch).tolist() == estimate(make_denoiser(), batch).tolist()
 
 
 def test_the_loss_sums_over_rows_and_counts_tokens():

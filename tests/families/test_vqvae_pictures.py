@@ -55,8 +55,11 @@ def test_decoded_codes_are_the_reconstruction_that_evaluation_scores(name, reque
     images = decode(model.state, codes)
     np.testing.assert_array_equal(images, decode(model.state, latents))
     error = np.square(np.asarray(images, np.float64) - held_out()).mean((1, 2, 3))
-    rows = [jax.jit(family.evaluate)(model.state, Blobs().held_out_at(i), KEY)["psnr_db"][0] for i in range(3)]
-    np.testing.assert_allclose(np.concatenate(rows)[:20], 10 * np.log10(255**2 / error), atol=0.05)
+    rows = [jax.jit(family.evaluate)(model.state, Blobs().held_out_at(i), KEY) for i in range(3)]
+    figures = {name: np.concatenate([row[name][0] for row in rows])[:20] for name in rows[0]}
+    np.testing.assert_allclose(figures["psnr_db"], 10 * np.log10(255**2 / error), atol=0.05)
+    loss = figures["reconstruction_nats"] + 0.25 * figures["commitment"]
+    np.testing.assert_allclose(figures["loss"], loss, rtol=1e-5)
 
 
 def test_a_reconstruction_is_nearer_to_its_image_than_to_others(model):

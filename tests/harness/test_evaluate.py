@@ -4,6 +4,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from command_line import CONFIG, TEXT, TINY, call, refused
 
@@ -12,8 +13,11 @@ from zoo.classifier import Classifier
 from zoo.data.images import Images
 from zoo.data.images.pixels import from_pixels
 from zoo.data.text import Text
+from zoo.flow_matching import FlowMatching, FlowScoring
 from zoo.harness.flags import parse_flags
 from zoo.harness.trained import Trained
+from zoo.metrics.images import ImageScoring
+from zoo.vqvae import VQVAE
 
 CUT = int(len(TEXT) * 0.8)
 MIDDLE = CUT + (len(TEXT) - CUT) // 2
@@ -111,3 +115,35 @@ def test_images_of_another_source(capsys, tmp_path):
     assert spec.classes == ("0", "1")
     large = call(capsys, "evaluate", trained.path, "--data.path", tmp_path / "large.npz")
     refused(large, "9x9", "8x8", "--data.size 8")
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """Forty labelled grey images of 28x28 pixels, and one in a file."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(40) % 2)
+    PIL.Image.fromarray(images[0, :, :, 0]).save(tmp_path / "one.png")
+    return Images(path=str(tmp_path / "images.npz"))
+
+
+@pytest.mark.parametrize(
+    ("family", "scoring", "figures"),
+    [
+        (VQVAE(width=4, layers=1), ImageScoring(samples=8), {"reconstruction_nats"}),
+        pytest.param(
+            FlowMatching(network="dit", patch=7, width=8, heads=1, layers=1),
+            FlowScoring(samples=8, steps=2, ode_images=30, ode_steps=1),
+            {"ode_bits_per_dim", "bits_per_dim_of", "ode_images"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["vqvae", "flow"],
+)
+def test_one_image_has_its_likelihood_and_no_samples(grey, family, scoring, figures, tmp_path, capsys):
+    """Whatever the run's settings ask for, since samples are compared with many images; the file has no class."""
+    run = Run(family=family, data=grey, steps=1, batch_size=8, scoring=scoring, rundir=str(tmp_path / "run"))
+    found = scores(capsys, fit(run), "--image", tmp_path / "one.png")
+    assert figures <= found.keys()
+    assert (found["rows"], "samples" in found, "fid" in found) == (1, False, False)
+    assert found.get("ode_images", 1) == 1
+    assert found.get("bits_per_dim_of", "p(x)") == "p(x)"

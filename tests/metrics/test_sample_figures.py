@@ -16,15 +16,17 @@ import zoo.dcgan
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.extractor import Extractor
-from zoo.core.family import Model, Setup
+from zoo.core.family import Model, Scoring, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.specs import ImageSpec
 from zoo.dcgan import DCGAN
 from zoo.ddpm import DDPM, DDPMScoring
+from zoo.flow_matching import FlowScoring
 from zoo.harness.extractors import load_extractor
 from zoo.harness.flags import load_config
 from zoo.harness.trained import inference_state, load_run
 from zoo.image_vae import ImageVAE, ImageVAERequest, ImageVAEScoring
+from zoo.metrics.diffusion_scoring import density
 from zoo.metrics.images import ImageScoring, spread_classes
 from zoo.sampling.diffusion import request as requests
 
@@ -128,6 +130,28 @@ def test_a_conditional_diffusion_model_is_scored_with_the_datas_classes_and_guid
     assert {float(asked["guidance"]) for asked in walked} == {2.0}
     assert (found["guidance"], found["steps"], found["classes"]) == (2.0, 3, "as often as in the reference")
     assert found["bits_per_dim_of"] == "p(x | y)"
+
+
+def test_a_likelihood_is_of_images_given_their_class_where_they_have_one():
+    class Nameless(Unequal):
+        def held_out_at(self, index, rows=slice(None)):
+            return super().held_out_at(index) | {"label": np.full(6, -1, np.int32)}
+
+    class Later(Unequal):
+        def held_out_at(self, index, rows=slice(None)):
+            return super().held_out_at(index) | {"label": np.full(6, index - 1, np.int32)}
+
+    model = Model(DDPM(), SPEC, None, 0)
+    found = [density(DDPM(), model, data()) for data in (Unequal, Later, Nameless)]
+    assert found == ["p(x | y)", "p(x | y)", "p(x)"]
+    assert density(DDPM(conditional=False), model, Unequal()) == "p(x)"
+
+
+def test_of_one_image_the_likelihood_is_scored_and_no_samples():
+    assert ImageScoring(samples=9, floor=True).of_image() == {"samples": 0, "floor": False}
+    assert DDPMScoring(bound_images=50).of_image() == {"samples": 0, "floor": False, "bound_images": 1}
+    assert FlowScoring(ode_images=50).of_image() == {"samples": 0, "floor": False, "ode_images": 1}
+    assert Scoring().of_image() == {}
 
 
 def test_a_diffusion_model_without_classes_says_so_and_refuses_guidance(plain, walked):

@@ -18,7 +18,7 @@ from zoo.core.family import Model
 from zoo.data.specs import TokenSpec
 from zoo.data.tokenizers import BPE
 from zoo.sampling.tokens.logits import Knobs
-from zoo.sampling.tokens.unmask import Unmasking, unmask
+from zoo.sampling.tokens.unmask import Step, Unmasking, _by_confidence, unmask
 from zoo.sampling.tokens.unmask_request import UnmaskRequest, fill, write_texts
 
 # --------------------------------------------------------------------------------------- the samplers
@@ -138,6 +138,31 @@ def test_by_confidence_the_surest_become_known_first_by_the_cosine():
     # Of 7 tokens: floor(6.47), floor(4.95), floor(2.68).
     assert [int(mask[1].sum()) for mask in seen] == [7, 6, 4, 2]
     assert found.tolist() == [[0] * 8, [0] * 7 + [2]]
+
+
+def still_unknown(log_probability, unknown, k, steps, choice_temperature):
+    """Which of 8 tokens, all unknown at first, are unknown after step k; noise is 0 but of tokens 0, 2 and 3."""
+    row = [jnp.asarray(each)[None] for each in (unknown, np.ones(8, bool), log_probability)]
+    step = Step(jnp.int32(k), *row, jax.random.split(jax.random.key(0), 1))
+    return np.flatnonzero(_by_confidence(step, Unmasking(steps, 0.0, choice_temperature))[0]).tolist()
+
+
+def test_the_noise_of_confidence_decreases_and_known_tokens_stay_known(monkeypatch):
+    """After half of 4 steps 8 cos(pi / 4), 5 of 8, are unknown, and the noise counts half its temperature of 2."""
+    noise = jnp.array([-1.5, 0.0, 0.6, 1.8, 0.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(jax.random, "gumbel", lambda key, shape: noise)
+    log_probability, unknown = -np.arange(8.0), np.arange(8) < 7
+    log_probability[7] = -99.0
+    # Of -1.5, -1, -1.4, -1.2, -4, -5 and -6 the highest become known; without noise, 0 and 1, with all of it 3 and 2.
+    assert still_unknown(log_probability, unknown, 1, 4, 2.0) == [0, 2, 4, 5, 6]
+    assert still_unknown(log_probability, unknown, 1, 4, 0.0) == [2, 3, 4, 5, 6]
+    assert still_unknown(log_probability, unknown, 3, 4, 2.0) == []
+
+
+def test_at_least_one_token_becomes_known_in_each_step(monkeypatch):
+    """In the first of 100 steps the cosine alone would leave 7 of 8 unknown, and 3 are."""
+    monkeypatch.setattr(jax.random, "gumbel", lambda key, shape: jnp.zeros(shape))
+    assert still_unknown(-np.arange(8.0), np.arange(8) < 3, 0, 100, 1.0) == [1, 2]
 
 
 # ------------------------------------------------------------------------------------------- any tokens

@@ -143,6 +143,10 @@ class Scoring:
         """
         return {}
 
+    def of_image(self) -> dict[str, Any]:
+        """Returns the settings that differ where a single image is scored: its likelihood, and no samples."""
+        return {}
+
 
 class Family(abc.ABC):
     """A model family; see the module's docstring. Subclasses are frozen dataclasses."""

@@ -58,8 +58,15 @@ def unlike_images(scoring: DiffusionScoring, name: str, spec: Any) -> dict[str, 
     if not value or not isinstance(spec, LatentSpec):
         return {}
     return {
-        name: f"{name} is {value}; of latents it would be a density of the codec's codes, not of images: leave it out"
+        name: f"{name} is {value}; of latents it would be a density of the codec's codes, not of images; it must be 0"
     }
+
+
+def density(family: Diffusion, model: Model, data: DataSet) -> str:
+    """Returns which density a likelihood is of: p(x | y) if held-out images have a class that the network knows."""
+    batches = map(data.held_out_at, range(data.held_out_batches))
+    known = known_classes(family, model.spec) and any((batch["label"] >= 0).any() for batch in batches)
+    return "p(x | y)" if known else "p(x)"
 
 
 def score_images(

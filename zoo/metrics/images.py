@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from zoo.core.errors import UserError, require
 from zoo.core.extractor import Extracted, Extractor, LoadExtractor, NoExtractorError
 from zoo.core.family import Family, Metrics, Scoring
 from zoo.data.images.coded import CodedImages
+from zoo.data.images.token_set import BlackAndWhite
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
 
@@ -62,6 +64,9 @@ class ImageScoring(Scoring):
             return dict.fromkeys(asking, f"FID, KID, precision and recall cannot be computed: {error}")
         return {}
 
+    def of_image(self) -> dict[str, Any]:
+        return {"samples": 0, "floor": False}
+
 
 def score_samples(
     make: Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w c"]],
@@ -76,7 +81,7 @@ def score_samples(
 
     Args:
         make: makes samples 0 .. n - 1 of given classes, which a model without classes ignores.
-        data: the images of its held-out split are the reference.
+        data: the images of its held-out split are the reference, in black and white if its tokens are.
         scoring: at least `NEIGHBOURS + 1` samples.
         about: how samples are made (sampler, steps, seed, ...); stored with the figures.
         key: key for the order of the classes; each class is as frequent as in the reference.
@@ -89,10 +94,11 @@ def score_samples(
     Raises:
         UserError: the extractor does not fit the images, or there are too few held-out images.
     """
-    data = data.held_out if isinstance(data, CodedImages) else data
+    data = data.reference if isinstance(data, CodedImages) else data
     assert isinstance(data.spec, ImageSpec)
     extractor = load(scoring.extractor, data.spec)
     reference, labels = _held_out_features(extractor, data, scoring.references)
+    drawn = " in black and white" if isinstance(data, BlackAndWhite) else ""
     n = scoring.samples
     classes = spread_classes(labels, len(data.spec.classes), n, key)
     figures = compare(reference, extractor(make(classes)), extractor.classes)
@@ -105,7 +111,7 @@ def score_samples(
         metrics["fid_is"] = f"biased upwards: fewer than {BIASED_BELOW} samples; go by kid"
     return metrics | {
         "samples": n,
-        "reference": f"{len(reference.features)} held-out images",
+        "reference": f"{len(reference.features)} held-out images{drawn}",
         "extractor": f"{extractor.name} {extractor.hash}",
         **about,
     }

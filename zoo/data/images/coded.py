@@ -24,5 +24,10 @@ class CodedImages(DataSet):
         return replace(self.images, split=self.split)
 
     @property
+    def reference(self) -> ImageSet:
+        """The images that samples are compared with, one object too."""
+        return self.held_out
+
+    @property
     def held_out_batches(self) -> int:
         return self.held_out.held_out_batches

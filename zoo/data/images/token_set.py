@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,23 @@ def _kind(spec: ImageTokenSpec) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class BlackAndWhite(ImageSet):
+    """Images drawn in black and white as `ImageTokenSet` draws them: what its samples are to look like.
+
+    Grey images are no reference for such samples: FID between MNIST's dev images and drawings of them is 9.3.
+    """
+
+    def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
+        batch, (_, drawn), n = super().batch_at(step, rows), self.drawn(step, rows), len(self.images)
+        noise = drawn // n * n + self.order[drawn]
+        return batch | {"image": _black_or_white(batch["image"], jax.random.key(self.seed % 2**32), noise)}
+
+    def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
+        batch, key = super().held_out_at(index, rows), jax.random.key(pixels.HELD_OUT_NOISE)
+        return batch | {"image": _black_or_white(batch["image"], key, batch["row"].astype(np.int64))}
+
+
+@dataclass(frozen=True, eq=False)
 class ImageTokenSet(CodedImages):
     """Images in memory as tokens: `tokens` int32 [b, n + 1], `end` and the n tokens of the image.
 
@@ -109,6 +126,12 @@ class ImageTokenSet(CodedImages):
     """
 
     spec: ImageTokenSpec
+
+    @functools.cached_property
+    def reference(self) -> ImageSet:
+        if self.codec is not None or not self.spec.binary:
+            return self.held_out
+        return BlackAndWhite(**{field.name: getattr(self.held_out, field.name) for field in fields(ImageSet)})
 
     @functools.cached_property
     def _codes(self) -> Integer[np.ndarray, "drawings m n"] | None:
