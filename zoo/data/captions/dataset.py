@@ -109,13 +109,19 @@ class CaptionedImages(Tokenized, ImageFiles):
             check_kind(spec.caption.tokenizer, self.tokenizer)
 
     def fitting(self, spec: Any) -> "CaptionedImages":
-        """Returns these settings with the size, channels, tokenizer and longest caption of an earlier run."""
-        fitted = ImageFiles.fitting(self, spec.image)
-        caption = spec.caption
-        if caption is None:
-            return fitted
-        kind: Any = caption.tokenizer.kind
-        return replace(fitted, tokenizer=kind, caption_length=caption.length)
+        """Returns these settings with the size, channels, tokenizer and longest caption of an earlier run.
+
+        Digits of scenes keep their share of the canvas.
+        """
+        image, caption = spec.image, spec.caption
+        changes: dict[str, Any] = {"channels": image.channels}
+        if image.height == image.width:
+            changes |= {"size": image.height}
+            if self.draws_scenes:
+                changes |= {"digit_size": self.digit_size * image.height // self.canvas}
+        if caption is not None:
+            changes |= {"tokenizer": caption.tokenizer.kind, "caption_length": caption.length}
+        return replace(self, **changes)
 
     def open(
         self, *, length: int | None, batch_size: int, seed: int, spec: ImageSpec | None = None, split: Split = "dev"

@@ -97,7 +97,7 @@ class ImageFiles(Data):
 
     def of_image(self: Source, path: str, spec: Any) -> Source:
         """Returns these settings for one image file, resized and cropped to the run's size; see `Data.of_image`."""
-        return replace(self.fitting(spec), path=path, tfds="", held_out_path="", test_path="")
+        return replace(self, path=path, tfds="", held_out_path="", test_path="").fitting(spec)
 
     def image_set(
         self,
