@@ -19,6 +19,7 @@ run = Run(
     batch_size=64,
     log_every=50,
     eval_every=1000,
+    eval_batches=8,
     save_every=500,
     sample_every=1000,
 )
