@@ -12,7 +12,7 @@ from zoo.core.artifacts import Artifacts, Text
 from zoo.core.codec import Coder
 from zoo.core.data import Spec
 from zoo.core.errors import UserError
-from zoo.data.tokenizers import Tokenizer
+from zoo.data.tokenizers import Characters, Tokenizer, Words
 
 UNITS = {
     "characters": ("bits_per_character", math.log(2)),
@@ -131,6 +131,53 @@ class LineSpec(TextSpec):
 
 
 @dataclass(frozen=True)
+class CaptionSpec(LineSpec):
+    """Captions of images: `caption` int32 [b, length + 1] with `caption_length` int32 [b], rows as those of `LineSpec`.
+
+    So a caption has at most `length - 1` tokens. The empty caption is two end-of-text tokens. Captions in words are
+    lower-case.
+    """
+
+    length: int
+    """End-of-text and the tokens of the longest caption."""
+
+    @property
+    def longest(self) -> int:
+        return self.length - 1
+
+    def encode(self, caption: str) -> Int32[np.ndarray, " t"]:
+        """Returns all tokens of a caption, without end-of-text; there may be more than `longest`.
+
+        Raises:
+            UserError: the tokenizer lacks characters of the caption.
+        """
+        return self.tokenizer.encode(caption.lower() if isinstance(self.tokenizer, Words) else caption)
+
+    def rows(self, captions: Sequence[str]) -> tuple[Int32[np.ndarray, "b t"], Int32[np.ndarray, " b"]]:
+        """Returns `caption` and `caption_length` of captions; longer ones are cut to `longest` tokens."""
+        rows = np.full((len(captions), self.length + 1), self.end, np.int32)
+        lengths = np.empty(len(captions), np.int32)
+        for row, caption in enumerate(captions):
+            tokens = self.encode(caption)[: self.longest]
+            rows[row, 1 : 1 + len(tokens)] = tokens
+            lengths[row] = len(tokens) + 2
+        return rows, lengths
+
+    def unknown_words(self, caption: str) -> tuple[str, ...]:
+        """Returns the words or characters of a caption that the tokenizer lacks, each once, in order."""
+        match self.tokenizer:
+            case Words():
+                words = self.tokenizer.cut(caption.lower())
+                known = set(self.tokenizer.words)
+                missing = [word.strip() for word in words if word not in known]
+            case Characters():
+                missing = [character for character in caption if character not in self.tokenizer.characters]
+            case _:
+                missing = []
+        return tuple(dict.fromkeys(missing))
+
+
+@dataclass(frozen=True)
 class SegmentSpec(Spec):
     """Two segments of text per row, [CLS] a [SEP] b [SEP] and padding; BERT calls them a pair of sentences.
 
@@ -179,7 +226,10 @@ class PairSpec(Spec):
 
 @dataclass(frozen=True)
 class ArraySpec(Spec):
-    """Arrays of one size, images or their latents: `image` [b height width channels], `label` int32 [b], -1: none."""
+    """Arrays of one size, images or their latents: `image` [b height width channels], `label` int32 [b], -1: none.
+
+    With captions, the arrays in `CaptionSpec` come along.
+    """
 
     height: int
     width: int
@@ -187,6 +237,8 @@ class ArraySpec(Spec):
     """Of images: 1 for grey, 3 for colour."""
     classes: tuple[str, ...] = ()
     """Class names; label i is class i. Empty: nothing is labelled."""
+    caption: CaptionSpec | None = None
+    """The captions; None: there are none."""
 
     def class_number(self, label: str) -> int:
         """Returns the number of a class given by name or number.

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -177,8 +178,21 @@ def _labels(
     return array.reshape(n).astype(np.int32)
 
 
-def read_tfds(name: str, split: str, folder: str, fitting: Fitting) -> LabelledImages:
+def read_tfds(
+    name: str,
+    split: str,
+    folder: str,
+    fitting: Fitting,
+    captions_of: Callable[[Any], tuple[str, ...]] | None = None,
+) -> LabelledImages:
     """Reads the features `image` and, if present, `label` of a prepared TFDS set; see `sources.open_tfds`.
+
+    Args:
+        name: name of the set.
+        split: such as "train".
+        folder: folder of prepared sets; "" for TFDS's default.
+        fitting: converts the images.
+        captions_of: returns a record's captions; None: the images have none.
 
     Raises:
         UserError: there is no such set or split, it has no images, or they differ in size and no size is given.
@@ -190,15 +204,17 @@ def read_tfds(name: str, split: str, folder: str, fitting: Fitting) -> LabelledI
     classes = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
     if fitting.mixed is not None and "image" in features and None in (features["image"].shape or (None,)):
         fitting = fitting.settled([record["image"].shape[:2] for record in source], f"TFDS set {name!r}")
-    images, labels, digests = [], [], []
+    images, labels, digests, captions = [], [], [], []
     for record in source:
         pixels: Integer[np.ndarray, "h w c"] = _pixels(record["image"][None], f"'image' of TFDS set {name!r}")[0]
         digests.append(hashlib.sha256(pixels.tobytes()).digest())
         images.append(fitting.array(pixels))
         labels.append(int(record["label"]) if classes else -1)
+        if captions_of is not None:
+            captions.append(captions_of(record))
         if images[-1].shape[:2] != images[0].shape[:2]:
             sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (images[0], images[-1]))
             raise UserError(f"images of TFDS set {name!r} differ in size ({sizes}): give --data.size, such as 64")
     if not images:
         raise UserError(f"split {split!r} of TFDS set {name!r} is empty")
-    return LabelledImages(stack(images), np.array(labels, np.int32), tuple(digests), classes)
+    return LabelledImages(stack(images), np.array(labels, np.int32), tuple(digests), classes, captions=tuple(captions))

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageColor
 import PIL.ImageOps
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int32, Integer, UInt8
 
 from zoo.core.errors import UserError
 from zoo.data.images.fitting import Fitting
@@ -43,6 +43,8 @@ class LabelledImages:
         digests: SHA-256 of each image before resizing: of its file, or of its pixels if it comes from an array.
         classes: class names.
         skipped: number of files that could not be read.
+        names: path of each image's file in its folder, with forward slashes; empty if the images are not files.
+        captions: captions of each image, at least one; empty if the images have none.
     """
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -50,6 +52,19 @@ class LabelledImages:
     digests: tuple[bytes, ...]
     classes: tuple[str, ...] = ()
     skipped: int = 0
+    names: tuple[str, ...] = ()
+    captions: tuple[tuple[str, ...], ...] = ()
+
+    def take(self, places: Integer[np.ndarray, " k"]) -> "LabelledImages":
+        """Returns some of the images, by number."""
+        return replace(
+            self,
+            images=self.images[places],
+            labels=self.labels[places],
+            digests=tuple(self.digests[i] for i in places),
+            names=tuple(self.names[i] for i in places) if self.names else (),
+            captions=tuple(self.captions[i] for i in places) if self.captions else (),
+        )
 
 
 def read_folder(path: str, fitting: Fitting) -> LabelledImages:
@@ -92,7 +107,8 @@ def read_folder(path: str, fitting: Fitting) -> LabelledImages:
     classes = tuple(sorted({folder for folder in folders if folder is not None}))
     index = {name: i for i, name in enumerate(classes)} if len(classes) > 1 else {}
     labels = np.array([-1 if folder is None else index.get(folder, -1) for folder in folders], np.int32)
-    return LabelledImages(stack(images), labels, tuple(digests), classes if index else (), len(unreadable))
+    names = tuple(file.relative_to(root).as_posix() for file in read)
+    return LabelledImages(stack(images), labels, tuple(digests), classes if index else (), len(unreadable), names)
 
 
 def is_picture(path: str) -> bool:

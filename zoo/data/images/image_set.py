@@ -21,11 +21,13 @@ PREVIEW = 64
 
 
 class Labelled(NamedTuple):
-    """Images with labels."""
+    """Images with labels, and with captions if they have any."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
     """Indices into `spec.classes`; -1 for no label."""
+    captions: tuple[tuple[str, ...], ...] = ()
+    """Captions of each image; empty if the images have none."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,18 +19,13 @@ from zoo.data.specs import ImageSpec
 from zoo.data.splits import Part, Parts, Shares, cut_by_hash, make_parts
 
 MNIST_DEV = 5_000 / image_arrays.MNIST_TRAINING
-Source = TypeVar("Source", bound="ImageSource")
+Source = TypeVar("Source", bound="ImageFiles")
 SPLITS = {"train", "training", "test", "val", "valid", "validation"}
 
 
 @dataclass(frozen=True)
-class ImageSource(Data):
-    """Settings of a source of images: MNIST by default, or the emoji, a folder, an array file or a TFDS set."""
-
-    embedded: Literal["mnist", "emoji"] = "mnist"
-    """Images embedded in this package, used unless `path` or `tfds` is given. mnist: handwritten digits, 28x28, grey;
-    dev is 5,000 of the 60,000 training images, test the 10,000 test images. emoji: 1,911 emoji, 64x64, colour, labelled
-    by category."""
+class ImageFiles(Data):
+    """Settings of images from files or TFDS, how they are resized and split; subclasses embed others."""
 
     path: str = ""
     """A folder of images (PNG, JPEG, WebP, BMP, or the first frame of a GIF; two or more subfolders are classes), an
@@ -87,8 +82,12 @@ class ImageSource(Data):
     @property
     def name(self) -> str:
         """Name of the source."""
-        tfds = f"{self.tfds} {self.tfds_split}" if self.tfds else ""
-        return tfds or self.path or {"mnist": "MNIST", "emoji": "Noto emoji"}[self.embedded]
+        return f"{self.tfds} {self.tfds_split}" if self.tfds else self.path
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the images are embedded in this package: no others are named."""
+        return not (self.path or self.tfds)
 
     def fitting(self: Source, spec: Any) -> Source:
         """Returns these settings with the channels and, if square, the size of the images of an earlier run."""
@@ -127,7 +126,9 @@ class ImageSource(Data):
         return ImageSet(
             spec=found,
             parts=pictures.map(
-                lambda part: Labelled(_with_channels(part.images, channels), _labels(part, classes, self.name))
+                lambda part: Labelled(
+                    _with_channels(part.images, channels), _labels(part, classes, self.name), part.captions
+                )
             ),
             batch_size=batch_size,
             seed=seed,
@@ -170,23 +171,18 @@ class ImageSource(Data):
             return Parts.whole(self._cut(train if test is None else join(train, test), {}, "dev")["dev"])
         dev = self._read_other(self.held_out_path, self.tfds_held_out_split, mixed)
         test = self._read_other(self.test_path, self.tfds_test_split, mixed) or test
-        embedded = not (self.path or self.tfds)
-        share = 2 * MNIST_DEV if embedded and self.embedded == "mnist" else self.held_out
-        return make_parts(train, dev, test, share, self._cut)
+        return make_parts(train, dev, test, self._share(), self._cut)
+
+    def _share(self) -> float:
+        """Share of the images that is held out if no others are named."""
+        return self.held_out
 
     def _cut(self, pictures: LabelledImages, shares: Shares, rest: Part) -> dict[Part, LabelledImages]:
         """Cuts images into parts by a hash of their contents before resizing; see `cut_by_hash`."""
         source = self.held_out_path or self.tfds_held_out_split if rest == "dev" else self.name
         places = cut_by_hash(pictures.digests, shares, rest, "picture", source)
         return {
-            part: LabelledImages(
-                pictures.images[at],
-                pictures.labels[at],
-                tuple(pictures.digests[i] for i in at),
-                pictures.classes,
-                pictures.skipped if part == rest else 0,
-            )
-            for part, at in places.items()
+            part: replace(pictures.take(at), skipped=pictures.skipped * (part == rest)) for part, at in places.items()
         }
 
     def _read_other(self, path: str, tfds_split: str, mixed: tuple[int, int]) -> LabelledImages | None:
@@ -197,15 +193,42 @@ class ImageSource(Data):
         self, path: str, tfds_split: str, mixed: tuple[int, int] | Literal["auto"]
     ) -> tuple[LabelledImages, LabelledImages | None]:
         """Reads the images of a source, and its test images if present."""
-        embedded = not (self.path or self.tfds)
-        behind = self.background or ("black" if embedded and self.embedded == "mnist" else "white")
-        size = (self._pixels, self._pixels) if self._pixels else None
-        fitting = Fitting(size, self.fit, self.channels, colour(behind), mixed if self.size == "auto" else None)
+        fitting = self._fitting(self.background or "white", mixed)
         if self.tfds:
             return image_arrays.read_tfds(self.tfds, tfds_split, self.tfds_dir, fitting), None
-        if embedded:
-            return image_arrays.mnist(fitting) if self.embedded == "mnist" else (image_arrays.emoji(fitting), None)
         return _read_path(path, fitting)
+
+    def _fitting(self, background: str, mixed: tuple[int, int] | Literal["auto"]) -> Fitting:
+        """Returns the conversion of images that the settings select."""
+        size = (self._pixels, self._pixels) if self._pixels else None
+        return Fitting(size, self.fit, self.channels, colour(background), mixed if self.size == "auto" else None)
+
+
+@dataclass(frozen=True)
+class ImageSource(ImageFiles):
+    """Settings of a source of images: MNIST by default, or the emoji, a folder, an array file or a TFDS set."""
+
+    embedded: Literal["mnist", "emoji"] = "mnist"
+    """Images embedded in this package, used unless `path` or `tfds` is given. mnist: handwritten digits, 28x28, grey;
+    dev is 5,000 of the 60,000 training images, test the 10,000 test images. emoji: 1,911 emoji, 64x64, colour, labelled
+    by category."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        return super().name or {"mnist": "MNIST", "emoji": "Noto emoji"}[self.embedded]
+
+    def _share(self) -> float:
+        return 2 * MNIST_DEV if self.is_embedded and self.embedded == "mnist" else self.held_out
+
+    def _read(
+        self, path: str, tfds_split: str, mixed: tuple[int, int] | Literal["auto"]
+    ) -> tuple[LabelledImages, LabelledImages | None]:
+        if not self.is_embedded:
+            return super()._read(path, tfds_split, mixed)
+        is_mnist = self.embedded == "mnist"
+        fitting = self._fitting(self.background or ("black" if is_mnist else "white"), mixed)
+        return image_arrays.mnist(fitting) if is_mnist else (image_arrays.emoji(fitting), None)
 
 
 def _read_path(path: str, fitting: Fitting) -> tuple[LabelledImages, LabelledImages | None]:
@@ -232,6 +255,8 @@ def join(one: LabelledImages, other: LabelledImages) -> LabelledImages:
         one.digests + other.digests,
         one.classes,
         one.skipped + other.skipped,
+        one.names + other.names,
+        one.captions + other.captions,
     )
 
 
