@@ -51,7 +51,8 @@ MEASURED = (
 )
 LIMIT = 180
 """Time limit of a case in seconds."""
-AT_ONCE = 4
+WORKERS = 4
+"""Checks that run at the same time."""
 
 
 def is_there(package: str) -> bool:
@@ -129,7 +130,7 @@ def run_all(cases: list[str], smoke: bool, end: float) -> dict[str, Any]:
         measured = [case for case in cases if case.startswith("gpt2")]
         results = {case: within(case) for case in measured}
         checks = [case for case in cases if case in CHECKS]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             results |= dict(zip(checks, pool.map(within, checks), strict=True))
         return results | {case: within(case) for case in cases if case not in results}
 

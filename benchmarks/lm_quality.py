@@ -74,7 +74,7 @@ def write_work(run: zoo.Run, folder: Path) -> zoo.Run:
     """Writes the peer's input files, and returns the zoo's run with the same initial weights."""
     family, optimizer = run.family, run.optimizer
     data = run.data.open(length=family.length, batch_size=run.batch_size, seed=run.seed)
-    first = jax.jit(lambda key: family.init(data.spec, make_setup(run), key))(jax.random.key(run.seed)).lm.params
+    first = jax.jit(lambda key: family.init(data.spec, make_setup(run), key))(jax.random.key(run.seed)).net.params
     write_run(replace(run, rundir=str(folder / "first")), data.spec, first)
     save_file(torch_names(first), folder / "init.safetensors")
     write_batches(folder / "batches.npz", data, run.steps)

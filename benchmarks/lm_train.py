@@ -57,7 +57,7 @@ def main(size: str) -> None:
     state = strategy.init(lambda key: family.init(BlockSpec(Symbols()), setup, key), jax.random.key(0))
     root, random, number = jax.random.key(0), np.random.default_rng(0), 0
     compiled = strategy.compile_step(lambda state, batch, i: family.step(state, batch, i, jax.random.fold_in(root, i)))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.lm.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.net.params))
 
     def step() -> None:
         nonlocal state, number

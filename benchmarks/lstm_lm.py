@@ -41,7 +41,7 @@ def main(case: str = "lstm") -> None:
     state = strategy.init(lambda key: family.init(spec, setup, key), root)
     compiled = strategy.compile_step(lambda state, batch, i: family.step(state, batch, i, jax.random.fold_in(root, i)))
     random, number = np.random.default_rng(0), 0
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.lm.params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.net.params))
 
     def step() -> None:
         nonlocal state, number

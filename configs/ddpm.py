@@ -9,8 +9,7 @@ which is the best of the shifts 1, 2, 3 and 4 on dev.
 
 from zoo import Optimizer, Run
 from zoo.data.images import Images
-from zoo.ddpm import DDPM
-from zoo.metrics.diffusion_scoring import DiffusionScoring
+from zoo.ddpm import DDPM, DDPMScoring
 
 run = Run(
     family=DDPM(channels=(16, 32, 64), layers=1, attention=(7,), groups=8, schedule="cosine", prediction="v"),
@@ -25,5 +24,5 @@ run = Run(
     eval_batches=64,
     save_every=1000,
     sample_every=2500,
-    scoring=DiffusionScoring(eta=1.0, shift=3.0),
+    scoring=DDPMScoring(eta=1.0, shift=3.0),
 )

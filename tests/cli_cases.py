@@ -30,7 +30,7 @@ class Logits(nnx.Module):
 
 
 class State(NamedTuple):
-    lm: Learner
+    net: Learner
 
 
 def row_nats(net, batch):
@@ -52,11 +52,11 @@ class Unigram(Family):
             nats, count = row_nats(net, batch)
             return nats.sum(), count.sum(), {}
 
-        lm, metrics = state.lm.descend(loss, batch, step, key)
-        return State(lm), metrics
+        net, metrics = state.net.descend(loss, batch, step, key)
+        return State(net), metrics
 
     def evaluate(self, state, batch, key):
-        return {"loss": row_nats(state.lm.eval_net(), batch)}
+        return {"loss": row_nats(state.net.eval_net(), batch)}
 
     def sample(self, model, request, key):
         return []

@@ -36,11 +36,11 @@ class FewImages(DataSet):
 def make_model(family: DDPM, spec: ImageSpec = SPEC) -> Model:
     """A network whose last layers are not zero, as those of a fresh one are."""
     state = jax.jit(lambda key: family.init(spec, Setup(Optimizer(), 10, 4), key))(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(state.unet.params)
+    leaves, tree = jax.tree.flatten(state.net.params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    unet = state.unet.with_params(jax.tree.unflatten(tree, noisy)).inference()
-    return Model(family, spec, state._replace(unet=unet), 0, FewImages)
+    net = state.net.with_params(jax.tree.unflatten(tree, noisy)).inference()
+    return Model(family, spec, state._replace(net=net), 0, FewImages)
 
 
 def draw(model: Model, seed: int = 0, **request: Any) -> np.ndarray:

@@ -33,9 +33,9 @@ def make_net(spec=BLOCKS, family=SMALL):
 def make_model(spec=BLOCKS, family=SMALL):
     """A model with the weights of `make_net`."""
     state = family.init(spec, Setup(Optimizer(), 1, 4), jax.random.key(0))
-    learner = state.denoiser
+    learner = state.net
     params = jax.tree.map(lambda x: x * 10 if x.ndim > 1 else x, learner.params)
-    return Model(family, spec, state._replace(denoiser=learner.with_params(params)), 0)
+    return Model(family, spec, state._replace(net=learner.with_params(params)), 0)
 
 
 def make_batch(lengths=(13, 13, 9), spec=BLOCKS):

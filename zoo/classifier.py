@@ -34,6 +34,9 @@ from zoo.nn.dense import Dense
 from zoo.nn.losses import cross_entropy
 from zoo.sampling.batches import in_batches
 
+AT_ONCE = 16
+"""Images that one call optimises, at most."""
+
 
 class ConvNet(nnx.Module):
     """The classifier's network.
@@ -130,7 +133,7 @@ class Classifier(Family):
         classifier does not model p(x).
         """
         spec, state = model.spec, model.state
-        pixels = in_batches(lambda rows: _imagine(spec, state, key, rows), request.n, batch_size=16)
+        pixels = in_batches(lambda rows: _imagine(spec, state, key, rows), request.n, AT_ONCE)
         return [Image(image) for image in pixels]
 
 

@@ -53,7 +53,8 @@ from zoo.sampling.batches import in_batches
 from zoo.sampling.latent_paths import slerp, truncated
 
 SIZES = (32, 64)
-SAMPLES_AT_ONCE = 256
+AT_ONCE = 256
+"""Images that one call generates, at most."""
 KEYS = 4
 """Number of keys the losses split a step's key into; `fold_in` with a smaller number would repeat one of them."""
 
@@ -118,8 +119,8 @@ def gradient_penalty(logits: Callable[[jax.Array], jax.Array], x: Float[Array, "
 class State(NamedTuple):
     """The training state of both players."""
 
-    gen: Learner
-    disc: Learner
+    generator: Learner
+    discriminator: Learner
 
 
 @dataclass(frozen=True)
@@ -217,15 +218,17 @@ class DCGAN(Family):
             raise UserError("family.conditional is True, but the data has no classes; give --family.no-conditional")
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        disc_loss = partial(self.disc_loss, gen=state.gen)
+        disc_loss = partial(self.disc_loss, gen=state.generator)
 
         def ahead(i: jax.Array, disc: Learner) -> Learner:
             return disc.descend(disc_loss, batch, step, jax.random.fold_in(key, KEYS + i))[0]
 
-        disc = jax.lax.fori_loop(0, self.disc_steps - 1, ahead, state.disc) if self.disc_steps > 1 else state.disc
+        disc = state.discriminator
+        if self.disc_steps > 1:
+            disc = jax.lax.fori_loop(0, self.disc_steps - 1, ahead, disc)
         # Both losses get the same key and draw the same z, so the compiler computes G(z) once.
         disc, of_disc = disc.descend(disc_loss, batch, step, key)
-        gen, of_gen = state.gen.descend(partial(self.gen_loss, disc=disc), batch, step, key)
+        gen, of_gen = state.generator.descend(partial(self.gen_loss, disc=disc), batch, step, key)
         metrics = {"loss": of_disc.pop("loss"), "gen_loss": of_gen.pop("loss")}
         for name in ("grad_norm", "learning_rate", "skipped"):
             metrics |= {f"disc_{name}": of_disc.pop(name), f"gen_{name}": of_gen.pop(name)}
@@ -268,7 +271,7 @@ class DCGAN(Family):
         # With batch normalisation the discriminator's running averages mix real and generated images, so its figures
         # differ from those in training, which normalises each batch by its own moments.
         rows, label = batch["row"], batch["label"]
-        gen, disc = state.gen.eval_net(), state.disc.eval_net()
+        gen, disc = state.generator.eval_net(), state.discriminator.eval_net()
         fakes = gen(normal(key, rows, (self.latent,)), label, train=False)
         real = disc(from_pixels(batch["image"]), label, train=False)
         fake = disc(fakes, label, train=False)
@@ -307,9 +310,9 @@ class DCGAN(Family):
 
         def make(rows: Int[Array, " b"]) -> UInt8[Array, "b k h w c"]:
             labels = jnp.asarray(order, jnp.int32)[rows % len(order)] if label < 0 else jnp.full_like(rows, label)
-            return generate(model.state.gen, key, rows, labels, truncation, latent=self.latent, length=length)
+            return generate(model.state.generator, key, rows, labels, truncation, latent=self.latent, length=length)
 
-        return in_batches(make, request.n, max(SAMPLES_AT_ONCE // length, 1))
+        return in_batches(make, request.n, max(AT_ONCE // length, 1))
 
     def label_number(self, spec: ImageSpec, label: str) -> int:
         """Returns the number of a class given by name or number; -1 for an empty label.

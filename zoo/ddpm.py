@@ -40,13 +40,14 @@ from zoo.core.artifacts import Artifacts
 from zoo.core.bounds import Why
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
+from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Batch, Family, Metrics, Model, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import normal, uniform
 from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import ArraySpec, ImageSpec
 from zoo.metrics.diffusion_bound import whole_bound
-from zoo.metrics.diffusion_scoring import DiffusionScoring, score_images
+from zoo.metrics.diffusion_scoring import DiffusionScoring, score_images, unlike_images
 from zoo.nets.denoiser import DenoiserOptions
 from zoo.nets.dit import DiT
 from zoo.nets.unet import UNet, UNetSettings
@@ -62,8 +63,20 @@ from zoo.sampling.diffusion.rules import Denoiser
 class State(NamedTuple):
     """The training state of a diffusion model: one network."""
 
-    unet: Learner
-    """A U-Net or a DiT; earlier runs have it under this name."""
+    net: Learner
+    """A U-Net or a DiT."""
+
+
+@dataclass(frozen=True)
+class DDPMScoring(DiffusionScoring):
+    """Settings for scoring a DDPM."""
+
+    bound_images: Annotated[int, Ge(0)] = 0
+    """Number of held-out images for the full variational bound, over every t (1000 calls of the network per image); 0:
+    none. `bits_per_dim` estimates it from one t per image. A conditional model's bound is of p(x | y)."""
+
+    def check(self, family: Family, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
+        return unlike_images(self, "bound_images", spec) | super().check(family, spec, extractor)
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class DDPM(DenoiserOptions, Family):
 
     accepts: ClassVar[type] = ArraySpec
     Request: ClassVar[type] = DiffusionRequest
-    Scoring: ClassVar[type] = DiffusionScoring
+    Scoring: ClassVar[type] = DDPMScoring
     unit: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
@@ -123,8 +136,8 @@ class DDPM(DenoiserOptions, Family):
     # ---------------------------------------------------------------------------------------------- loss
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        unet, metrics = state.unet.descend(self.loss, batch, step, key)
-        return State(unet), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key)
+        return State(net), metrics
 
     def loss(self, net: UNet | DiT, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:
         """L_simple, equation 14, as a mean over pixels, for eps, x_0 or v; weighted by the noise level with min_snr."""
@@ -163,7 +176,7 @@ class DDPM(DenoiserOptions, Family):
         self, state: State, batch: Batch, t: Float[Array, " b"], key: Key[Array, ""]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
         """Returns the evaluation network's L_simple error and `bound` at times t; eps is drawn from `key`."""
-        net, x_0 = state.unet.eval_net(), from_pixels(batch["image"])
+        net, x_0 = state.net.eval_net(), from_pixels(batch["image"])
         eps = normal(key, batch["row"], x_0.shape[1:])
         signal, noise = level = self.path.at(t[:, None, None, None])
         x_t = signal * x_0 + noise * eps
@@ -193,9 +206,7 @@ class DDPM(DenoiserOptions, Family):
         bits = math.log(2) * math.prod(x_0.shape[1:])
         return last / bits, term / bits
 
-    def score(
-        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DiffusionScoring, key: jax.Array
-    ) -> Metrics:
+    def score(self, model: Model, rows: dict[str, Any], data: DataSet, scoring: DDPMScoring, key: jax.Array) -> Metrics:
         metrics: Metrics = {}
         if isinstance(model.spec, ImageSpec):
             metrics["bits_per_dim_of"] = "p(x | y)" if known_classes(self, model.spec) else "p(x)"
@@ -209,7 +220,7 @@ class DDPM(DenoiserOptions, Family):
 
     def denoiser(self, state: State, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
         """Returns the samplers' denoiser (x_t, t) -> (x_0, eps), with classifier-free guidance."""
-        net = state.unet.eval_net()
+        net = state.net.eval_net()
         predict = guided(net, symbol, guidance, net.settings.symbols)
 
         def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:

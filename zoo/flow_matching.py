@@ -44,7 +44,7 @@ from zoo.core.learner import Learner
 from zoo.core.random import normal, spread, uniform
 from zoo.data.images.pixels import dequantise
 from zoo.data.specs import ArraySpec
-from zoo.metrics.diffusion_scoring import SamplerScoring, score_images, unlike_images
+from zoo.metrics.diffusion_scoring import DiffusionScoring, score_images, unlike_images
 from zoo.metrics.ode_likelihood import Velocity, ode_bits
 from zoo.nets.denoiser import DenoiserOptions
 from zoo.nets.dit import DiT
@@ -81,7 +81,7 @@ class FlowRequest(DiffusionRequest):
 
 
 @dataclass(frozen=True)
-class FlowScoring(SamplerScoring):
+class FlowScoring(DiffusionScoring):
     """Settings for scoring a flow."""
 
     sampler: SamplerName = "euler"

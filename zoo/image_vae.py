@@ -50,7 +50,7 @@ from zoo.sampling.latent_paths import interpolate, lerp, most_active, slerp, tra
 from zoo.sampling.starting_images import given_pictures
 
 AT_ONCE = 1024
-"""Images decoded in one batch, at most."""
+"""Images that one call decodes, at most."""
 COLUMNS = 16
 """Pairs of image and reconstruction in one sheet."""
 TRAVERSED = 13
@@ -60,7 +60,7 @@ TRAVERSED = 13
 class State(NamedTuple):
     """The training state of a VAE: encoder and decoder."""
 
-    vae: Learner
+    net: Learner
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ class ImageVAE(PixelLikelihood, Family):
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         weight = self.beta * warm_up(step, self.kl_warmup_steps)
-        vae, metrics = state.vae.descend(
+        net, metrics = state.net.descend(
             partial(self.loss, weight=weight), batch, step, key, sums_fn=self.kl_sums if self.free_bits else None
         )
-        return State(vae), metrics
+        return State(net), metrics
 
     def loss(
         self,
@@ -201,7 +201,7 @@ class ImageVAE(PixelLikelihood, Family):
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
         x = self.observe_held_out(batch)
-        log_likelihood, kl = self.terms(state.vae.eval_net(), x, key, batch["row"])
+        log_likelihood, kl = self.terms(state.net.eval_net(), x, key, batch["row"])
         kl, one = kl.sum(1), jnp.ones(len(kl))
         loss = kl - log_likelihood
         bits = loss / (math.log(2) * math.prod(x.shape[1:]))
@@ -239,7 +239,7 @@ class ImageVAE(PixelLikelihood, Family):
 
     def encode(self, state: State, batch: Batch) -> Float[Array, "b latent"]:
         """Returns the mean of q(z|x) for each image; the encoder of the family as a codec."""
-        return state.vae.eval_net().encode(self.observe_held_out(batch))[0]
+        return state.net.eval_net().encode(self.observe_held_out(batch))[0]
 
     def latents(self, state: State, batch: Batch) -> Float[Array, "b latent"]:
         """Returns the codes, which are real numbers; see `Codec`."""
@@ -247,15 +247,15 @@ class ImageVAE(PixelLikelihood, Family):
 
     def decode(self, state: State, codes: Float[Array, "b latent"]) -> UInt8[Array, "b h w c"]:
         """Returns the mean of p(x|z) for each code as pixels; the decoder of the family as a codec."""
-        return self.image(state.vae.eval_net().decode(codes))
+        return self.image(state.net.eval_net().decode(codes))
 
     def score(
         self, model: Model, rows: dict[str, Any], data: DataSet, scoring: ImageVAEScoring, key: jax.Array
     ) -> Metrics:
-        vae, k = model.state.vae, scoring.iw_samples
-        figures: Metrics = {"active_units": active_units(held_out_rows(data, partial(_encode, self, vae)))}
+        net, k = model.state.net, scoring.iw_samples
+        figures: Metrics = {"active_units": active_units(held_out_rows(data, partial(_encode, self, net)))}
         if k:
-            nll = held_out_rows(data, partial(_iw_nll, self, vae, key, k))
+            nll = held_out_rows(data, partial(_iw_nll, self, net, key, k))
             figures |= row_mean("iw_nll_nats", nll) | {"iw_samples": k}
         if scoring.samples:
 
@@ -266,10 +266,10 @@ class ImageVAE(PixelLikelihood, Family):
         return figures
 
     def sample(self, model: Model, request: ImageVAERequest, key: jax.Array) -> Artifacts:
-        vae, decode = model.state.vae, partial(self._decode, model)
+        net, decode = model.state.net, partial(self._decode, model)
         names = request.images or [str(number) for number in range(request.reconstruct)]
         given = _as_batch(given_pictures(names, model)) if names else None
-        codes = self._prior(key, 2 * request.n) if given is None else _encode(self, vae, given)
+        codes = self._prior(key, 2 * request.n) if given is None else _encode(self, net, given)
         if request.interpolate:
             begin, end = (codes[::2], codes[1::2]) if given is None else (codes[:-1], codes[1:])
             path = {"slerp": slerp, "lerp": lerp}[request.path]
@@ -277,7 +277,7 @@ class ImageVAE(PixelLikelihood, Family):
             return [sheet(np.asarray(rows), "interpolation")]
         if request.traverse:
             made = _as_batch(decode(self._prior(jax.random.key(0), AT_ONCE)))
-            units = most_active(_encode(self, vae, made), request.traverse)
+            units = most_active(_encode(self, net, made), request.traverse)
             codes = codes[: request.n] if given is None else codes
             sheets = traverse(decode, codes, units, jnp.linspace(-3.0, 3.0, TRAVERSED))
             return [sheet(np.asarray(rows), "traversal") for rows in sheets]
@@ -292,7 +292,7 @@ class ImageVAE(PixelLikelihood, Family):
 
     def _decode(self, model: Model, codes: Float[Array, "n latent"]) -> UInt8[np.ndarray, "n h w c"]:
         """Decodes codes to images."""
-        return over_rows(partial(_decode, self, model.state.vae), codes, AT_ONCE)
+        return over_rows(partial(_decode, self, model.state.net), codes, AT_ONCE)
 
 
 def _as_batch(image: UInt8[np.ndarray, "n h w c"]) -> Batch:
@@ -301,13 +301,13 @@ def _as_batch(image: UInt8[np.ndarray, "n h w c"]) -> Batch:
 
 
 @partial(jax.jit, static_argnames="family")
-def _encode(family: ImageVAE, vae: Learner, batch: Batch) -> Float[Array, "b latent"]:
-    return family.encode(State(vae), batch)
+def _encode(family: ImageVAE, net: Learner, batch: Batch) -> Float[Array, "b latent"]:
+    return family.encode(State(net), batch)
 
 
 @partial(jax.jit, static_argnames="family")
-def _decode(family: ImageVAE, vae: Learner, z: Float[Array, "b latent"]) -> UInt8[Array, "b h w c"]:
-    return family.decode(State(vae), z)
+def _decode(family: ImageVAE, net: Learner, z: Float[Array, "b latent"]) -> UInt8[Array, "b h w c"]:
+    return family.decode(State(net), z)
 
 
 @partial(jax.jit, static_argnames="family")
@@ -317,6 +317,6 @@ def _shown(family: ImageVAE, batch: Batch) -> UInt8[Array, "b h w c"]:
 
 
 @partial(jax.jit, static_argnames="family")
-def _iw_nll(family: ImageVAE, vae: Learner, key: Key[Array, ""], k: Any, batch: Batch) -> Float[Array, " b"]:
+def _iw_nll(family: ImageVAE, net: Learner, key: Key[Array, ""], k: Any, batch: Batch) -> Float[Array, " b"]:
     x = family.observe_held_out(batch)
-    return -family.iw_log_likelihood(vae.eval_net(), x, key, batch["row"], k)
+    return -family.iw_log_likelihood(net.eval_net(), x, key, batch["row"], k)

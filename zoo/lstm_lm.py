@@ -157,7 +157,7 @@ class RecurrentLM(nnx.Module):
 class State(NamedTuple):
     """The training state of a recurrent language model."""
 
-    lm: Learner
+    net: Learner
     """The network."""
     carry: Rows
     """The final recurrent states of each row of the last batch."""
@@ -211,8 +211,8 @@ class LSTMLM(Family):
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         continues = batch.get("continues", jnp.zeros(len(batch["row"]), bool))
         carry = jax.tree.map(lambda x: jnp.where(continues[:, None], x, 0.0), state.carry.value)
-        lm, metrics = state.lm.descend(self.loss, batch | {"carry": carry}, step, key)
-        return State(lm, metrics.pop("carry")), metrics
+        net, metrics = state.net.descend(self.loss, batch | {"carry": carry}, step, key)
+        return State(net, metrics.pop("carry")), metrics
 
     def loss(self, net: RecurrentLM, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
         """Returns -sum_t log P(w_t | w_<t) over a batch in nats, the number of tokens, and the final states."""
@@ -222,7 +222,7 @@ class LSTMLM(Family):
         return nats, weight.sum(dtype=jnp.float32), {"carry": Rows(carry)}
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net = state.lm.eval_net()
+        net = state.net.eval_net()
         tokens, weight = batch["tokens"], counted(batch, net.end_of_text)
         x, _ = net.features(tokens[:, :-1], net.init_carry(len(tokens)))
         nats = row_cross_entropy(x, net.head_table, tokens[:, 1:], weight, net.bias[...])
@@ -235,7 +235,7 @@ class LSTMLM(Family):
         if scoring.stride:
             figures |= strided_figures(model, data, scoring.stride)
         if scoring.carry:
-            net = model.state.lm.eval_net()
+            net = model.state.net.eval_net()
             figures |= carried_figures(net, _read, net.init_carry(1), data)
         return figures
 
@@ -246,7 +246,7 @@ class LSTMLM(Family):
         self, model: Model, request: TokenRequest, key: jax.Array, show: Callable[[str], None] | None
     ) -> Artifacts:
         # A recurrent state reads texts of any length, so there is no context limit.
-        net = model.state.lm.eval_net()
+        net = model.state.net.eval_net()
         if request.score is not None:
             return [score_document(net, _read, net.init_carry(1), model.spec, request.score, self.context)]
         return sample_tokens(net, model, request, key, context=None, stream=show)

@@ -53,7 +53,7 @@ from zoo.metrics.text import likelihood_statistics
 from zoo.metrics.tokens import UnmaskScoring, score_language_model
 from zoo.metrics.windows import strided_figures
 from zoo.nets.encoder import TokenEncoder
-from zoo.nets.transformer import EPSILON
+from zoo.nets.transformer import BlockSettings
 from zoo.nn.attend import Mask
 from zoo.nn.losses import counted, cross_entropy, real_targets
 from zoo.sampling.tokens.unmask_request import UnmaskRequest, sample_tokens
@@ -71,11 +71,9 @@ class Denoiser(TokenEncoder):
 
     def __init__(self, settings: "MaskedDiffusion", spec: TokenSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
-        super().__init__(
-            spec.vocab_size + 1, s.context + 1, segments=0, layers=s.layers, heads=s.heads, width=s.width,
-            hidden=4 * s.width, activation="gelu", epsilon=EPSILON, rate=s.dropout, attention_rate=0.0,
-            post_norm=False, rotary=s.rotary, remat=s.remat, rngs=rngs, dtype=dtype,
-        )  # fmt: skip
+        block = BlockSettings(layers=s.layers, width=s.width, heads=s.heads, rate=s.dropout)
+        sizes = {"symbols": spec.vocab_size + 1, "positions": s.context + 1, "segments": 0}
+        super().__init__(**sizes, block=block, rotary=s.rotary, remat=s.remat, rngs=rngs, dtype=dtype)
         self.mask, self.end, self.outputs = spec.vocab_size, spec.end, spec.outputs
         self.in_blocks, self.longest = isinstance(spec, BlockSpec), spec.longest or s.context
 
@@ -115,7 +113,7 @@ class Denoiser(TokenEncoder):
 class State(NamedTuple):
     """The training state of a masked diffusion model: one network."""
 
-    denoiser: Learner
+    net: Learner
 
 
 @dataclass(frozen=True)
@@ -164,8 +162,8 @@ class MaskedDiffusion(Family):
         return State(Learner.create(Denoiser(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        denoiser, metrics = state.denoiser.descend(self.loss, batch, step, key)
-        return State(denoiser), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key)
+        return State(net), metrics
 
     def loss(self, net: Denoiser, batch: Batch, key: Key[Array, ""]) -> tuple[jax.Array, jax.Array, Metrics]:
         """Returns an estimate of the bound over a batch in nats, at one t a row, and the number of tokens."""
@@ -191,7 +189,7 @@ class MaskedDiffusion(Family):
         return L / n * (cross_entropy(logits, x) * masked).sum(1)
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net = state.denoiser.eval_net()
+        net = state.net.eval_net()
         time_key, mask_key = jax.random.split(key)
         start = spread(time_key, batch["row"])
 
@@ -211,4 +209,4 @@ class MaskedDiffusion(Family):
         return figures | (strided_figures(model, data, scoring.stride) if scoring.stride else {})
 
     def sample(self, model: Model, request: UnmaskRequest, key: jax.Array) -> Artifacts:
-        return sample_tokens(model.state.denoiser.eval_net(), model, request, key, self.context)
+        return sample_tokens(model.state.net.eval_net(), model, request, key, self.context)

@@ -50,7 +50,7 @@ from zoo.data.text.sentence_pairs import FRAME, SegmentPairs
 from zoo.metrics.intervals import wilson_interval
 from zoo.metrics.text import perplexity
 from zoo.nets.encoder import TokenEncoder
-from zoo.nets.transformer import INIT_SCALE
+from zoo.nets.transformer import INIT_SCALE, BlockSettings
 from zoo.nn.attend import Mask
 from zoo.nn.dense import Dense
 from zoo.nn.losses import cross_entropy
@@ -78,11 +78,11 @@ class Encoder(TokenEncoder):
 
     def __init__(self, settings: "MaskedLM", spec: SegmentSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         s = settings
-        super().__init__(
-            spec.vocab_size, s.context, SEGMENTS, layers=s.layers, heads=s.heads, width=s.width, hidden=s.hidden,
-            activation=s.mlp, epsilon=s.norm_epsilon, rate=s.dropout, attention_rate=s.attention_dropout,
-            post_norm=True, rotary=False, remat=s.remat, rngs=rngs, dtype=dtype,
+        block = BlockSettings(
+            layers=s.layers, width=s.width, heads=s.heads, hidden=s.hidden, epsilon=s.norm_epsilon, activation=s.mlp,
+            rate=s.dropout, attention_rate=s.attention_dropout, post_norm=True,
         )  # fmt: skip
+        super().__init__(spec.vocab_size, s.context, SEGMENTS, block=block, remat=s.remat, rngs=rngs, dtype=dtype)
         self.permutes = s.objective == "permutation"
         self.mask, self.special, self.vocab_size = spec.mask, spec.special, spec.vocab_size
         dense = partial(Dense, bias=True, scale=INIT_SCALE, rngs=rngs)
@@ -176,7 +176,7 @@ def _at(x: Float[Array, "b t width"], positions: Int[Array, "b k"]) -> Float[Arr
 class State(NamedTuple):
     """The training state of a masked language model: one network."""
 
-    mlm: Learner
+    net: Learner
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,8 @@ class MaskedLM(Family):
         return State(Learner.create(Encoder(self, spec, nnx.Rngs(key), setup.dtype), setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        mlm, metrics = state.mlm.descend(self.loss, batch, step, key)
-        return State(mlm), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key)
+        return State(net), metrics
 
     def loss(self, net: Encoder, batch: Batch, key: Key[Array, ""]) -> tuple[jax.Array, jax.Array, Metrics]:
         """Returns both tasks' nats summed over rows, each the mean over a row's tokens, and the number of rows."""
@@ -250,7 +250,7 @@ class MaskedLM(Family):
         return total.sum(), weight.sum(), {name: (a.sum(), b.sum()) for name, (a, b) in figures.items()}
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net = state.mlm.eval_net()
+        net = state.net.eval_net()
         targets = held_out_targets(self, batch["tokens"], net.special, batch["row"])
         if self.objective == "masked":
             masked = put(batch["tokens"], targets, jnp.full_like(targets.labels, net.mask))
@@ -301,8 +301,8 @@ class MaskedLM(Family):
 
     def sample(self, model: Model, request: FillRequest, key: jax.Array) -> Artifacts:
         if request.fill is not None:
-            return fill_texts(model.state.mlm, model.spec, request, self.context)
-        return write_lines(model.state.mlm, model.spec, request, key, self.context)
+            return fill_texts(model.state.net, model.spec, request, self.context)
+        return write_lines(model.state.net, model.spec, request, key, self.context)
 
 
 def held_out_targets(

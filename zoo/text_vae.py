@@ -56,7 +56,7 @@ from zoo.metrics.latent import (
     mutual_information,
 )
 from zoo.metrics.text import perplexity
-from zoo.nets.conditioned_lm import BodyKind, TextDecoder, TextEncoder
+from zoo.nets.conditioned_lm import BodyKind, TextDecoder, TextDecoderSettings, TextEncoder
 from zoo.nn.aggressive_encoder import Lagging
 from zoo.nn.cells import Cell
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
@@ -65,7 +65,7 @@ from zoo.nn.variational import NO_KL, draw_code, draw_codes, free_bits, iw_bound
 from zoo.sampling.tokens.sentences import SentenceRequest, write_sentences
 
 AT_ONCE = 256
-"""Sentences decoded in one batch, at most, for the importance-weighted bound."""
+"""Sentences that one call decodes for the importance-weighted bound, at most: rows times codes of each."""
 COLLAPSED = math.log(2)
 """Mutual information in nats below which the posterior counts as collapsed: less than one bit per code."""
 
@@ -77,19 +77,11 @@ class VAE(nnx.Module):
         s = settings
         self.latent = s.latent
         self.encoder = TextEncoder(s.encoder, s.width, s.latent, rate=s.dropout, rngs=rngs) if s.latent else None
-        self.decoder = TextDecoder(
-            s.decoder,
-            s.heads,
-            vocab_size,
-            s.width,
-            s.layers,
-            s.latent,
-            s.context,
-            rate=s.dropout,
-            word_dropout=s.word_dropout,
-            rngs=rngs,
-            dtype=dtype,
-        )
+        decoder = TextDecoderSettings(
+            body=s.decoder, vocab_size=vocab_size, context=s.context, layers=s.layers, width=s.width, heads=s.heads,
+            latent=s.latent, rate=s.dropout, word_dropout=s.word_dropout,
+        )  # fmt: skip
+        self.decoder = TextDecoder(decoder, rngs, dtype)
 
     def encode(
         self, batch: Batch, *, key: Key[Array, ""] | None = None
@@ -105,7 +97,7 @@ class VAE(nnx.Module):
 class State(NamedTuple):
     """The training state of a text VAE."""
 
-    vae: Learner
+    net: Learner
     """Encoder and decoder."""
     lagging: Lagging | None
     """The state of aggressive training, which decides whether a step trains the encoder alone; None: always both."""
@@ -193,18 +185,18 @@ class TextVAE(Family):
         loss, lagging = partial(self.loss, weight=weight), state.lagging
         sums_fn = self.kl_sums if self.free_bits and self.latent else None
         if lagging is None:
-            vae, metrics = state.vae.descend(loss, batch, step, key, sums_fn=sums_fn)
-            return State(vae, None), metrics | {"kl_weight": weight}
+            net, metrics = state.net.descend(loss, batch, step, key, sums_fn=sums_fn)
+            return State(net, None), metrics | {"kl_weight": weight}
 
-        vae, metrics = jax.lax.cond(
+        net, metrics = jax.lax.cond(
             lagging.alone,
-            lambda vae: vae.descend(loss, batch, step, key, only=("encoder",), sums_fn=sums_fn),
-            lambda vae: vae.descend(loss, batch, step, key, sums_fn=sums_fn),
-            state.vae,
+            lambda net: net.descend(loss, batch, step, key, only=("encoder",), sums_fn=sums_fn),
+            lambda net: net.descend(loss, batch, step, key, sums_fn=sums_fn),
+            state.net,
         )
         information = batch_information(*metrics.pop("posterior").value)
         told = {"kl_weight": weight, "mutual_information_nats": information, "encoder_alone": lagging.alone * 1.0}
-        return State(vae, lagging.after(metrics["loss"], information, self.aggressive_window)), metrics | told
+        return State(net, lagging.after(metrics["loss"], information, self.aggressive_window)), metrics | told
 
     def loss(
         self,
@@ -239,7 +231,7 @@ class TextVAE(Family):
         return kl.sum(0), jnp.asarray(float(len(kl)))
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net = state.vae.eval_net()
+        net = state.net.eval_net()
         mean, log_variance = net.encode(batch)
         nats = _row_nats(net, batch, draw_code(mean, log_variance, key, batch["row"]))
         kl, one = kl_divergence(mean, log_variance).sum(1), jnp.ones(len(nats))
@@ -255,12 +247,12 @@ class TextVAE(Family):
         figures: Metrics = {"perplexity_bound": perplexity(-rows["elbo_nats_per_token"])}
         if not self.latent:
             return figures
-        vae, k = model.state.vae, scoring.iw_samples
+        net, k = model.state.net, scoring.iw_samples
         if k:
-            figures |= row_mean("iw_nll_nats", held_out_rows(data, lambda batch: _iw_nll(self, vae, batch, key, k)))
+            figures |= row_mean("iw_nll_nats", held_out_rows(data, lambda batch: _iw_nll(self, net, batch, key, k)))
             words = rows["elbo_nats"] / rows["elbo_nats_per_token"]
             figures |= {"iw_perplexity": perplexity(figures["iw_nll_nats"] / words), "iw_samples": k}
-        z, mean, log_variance = held_out_rows(data, lambda batch: _codes(vae, batch, key))
+        z, mean, log_variance = held_out_rows(data, lambda batch: _codes(net, batch, key))
         active, information = active_units(mean), mutual_information(z, mean, log_variance)
         figures |= {"active_units": active, "mutual_information_nats": information}
         return figures | {"posterior": self.verdict(rows["kl_nats"], information, active)}
@@ -298,9 +290,9 @@ class TextVAE(Family):
     def sample(self, model: Model, request: SentenceRequest, key: jax.Array) -> Artifacts:
         if not self.latent and (request.between or request.around or request.reconstruct):
             raise UserError("the run's family.latent is 0: a plain language model has no codes of sentences")
-        vae, tokenizer = model.state.vae, model.spec.tokenizer
+        net, tokenizer = model.state.net, model.spec.tokenizer
         sizes = {"latent": self.latent, "context": self.context}
-        return write_sentences(vae.eval_net().decoder, partial(_encode, vae), tokenizer, request, key, **sizes)
+        return write_sentences(net.eval_net().decoder, partial(_encode, net), tokenizer, request, key, **sizes)
 
     def iw_log_likelihood(
         self, net: VAE, batch: Batch, key: Key[Array, ""], k: Int[Array, ""] | int
@@ -335,18 +327,18 @@ def _log_likelihoods(net: VAE, batch: Batch, z: Float[Array, "k b latent"], key:
 
 
 @jax.jit
-def _encode(vae: Learner, tokens: Any, length: Any) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
+def _encode(net: Learner, tokens: Any, length: Any) -> tuple[Float[Array, "b latent"], Float[Array, "b latent"]]:
     """Returns mean and log sigma^2 of q(z|w) for rows of tokens."""
-    return vae.eval_net().encode({"tokens": tokens, "length": length, "row": jnp.arange(len(length))})
+    return net.eval_net().encode({"tokens": tokens, "length": length, "row": jnp.arange(len(length))})
 
 
 @jax.jit
-def _codes(vae: Learner, batch: Batch, key: Any) -> tuple[Float[Array, "b latent"], ...]:
+def _codes(net: Learner, batch: Batch, key: Any) -> tuple[Float[Array, "b latent"], ...]:
     """Returns a code z ~ q(z|w) of each sentence, and the mean and log sigma^2 of q(z|w)."""
-    mean, log_variance = vae.eval_net().encode(batch)
+    mean, log_variance = net.eval_net().encode(batch)
     return draw_code(mean, log_variance, key, batch["row"]), mean, log_variance
 
 
 @partial(jax.jit, static_argnames="family")
-def _iw_nll(family: TextVAE, vae: Learner, batch: Batch, key: Any, k: Any) -> Float[Array, " b"]:
-    return -family.iw_log_likelihood(vae.eval_net(), batch, key, k)
+def _iw_nll(family: TextVAE, net: Learner, batch: Batch, key: Any, k: Any) -> Float[Array, " b"]:
+    return -family.iw_log_likelihood(net.eval_net(), batch, key, k)

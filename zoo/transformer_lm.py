@@ -38,7 +38,7 @@ from zoo.data.specs import TokenSpec
 from zoo.metrics.text import likelihood_statistics
 from zoo.metrics.tokens import TokenScoring, score_language_model
 from zoo.metrics.windows import score_document, strided_figures
-from zoo.nets.transformer import INIT_SCALE, Activation, Block, Normalisation, make_norm
+from zoo.nets.transformer import INIT_SCALE, Activation, Block, BlockSettings, Normalisation, make_norm
 from zoo.nn.attend import Mask
 from zoo.nn.attention import KeyValue, rotary_angles
 from zoo.nn.dense import Dense
@@ -88,22 +88,11 @@ class Transformer(nnx.Module):
         make_table = partial(Embedding, features=s.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
         self.embedding = make_table(vocab_size)
         self.position = make_table(s.context) if s.positions == "learned" else None
-        self.blocks = nnx.List(
-            Block(
-                s.width,
-                s.heads,
-                s.kv_heads or s.heads,
-                s.hidden,
-                layers=s.layers,
-                norm=s.norm,
-                activation=s.mlp,
-                epsilon=s.norm_epsilon,
-                bias=s.bias,
-                rate=s.dropout,
-                rngs=rngs,
-            )
-            for _ in range(s.layers)
-        )
+        block = BlockSettings(
+            layers=s.layers, width=s.width, heads=s.heads, kv_heads=s.kv_heads, hidden=s.hidden, norm=s.norm,
+            epsilon=s.norm_epsilon, activation=s.mlp, bias=s.bias, rate=s.dropout, attention_rate=s.dropout,
+        )  # fmt: skip
+        self.blocks = nnx.List(Block(block, rngs) for _ in range(s.layers))
         self.norm = make_norm(s.norm, s.width, epsilon=s.norm_epsilon, bias=s.bias)
         head = partial(Dense, s.width, self.outputs, bias=False, scale=INIT_SCALE, wide=True)
         self.head = None if s.tied else head(rngs=rngs)
@@ -213,7 +202,7 @@ def document_numbers(tokens: Int[Array, "b t"], end_of_text: int) -> Int[Array, 
 class State(NamedTuple):
     """The training state of a language model: one network."""
 
-    lm: Learner
+    net: Learner
 
 
 @dataclass(frozen=True)
@@ -292,8 +281,8 @@ class TransformerLM(Family):
         return State(Learner.create(net, setup))
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
-        lm, metrics = state.lm.descend(self.loss, batch, step, key)
-        return State(lm), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key)
+        return State(net), metrics
 
     def loss(self, net: Transformer, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
         """Returns -sum_t log P(w_t | w_<t) over a batch in nats, and the number of tokens."""
@@ -303,7 +292,7 @@ class TransformerLM(Family):
         return nats, weight.sum(dtype=jnp.float32), {}
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net = state.lm.eval_net()
+        net = state.net.eval_net()
         weight = counted(batch, net.end_of_text)
         x = net.features(batch["tokens"][:, :-1])
         nats = row_cross_entropy(x, net.head_table, batch["tokens"][:, 1:], weight)
@@ -321,7 +310,7 @@ class TransformerLM(Family):
     def stream(
         self, model: Model, request: TokenRequest, key: jax.Array, show: Callable[[str], None] | None
     ) -> Artifacts:
-        net = model.state.lm.eval_net()
+        net = model.state.net.eval_net()
         if request.score is not None:
             return [score_document(net, _read, (), model.spec, request.score, self.context)]
         return sample_tokens(net, model, request, key, context=self.context, stream=show)

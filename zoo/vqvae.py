@@ -54,7 +54,7 @@ COLUMNS = 16
 DRAWN_CODES = 1024
 """Maximum number of codes in the picture of the codebook."""
 AT_ONCE = 256
-"""Images encoded or decoded in one batch, at most."""
+"""Images that one call encodes or decodes, at most."""
 ENOUGH = 0.9
 """Share of the codes in use from which the verdict asks for no other settings."""
 
@@ -105,7 +105,7 @@ class Network(nnx.Module):
 class State(NamedTuple):
     """The training state: encoder and decoder, with the codebook in the learner's memory."""
 
-    vqvae: Learner
+    net: Learner
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ class VQVAE(PixelLikelihood, Family):
 
     def step(self, state: State, batch: Batch, step: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
         move = None if self.quantiser == "fsq" else _move_codebook
-        vqvae, metrics = state.vqvae.descend(self.loss, batch, step, key, update_memory=move)
-        return State(vqvae), metrics
+        net, metrics = state.net.descend(self.loss, batch, step, key, update_memory=move)
+        return State(net), metrics
 
     def loss(self, net: Network, batch: Batch, key: Any) -> tuple[jax.Array, jax.Array, Metrics]:
         """Returns -log p(x | e) + beta |z - sg[e]|^2 summed over a batch in nats, and the number of images."""
@@ -207,7 +207,7 @@ class VQVAE(PixelLikelihood, Family):
         return jnp.square(z - jax.lax.stop_gradient(e)).sum((1, 2, 3))
 
     def evaluate(self, state: State, batch: Batch, key: jax.Array) -> RowStatistics:
-        net, x = state.vqvae.eval_net(), self.observe_held_out(batch)
+        net, x = state.net.eval_net(), self.observe_held_out(batch)
         z = net.encode(x)
         e, _ = net.quantise(z)
         parameters = net.decode(e)
@@ -232,23 +232,23 @@ class VQVAE(PixelLikelihood, Family):
 
     def latents(self, state: State, batch: Batch) -> Float[Array, "b h w d"]:
         """Returns the vectors before quantisation, for models of real-valued latents; `decode` quantises them."""
-        return state.vqvae.eval_net().encode(self.observe_held_out(batch))
+        return state.net.eval_net().encode(self.observe_held_out(batch))
 
     def encode(self, state: State, batch: Batch) -> Int[Array, "b h w"]:
         """Returns the codes of images; the encoder of the family as a codec."""
-        return state.vqvae.eval_net().quantise(self.latents(state, batch))[1]
+        return state.net.eval_net().quantise(self.latents(state, batch))[1]
 
     def decode(self, state: State, codes: Int[Array, "b h w"] | Float[Array, "b h w d"]) -> UInt8[Array, "b H W c"]:
         """Returns the mean of p(x | e) as pixels, for codes or latents; the decoder of the family as a codec."""
-        net = state.vqvae.eval_net()
+        net = state.net.eval_net()
         e = net.lookup(codes) if codes.ndim == 3 else net.quantise(codes)[0]
         return to_pixels(self.mean(net.decode(e)))
 
     def score(
         self, model: Model, rows: dict[str, Any], data: DataSet, scoring: ImageScoring, key: jax.Array
     ) -> Metrics:
-        vqvae = model.state.vqvae
-        codes, inked = held_out_rows(data, partial(_codes, self, vqvae))
+        net = model.state.net
+        codes, inked = held_out_rows(data, partial(_codes, self, net))
         figures = code_use(codes, self.symbols, inked if model.spec.channels == 1 else None)
         figures["codebook"] = self.verdict(figures, len(codes))
         if scoring.samples:
@@ -292,7 +292,7 @@ class VQVAE(PixelLikelihood, Family):
         """Sheets of images, each above its reconstruction."""
         images = given_pictures(names, model)
         batch = {"image": images, "row": np.arange(len(images), dtype=np.int32)}
-        codes, _ = _codes(self, model.state.vqvae, batch)
+        codes, _ = _codes(self, model.state.net, batch)
         pairs = np.stack([_shown(self, batch), self._decode(model, codes)])
         return [sheet(pairs[:, i : i + COLUMNS], "reconstruction") for i in range(0, len(images), COLUMNS)]
 
@@ -303,7 +303,7 @@ class VQVAE(PixelLikelihood, Family):
         return replace(grid(self._decode(model, codes)), name="codebook")
 
     def _decode(self, model: Model, codes: Any) -> UInt8[np.ndarray, "n H W c"]:
-        return over_rows(partial(_decode, self, model.state.vqvae), jnp.asarray(codes), AT_ONCE)
+        return over_rows(partial(_decode, self, model.state.net), jnp.asarray(codes), AT_ONCE)
 
 
 def psnr(image: Float[Array, "b H W c"], other: Float[Array, "b H W c"]) -> Float[Array, " b"]:
@@ -317,16 +317,16 @@ def _move_codebook(net: Network, sums: dict[str, Any]) -> None:
 
 
 @partial(jax.jit, static_argnames="family")
-def _codes(family: VQVAE, vqvae: Learner, batch: Batch) -> tuple[Int[Array, "b h w"], Bool[Array, "b h w"]]:
+def _codes(family: VQVAE, net: Learner, batch: Batch) -> tuple[Int[Array, "b h w"], Bool[Array, "b h w"]]:
     """Returns the codes of images, and whether the square of each has a pixel above mid-grey: ink on black paper."""
     x, size = family.observe_held_out(batch), family.downsampling
     inked = reduce(x, "b (h p) (w q) c -> b h w", "max", p=size, q=size) > 0
-    return family.encode(State(vqvae), batch), inked
+    return family.encode(State(net), batch), inked
 
 
 @partial(jax.jit, static_argnames="family")
-def _decode(family: VQVAE, vqvae: Learner, codes: Int[Array, "b h w"]) -> UInt8[Array, "b H W c"]:
-    return family.decode(State(vqvae), codes)
+def _decode(family: VQVAE, net: Learner, codes: Int[Array, "b h w"]) -> UInt8[Array, "b H W c"]:
+    return family.decode(State(net), codes)
 
 
 @partial(jax.jit, static_argnames="family")

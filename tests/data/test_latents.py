@@ -17,9 +17,8 @@ from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.images import Images
 from zoo.data.specs import ImageSpec, LatentSpec
-from zoo.ddpm import DDPM
+from zoo.ddpm import DDPM, DDPMScoring
 from zoo.flow_matching import FlowMatching
-from zoo.metrics.diffusion_scoring import DiffusionScoring
 
 GREY = ImageSpec(8, 8, 1)
 
@@ -134,6 +133,6 @@ def test_what_latents_do_not_have_is_refused(model, data):
     }
     with pytest.raises(UserError, match=r"family\.clip is True, and latents have no bounds: give --family\.no-clip"):
         DDPM().init(data.spec, Setup(Optimizer(), 1, 8), jax.random.key(0))
-    assert DiffusionScoring(bound_images=3).check(DDPM(), data.images.spec, no_extractor) == {}
+    assert DDPMScoring(bound_images=3).check(DDPM(), data.images.spec, no_extractor) == {}
     batch = {name: jnp.asarray(array) for name, array in data.held_out_at(0).items()}
     assert set(model.family.evaluate(model.state, batch, jax.random.key(0))) == {"loss"}

@@ -126,7 +126,7 @@ def test_a_recurrent_model_takes_rows_that_continue_nothing():
     step = jax.jit(family.step)
     plain, _ = step(state, batch, jnp.int32(0), jax.random.key(1))
     told, _ = step(state, batch | {"continues": jnp.zeros(4, bool)}, jnp.int32(0), jax.random.key(1))
-    jax.tree.map(np.testing.assert_array_equal, plain.lm.params, told.lm.params)
+    jax.tree.map(np.testing.assert_array_equal, plain.net.params, told.net.params)
 
 
 def replace_carry(state):

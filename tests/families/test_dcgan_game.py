@@ -90,8 +90,8 @@ def test_r1_is_what_the_discriminator_pays(batch):
     """The loss is gamma / 2 higher for every unit of penalty, and an image's penalty is its own and no other's."""
     family, state = make(disc_norm="none")
     # Kernels large enough that a penalty shows.
-    steep = jax.tree.map(lambda leaf: 10 * leaf if leaf.ndim == 4 else leaf, state.disc.params)
-    state = state._replace(disc=state.disc.with_params(steep))
+    steep = jax.tree.map(lambda leaf: 10 * leaf if leaf.ndim == 4 else leaf, state.discriminator.params)
+    state = state._replace(discriminator=state.discriminator.with_params(steep))
 
     @jax.jit
     def slopes(disc):
@@ -104,10 +104,10 @@ def test_r1_is_what_the_discriminator_pays(batch):
 
     @partial(jax.jit, static_argnums=0)
     def descend(family, state):
-        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, 0, KEY)[1]
+        return state.discriminator.descend(partial(family.disc_loss, gen=state.generator), batch, 0, KEY)[1]
 
     plain, paying = descend(family, state), descend(replace(family, r1=3.0), state)
-    np.testing.assert_allclose(paying["r1_penalty"], (slopes(state.disc) ** 2).sum() / 6, rtol=1e-4)
+    np.testing.assert_allclose(paying["r1_penalty"], (slopes(state.discriminator) ** 2).sum() / 6, rtol=1e-4)
     np.testing.assert_allclose(paying["loss"] - plain["loss"], 1.5 * paying["r1_penalty"], rtol=1e-2)
     assert abs(paying["grad_norm"] - plain["grad_norm"]) > 1e-3
 
@@ -124,10 +124,10 @@ def test_r1_with_spectral_normalisation_is_of_the_network_that_trains(batch):
 
     @partial(jax.jit, static_argnums=0)
     def descend(family, state):
-        return state.disc.descend(partial(family.disc_loss, gen=state.gen), batch, 0, KEY)
+        return state.discriminator.descend(partial(family.disc_loss, gen=state.generator), batch, 0, KEY)
 
     (plain, _), (paid, metrics) = descend(family, state), descend(paying, state)
-    np.testing.assert_allclose(metrics["r1_penalty"], (slopes(state.disc) ** 2).sum() / 6, rtol=1e-4)
+    np.testing.assert_allclose(metrics["r1_penalty"], (slopes(state.discriminator) ** 2).sum() / 6, rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), paid.memory, plain.memory)
 
 
@@ -150,17 +150,19 @@ def test_each_player_moves_and_remembers_in_its_own_step_alone(batch, disc_norm)
 
     @jax.jit
     def replay(state, new):
-        gen, disc = state.gen.net(), state.disc.net()
+        gen, disc = state.generator.net(), state.discriminator.net()
         fakes = gen(z, batch["label"], train=True)
         disc(from_pixels(batch["image"]), batch["label"], train=True)
         disc(fakes, batch["label"], train=True)
-        judged = new.disc.net()(fakes, batch["label"], train=True)
+        judged = new.discriminator.net()(fakes, batch["label"], train=True)
         return memory(gen), memory(disc), generator_loss("nonsaturating", judged).mean()
 
     gen_memory, disc_memory, loss = replay(state, new)
-    assert differ(new.disc.memory, state.disc.memory)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.gen.memory, gen_memory)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.disc.memory, disc_memory)
+    assert differ(new.discriminator.memory, state.discriminator.memory)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.generator.memory, gen_memory)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.discriminator.memory, disc_memory
+    )
     # ... and the generator is judged by the discriminator that has just moved.
     np.testing.assert_allclose(metrics["gen_loss"], loss, rtol=1e-4)
 
@@ -178,28 +180,28 @@ def test_the_discriminator_takes_its_steps_against_fresh_fakes_of_one_generator(
     @jax.jit
     def slope(params, fakes):
         def loss(params):
-            disc = replace(state.disc, params=params).net()
+            disc = replace(state.discriminator, params=params).net()
             return -value(disc(x, label, train=True), disc(fakes, label, train=True)).mean()
 
         return jax.value_and_grad(loss)(params)
 
-    params, drawn = state.disc.params, []
+    params, drawn = state.discriminator.params, []
     for key in keys:
         drawn.append(normal(jax.random.split(key, 4)[0], batch["row"], (4,)))
-        loss, gradient = slope(params, state.gen.net()(drawn[-1], label, train=True))
+        loss, gradient = slope(params, state.generator.net()(drawn[-1], label, train=True))
         params = jax.tree.map(lambda w, g: w - rate * g, params, gradient)
     assert len({z.tobytes() for z in map(np.asarray, drawn)}) == k
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.disc.params, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.discriminator.params, params)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
-    assert (new.disc.updates, new.gen.updates) == (k, 1)
+    assert (new.discriminator.updates, new.generator.updates) == (k, 1)
 
 
 def test_the_discriminator_has_its_own_learning_rate_and_no_average():
     _, state = make(optimizer=replace(OPTIMIZER, ema_decay=0.5), disc_learning_rate_ratio=3.0)
-    assert state.gen.optimizer == replace(OPTIMIZER, ema_decay=0.5)
-    assert state.disc.optimizer == replace(OPTIMIZER, learning_rate=0.03)
-    assert state.gen.ema is not None
-    assert state.disc.ema is None
+    assert state.generator.optimizer == replace(OPTIMIZER, ema_decay=0.5)
+    assert state.discriminator.optimizer == replace(OPTIMIZER, learning_rate=0.03)
+    assert state.generator.ema is not None
+    assert state.discriminator.ema is None
 
 
 def test_augmentation_is_between_both_players_and_the_discriminator(batch):
@@ -209,8 +211,8 @@ def test_augmentation_is_between_both_players_and_the_discriminator(batch):
     def losses(family, state):
         return jnp.stack(
             [
-                family.disc_loss(state.disc.net(), batch, KEY, gen=state.gen)[0],
-                family.gen_loss(state.gen.net(), batch, KEY, disc=state.disc)[0],
+                family.disc_loss(state.discriminator.net(), batch, KEY, gen=state.generator)[0],
+                family.gen_loss(state.generator.net(), batch, KEY, disc=state.discriminator)[0],
             ]
         )
 
@@ -247,8 +249,8 @@ def test_conditioning_reaches_both_players(batch, settings):
     @jax.jit
     def changes(state):
         gen, disc, z, x = (
-            state.gen.net(),
-            state.disc.net(),
+            state.generator.net(),
+            state.discriminator.net(),
             normal(KEY, batch["row"], (4,)),
             from_pixels(batch["image"]),
         )

@@ -35,11 +35,11 @@ def players() -> dict[str, Learner]:
     state = jax.jit(lambda key: family.init(spec, Setup(OPTIMIZER, 10, 4), key))(KEY)
     theirs = load_file(DCGAN_REFERENCES / "discriminator.safetensors")
     return {
-        "gen": replace(state.gen, params=params, memory=memory),
+        "gen": replace(state.generator, params=params, memory=memory),
         "disc": replace(
-            state.disc,
-            params=fill(state.disc.params, disc_names("params"), theirs),
-            memory=fill(state.disc.memory, disc_names("memory"), theirs),
+            state.discriminator,
+            params=fill(state.discriminator.params, disc_names("params"), theirs),
+            memory=fill(state.discriminator.memory, disc_names("memory"), theirs),
         ),
     }
 

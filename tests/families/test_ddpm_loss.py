@@ -15,8 +15,8 @@ from zoo.core.artifacts import Image
 from zoo.core.family import Model
 from zoo.core.random import normal
 from zoo.data.images.pixels import from_pixels
+from zoo.ddpm import DDPMScoring
 from zoo.metrics import diffusion_scoring as scoring
-from zoo.metrics.diffusion_scoring import DiffusionScoring
 from zoo.nets import unet
 from zoo.nets.unet import ResidualBlock, UNet, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
@@ -263,7 +263,7 @@ def test_bound_is_that_of_the_normal_distributions_it_is_made_of():
 
 
 def test_bound_of_one_time_a_row_estimates_the_whole_bound(model):
-    whole = model.family.score(model, {}, FewImages(), DiffusionScoring(bound_images=6), jax.random.key(0))
+    whole = model.family.score(model, {}, FewImages(), DDPMScoring(bound_images=6), jax.random.key(0))
     assert whole["bound_images"] == 6
     assert whole["bound_bits_per_dim"] == pytest.approx(
         whole["bound_rate_bits_per_dim"] + whole["bound_distortion_bits_per_dim"]
@@ -311,7 +311,7 @@ def test_scored_samples_are_made_as_is_recorded(monkeypatch):
     monkeypatch.setattr(scoring, "score_samples", scores)
     settings = {"sampler": "ddim", "steps": 7, "eta": 0.5, "shift": 3.0, "guidance": 2.5}
     model = Model(FAMILY, SPEC, None, 0)
-    found = FAMILY.score(model, {}, FewImages(), DiffusionScoring(samples=5, **settings), jax.random.key(0))
+    found = FAMILY.score(model, {}, FewImages(), DDPMScoring(samples=5, **settings), jax.random.key(0))
     assert found["made"] == 5
     ((request, classes),) = asked
     assert classes.tolist() == [2, 0, 1, 1, 2]

@@ -46,7 +46,7 @@ def test_odd_channels_make_a_network_that_draws(channels):
 
 
 def test_guidance_is_the_papers_and_one_is_plain_conditional(model):
-    family, net = replace(model.family, clip=False), model.state.unet.eval_net()
+    family, net = replace(model.family, clip=False), model.state.net.eval_net()
     x_t, t, symbol = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3.0, 15.0]), jnp.array([0, 2])
     alpha_bar_t = make_alpha_bar("linear", 20)[np.array([3, 15])][:, None, None, None]
     signal, noise = np.sqrt(alpha_bar_t), np.sqrt(1 - alpha_bar_t)
@@ -59,8 +59,8 @@ def test_guidance_is_the_papers_and_one_is_plain_conditional(model):
     assert float(jnp.abs(eps_c - eps_u).max()) > 0.1
     # The network is not even asked about no class where g = 1.
     state = jax.tree.map(jnp.copy, model.state)
-    table = state.unet.params["classes"]["table"]
-    state.unet.params["classes"]["table"] = table.at[3].set(jnp.nan)
+    table = state.net.params["classes"]["table"]
+    state.net.params["classes"]["table"] = table.at[3].set(jnp.nan)
     assert np.isfinite(guide(state, jnp.float32(1.0))).all()
     assert np.isnan(guide(state, jnp.float32(2.0))).all()
 
@@ -80,7 +80,7 @@ def test_a_sample_does_not_depend_on_how_many_are_made(model, monkeypatch):
     two, five = draw(model), draw(model, n=5)
     np.testing.assert_allclose(two, five[:2], atol=1)
     assert np.abs(five[0] - five[1]).max() > 2
-    monkeypatch.setattr(requests, "BATCH_SIZE", 2)
+    monkeypatch.setattr(requests, "AT_ONCE", 2)
     np.testing.assert_allclose(draw(model, n=5), five, atol=1)
     with jax.default_device(jax.devices()[3]):
         np.testing.assert_allclose(draw(model, n=5), five, atol=1)
@@ -248,7 +248,7 @@ def test_images_without_classes_train_and_are_sampled():
     spec = replace(SPEC, classes=())
     batch = batch_of(2) | {"label": jnp.full(2, -1)}
     state = FAMILY.init(spec, Setup(Optimizer(), 10, 2), jax.random.key(0))
-    total, weight, _ = FAMILY.loss(state.unet.net(), batch, jax.random.key(1))
+    total, weight, _ = FAMILY.loss(state.net.net(), batch, jax.random.key(1))
     assert np.isfinite(total / weight)
     assert draw(Model(FAMILY, spec, state, 0)).shape == (2, 8, 8, 1)
     with pytest.raises(UserError, match="guidance is 2, but the model was trained without classes"):

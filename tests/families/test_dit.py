@@ -41,7 +41,7 @@ def test_a_block_begins_as_the_identity_and_drops_features_by_row():
 
 def test_ddpm_trains_and_draws_with_a_dit():
     model = ddpm_cases.make_model(DDPM)
-    total, weight, _ = jax.jit(DDPM.loss)(model.state.unet.eval_net(), batch_of(4), jax.random.key(1))
+    total, weight, _ = jax.jit(DDPM.loss)(model.state.net.eval_net(), batch_of(4), jax.random.key(1))
     assert np.isfinite(total / weight)
     images = ddpm_cases.draw(model)
     assert images.shape == (2, 8, 8, 1)

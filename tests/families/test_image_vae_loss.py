@@ -92,7 +92,7 @@ def test_several_codes_train_both_networks():
     before = start(family).state
     assert {"loss", "kl_nats"} <= told.keys()
     assert all(
-        map(lambda a, b: bool((a != b).any()), *map(jax.tree.leaves, (before.vae.params, model.state.vae.params)))
+        map(lambda a, b: bool((a != b).any()), *map(jax.tree.leaves, (before.net.params, model.state.net.params)))
     )
 
 
@@ -152,7 +152,7 @@ def test_noisy_levels_have_a_probability_and_not_a_density():
 
 def objective(family, weight=1.0):
     """The loss; from the same noise what it is made of, reconstruction and KL [b latent]; and the KL as it is told."""
-    net, batch, key = start(TINY).state.vae.net(), on_device(Blobs().batch_at(0)), jax.random.key(2)
+    net, batch, key = start(TINY).state.net.net(), on_device(Blobs().batch_at(0)), jax.random.key(2)
 
     @jax.jit
     def parts():
@@ -178,7 +178,7 @@ def test_free_bits_charge_each_unit_at_least_so_much():
 
 
 def test_what_is_free_has_no_gradient():
-    learner, batch = start(TINY).state.vae, on_device(Blobs().batch_at(0))
+    learner, batch = start(TINY).state.net, on_device(Blobs().batch_at(0))
     family = replace(TINY, free_bits=1e3)
 
     @jax.jit

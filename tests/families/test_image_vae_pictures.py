@@ -28,7 +28,7 @@ def model():
 
 def test_iw_bound_does_not_depend_on_the_batch_it_is_computed_in(model):
     x = jnp.asarray(Blobs().held_out_at(0)["image"] // 128 * 2.0 - 1, jnp.float32)
-    weighted = jax.jit(lambda x, rows: TINY.iw_log_likelihood(model.state.vae.net(), x, jax.random.key(3), rows, 200))
+    weighted = jax.jit(lambda x, rows: TINY.iw_log_likelihood(model.state.net.net(), x, jax.random.key(3), rows, 200))
     whole, part = weighted(x, jnp.arange(8)), weighted(x[4:], jnp.arange(4, 8))
     np.testing.assert_allclose(whole[4:], part, rtol=1e-5)
 
@@ -47,7 +47,7 @@ def test_held_out_pixels_are_the_same_in_every_evaluation_and_new_in_every_step(
         rows = evaluate(model.state, batch, key)
         seen.append(np.asarray(rows["kl_nats"][0]))  # a function of the pixels and the weights alone
     np.testing.assert_array_equal(seen[0], seen[1])
-    told = jax.jit(lambda key: TINY.loss(model.state.vae.net(), batch, key)[2]["kl_nats"][0])
+    told = jax.jit(lambda key: TINY.loss(model.state.net.net(), batch, key)[2]["kl_nats"][0])
     kls = [told(jax.random.key(i)) for i in range(2)]
     assert kls[0] != kls[1]
 
@@ -197,4 +197,4 @@ def test_the_convolutional_network_takes_any_size_that_halves(size, last):
     assert pyramid(size, size, 2)[1] == (last, last)
     state = shapes(family, ImageSpec(size, size, 3))
     z = jax.ShapeDtypeStruct((2, LATENT), jnp.float32)
-    assert jax.eval_shape(lambda s, z: s.vae.net().decode(z), state, z).shape == (2, size, size, 3, 2)
+    assert jax.eval_shape(lambda s, z: s.net.net().decode(z), state, z).shape == (2, size, size, 3, 2)

@@ -63,7 +63,7 @@ def test_a_row_goes_on_from_where_it_ended(training):
     """Two steps on the halves of a text have the loss of the whole; SGD of rate 0 leaves the weights alone."""
     state, step = training
     x = tokens(0, 3, 17)
-    net = state.lm.net()
+    net = state.net.net()
     whole, count, _ = LSTM.loss(net, make_batch(net, x), None)
     state, first = step(state, batch_without_carry(x[:, :9], continues=False))
     after, second = step(state, batch_without_carry(x[:, 8:], continues=True))

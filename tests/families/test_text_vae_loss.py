@@ -57,7 +57,7 @@ def test_with_several_codes_training_descends_the_importance_weighted_bound(data
     family = replace(TINY, iw_samples=3)
     state, batch, key = start(family, data), data.batch_at(0), jax.random.key(0)
     told = jax.jit(family.step)(state, batch, jnp.int32(0), key)[1]
-    net, batch = state.vae.net(), jax.tree.map(jnp.asarray, batch)
+    net, batch = state.net.net(), jax.tree.map(jnp.asarray, batch)
     mean, log_variance = (np.asarray(x, np.float64) for x in net.encode(batch))
     _, code_key, _ = jax.random.split(key, 3)
     log_w = []
@@ -77,13 +77,13 @@ def test_both_networks_learn_from_several_codes(data):
     state = start(family, data)
     new = jax.jit(family.step)(state, data.batch_at(0), jnp.int32(0), jax.random.key(0))[0]
     for name in ("encoder", "decoder"):
-        pairs = zip(*(jax.tree.leaves(vae.params[name]) for vae in (state.vae, new.vae)), strict=True)
+        pairs = zip(*(jax.tree.leaves(vae.params[name]) for vae in (state.net, new.net)), strict=True)
         assert all(bool((a != b).any()) for a, b in pairs), name
 
 
 def test_noise_of_several_codes_is_a_rows_own_in_any_part_of_a_batch(data):
     family = replace(TINY, iw_samples=2, dropout=0.2, word_dropout=0.3)
-    net, batch = start(family, data).vae.net(), jax.tree.map(jnp.asarray, data.batch_at(0))
+    net, batch = start(family, data).net.net(), jax.tree.map(jnp.asarray, data.batch_at(0))
     parts = [jax.tree.map(lambda x, part=part: x[part], batch) for part in (slice(0, 3), slice(3, BATCH))]
     whole, first, rest = (family.loss(net, part, jax.random.key(0))[0] for part in (batch, *parts))
     np.testing.assert_allclose(whole, first + rest, rtol=1e-5)
@@ -147,7 +147,7 @@ def test_the_decoder_stands_still_while_the_encoder_learns(data):
     for alone in (True, False):
         state = state._replace(lagging=state.lagging._replace(alone=jnp.array(alone)))
         new, told = step(state, data.batch_at(0), jnp.int32(0), jax.random.key(0))
-        moved = jax.tree.map(lambda a, b: bool((a != b).any()), new.vae.params, state.vae.params)
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), new.net.params, state.net.params)
         assert told["encoder_alone"] == alone
         assert any(flatten(moved["encoder"]).values())
         assert any(flatten(moved["decoder"]).values()) != alone

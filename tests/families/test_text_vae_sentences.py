@@ -19,7 +19,7 @@ from zoo.data.text import Sentences
 from zoo.harness.config import Run
 from zoo.harness.loop import fit
 from zoo.harness.trained import inference_state
-from zoo.nets.conditioned_lm import Conditioned, TextDecoder
+from zoo.nets.conditioned_lm import Conditioned, TextDecoder, TextDecoderSettings
 from zoo.nn.losses import cross_entropy, real_targets
 from zoo.sampling.tokens.sentences import SentenceRequest
 from zoo.text_vae import TextVAE, TextVAEScoring
@@ -44,8 +44,8 @@ def model(data):
 
 
 def make_decoder(body, **settings):
-    settings = {"rate": 0.0, "word_dropout": 0.0} | settings
-    return TextDecoder(body, 2, 13, 16, 2, LATENT, CONTEXT, rngs=nnx.Rngs(0), **settings)
+    sizes = {"vocab_size": 13, "context": CONTEXT, "layers": 2, "width": 16, "heads": 2, "latent": LATENT}
+    return TextDecoder(TextDecoderSettings(body=body, **sizes, **settings), nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("body", ["lstm", "gru", "transformer"])
@@ -115,10 +115,10 @@ def test_figures_add_up(data, model):
 def test_without_codes_it_is_a_language_model(data):
     family = replace(TINY, latent=0)
     state = start(family, data)
-    assert set(state.vae.params) == {"decoder"}
+    assert set(state.net.params) == {"decoder"}
     rows = jax.jit(family.evaluate)(state, data.held_out_at(0), jax.random.key(0))
     np.testing.assert_array_equal(rows["kl_nats"][0], 0)
-    net, batch = state.vae.net(), data.held_out_at(0)
+    net, batch = state.net.net(), data.held_out_at(0)
     logits = net.decoder.embedding.logits(net.decoder(jnp.asarray(batch["tokens"][:, :-1]), jnp.zeros((BATCH, 0))))
     nats = jnp.where(real_targets(batch), cross_entropy(logits, jnp.asarray(batch["tokens"][:, 1:])), 0).sum(1)
     np.testing.assert_allclose(rows["loss"][0], nats, rtol=1e-4)

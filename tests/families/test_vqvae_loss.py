@@ -21,7 +21,7 @@ from zoo.vqvae import VQVAE, VQVAERequest, psnr
 @pytest.fixture(scope="module")
 def pieces():
     """What the loss of a batch is made of, and its gradients by the parameters and by the decoder's input."""
-    learner, batch, key = start(TINY).state.vqvae, on_device(Blobs().batch_at(0)), jax.random.key(2)
+    learner, batch, key = start(TINY).state.net, on_device(Blobs().batch_at(0)), jax.random.key(2)
 
     @jax.jit
     def parts():
@@ -74,7 +74,7 @@ def moved(parallel, **settings):
     )
     for n in range(3):
         state, _ = step(state, strategy.put(data.batch_at(n)), np.int32(n))
-    return jax.device_get(strategy.gather(state)).vqvae
+    return jax.device_get(strategy.gather(state)).net
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_the_codebook_is_the_same_whatever_the_devices_and_microbatches(alone, p
 
 def test_finite_scalars_have_no_codebook_and_no_commitment():
     state = shapes(FSQ, Blobs.spec)
-    assert not jax.tree.leaves(state.vqvae.memory)
+    assert not jax.tree.leaves(state.net.memory)
     model, batch = start(FSQ), on_device(Blobs().batch_at(0))
-    total, count, metrics = jax.jit(lambda key: FSQ.loss(model.state.vqvae.net(), batch, key))(jax.random.key(0))
+    total, count, metrics = jax.jit(lambda key: FSQ.loss(model.state.net.net(), batch, key))(jax.random.key(0))
     np.testing.assert_allclose(total, metrics["reconstruction_nats"][0], rtol=1e-6)
     assert metrics.keys() == {"reconstruction_nats", "commitment"}
     assert metrics["commitment"][0] == 0

@@ -33,7 +33,7 @@ def test_steps_without_anything_to_predict_are_reported(tmp_path):
     reported = [line for line in told.splitlines() if "changed nothing" in line]
     count = sum(int(line.split("step ")[1].split(": ")[1].split(" of")[0]) for line in reported)
     # `updates` leaves out every step that changed nothing.
-    assert 0 < count == 40 - int(trained.model.state.lm.updates)
+    assert 0 < count == 40 - int(trained.model.state.net.updates)
 
 
 @pytest.mark.parametrize(("schedule", "start", "words"), [

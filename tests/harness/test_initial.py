@@ -31,9 +31,9 @@ def source(tmp_path_factory):
 def test_weights_and_averages_come_from_the_source_and_the_optimizer_starts_anew(source, parallel):
     run, spec = replace(source.run, seed=1, parallel=parallel), source.model.spec
     strategy = parallel.start(run.batch_size)
-    made = jax.device_get(strategy.gather(first_state(run, spec, strategy, source)).lm)
-    fresh = jax.device_get(strategy.gather(first_state(run, spec, strategy, None)).lm)
-    weights = source.model.state.lm.eval_params
+    made = jax.device_get(strategy.gather(first_state(run, spec, strategy, source)).net)
+    fresh = jax.device_get(strategy.gather(first_state(run, spec, strategy, None)).net)
+    weights = source.model.state.net.eval_params
     assert made.updates == 0
     for tree in (made.params, made.ema[0]):
         jax.tree.map(np.testing.assert_array_equal, tree, jax.device_get(weights))
@@ -46,7 +46,7 @@ def test_weights_and_averages_come_from_the_source_and_the_optimizer_starts_anew
 
 def test_random_weights_that_would_be_replaced_are_not_computed(source):
     make, key = random_state(RUN, source.model.spec)
-    learner = source.model.state.lm
+    learner = source.model.state.net
     weights = [Weights(learner.eval_params, learner.eval_memory)]
     drawn = jax.jit(make).lower(key).compile().as_text()
     replaced = jax.jit(lambda key, weights: with_weights(make(key), weights)).lower(key, weights).compile().as_text()

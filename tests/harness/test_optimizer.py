@@ -207,7 +207,7 @@ def test_a_pattern_that_is_no_regular_expression_is_refused():
         Optimizer(adamw_paths="(")
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_settings_from_before_muon_are_read(tmp_path, number):
     new = {"muon_momentum", "adamw_paths"}
     fields = to_json(Optimizer(name="adam", microbatches=4, ema_decay=0.99))

@@ -38,7 +38,7 @@ PARALLEL = {
 }
 """Files outside the harness that use `zoo.core.parallel`, and for what."""
 
-RENAMED = {"zoo/harness/formats.py": "class names in runs of format 1"}
+RENAMED = {"zoo/harness/formats.py": "class names in runs of earlier formats"}
 """Files of core and harness whose strings name a family, and for what."""
 
 

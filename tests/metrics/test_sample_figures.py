@@ -20,12 +20,11 @@ from zoo.core.family import Model, Setup
 from zoo.core.optimizer import Optimizer
 from zoo.data.specs import ImageSpec
 from zoo.dcgan import DCGAN
-from zoo.ddpm import DDPM
+from zoo.ddpm import DDPM, DDPMScoring
 from zoo.harness.extractors import load_extractor
 from zoo.harness.flags import load_config
 from zoo.harness.trained import inference_state, load_run
 from zoo.image_vae import ImageVAE, ImageVAERequest, ImageVAEScoring
-from zoo.metrics.diffusion_scoring import DiffusionScoring
 from zoo.metrics.images import ImageScoring, spread_classes
 from zoo.sampling.diffusion import request as requests
 
@@ -119,7 +118,7 @@ def walked(monkeypatch) -> list[dict]:
 
 def test_a_conditional_diffusion_model_is_scored_with_the_datas_classes_and_guidance(plain, walked):
     family = DDPM(channels=(4,), layers=1, attention=(), timesteps=20)
-    model, scoring = start(family), DiffusionScoring(samples=20, steps=3, guidance=2.0)
+    model, scoring = start(family), DDPMScoring(samples=20, steps=3, guidance=2.0)
     found = family.score(model, {}, Unequal(), scoring, KEY)
     assert Counter(np.concatenate([np.asarray(asked["symbol"]) for asked in walked])[:20].tolist()) == {
         0: 14,
@@ -133,16 +132,16 @@ def test_a_conditional_diffusion_model_is_scored_with_the_datas_classes_and_guid
 
 def test_a_diffusion_model_without_classes_says_so_and_refuses_guidance(plain, walked):
     family = DDPM(channels=(4,), layers=1, attention=(), timesteps=20, conditional=False)
-    found = family.score(start(family), {}, Unequal(), DiffusionScoring(samples=8, steps=3), KEY)
+    found = family.score(start(family), {}, Unequal(), DDPMScoring(samples=8, steps=3), KEY)
     assert found["bits_per_dim_of"] == "p(x)"
     assert "classes" not in found
-    assert DiffusionScoring(samples=8, steps=3).check(family, SPEC, load_extractor) == {}
+    assert DDPMScoring(samples=8, steps=3).check(family, SPEC, load_extractor) == {}
     with pytest.raises(UserError, match="steps is 50; it must be from 1 to 20"):
-        DiffusionScoring(samples=8).check(family, SPEC, load_extractor)
+        DDPMScoring(samples=8).check(family, SPEC, load_extractor)
     with pytest.raises(UserError, match="guidance is 2, but the model was trained without classes; only 1 is possible"):
-        DiffusionScoring(guidance=2.0).check(family, SPEC, load_extractor)
+        DDPMScoring(guidance=2.0).check(family, SPEC, load_extractor)
     with pytest.raises(UserError, match="guidance is 2, but the model was trained with label-dropout 0"):
-        DiffusionScoring(guidance=2.0).check(replace(family, conditional=True, label_dropout=0.0), SPEC, load_extractor)
+        DDPMScoring(guidance=2.0).check(replace(family, conditional=True, label_dropout=0.0), SPEC, load_extractor)
 
 
 # -------------------------------------------------------------------------------------------- what cannot be had

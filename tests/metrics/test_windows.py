@@ -43,8 +43,8 @@ def make_model(name):
     """A network with larger weights than at the start, whose predictions depend on what it has read."""
     spec = BlockSpec(LETTERS)
     state = FAMILIES[name].init(spec, Setup(Optimizer(), 10, 4), KEY)
-    params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, state.lm.params)
-    return Model(FAMILIES[name], spec, state._replace(lm=replace(state.lm, params=params)), 0)
+    params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, state.net.params)
+    return Model(FAMILIES[name], spec, state._replace(net=replace(state.net, params=params)), 0)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -117,7 +117,7 @@ def test_without_overlap_windows_are_those_of_evaluation(data):
 
 
 def test_a_stride_scores_every_token_after_the_context_that_its_window_has(model, data):
-    stride, net, end = 3, model.state.lm.eval_net(), LETTERS.end_of_text
+    stride, net, end = 3, model.state.net.eval_net(), LETTERS.end_of_text
     text = np.asarray(data.held_out, np.int32)
     nats = []
     for place in range(1, len(text)):
@@ -133,7 +133,7 @@ def test_a_stride_scores_every_token_after_the_context_that_its_window_has(model
 
 def test_a_carried_state_has_the_log_probability_of_the_whole_text_read_in_one_go(data):
     model = make_model("lstm")
-    net, text, end = model.state.lm.eval_net(), np.asarray(data.held_out, np.int32), LETTERS.end_of_text
+    net, text, end = model.state.net.eval_net(), np.asarray(data.held_out, np.int32), LETTERS.end_of_text
     nats = [-log_p(net, text[:place], text[place]) for place in range(1, len(text))]
     counts = [not (a == b == end) for a, b in pairwise(text)]
     mean = np.mean(np.array(nats)[counts])
@@ -146,7 +146,7 @@ def test_a_carried_state_has_the_log_probability_of_the_whole_text_read_in_one_g
 
 
 def test_a_given_text_has_the_log_probabilities_of_its_tokens(model):
-    text, end, net = "abc gh", LETTERS.end_of_text, model.state.lm.eval_net()
+    text, end, net = "abc gh", LETTERS.end_of_text, model.state.net.eval_net()
     ids = [end, *LETTERS.encode(text), end]
     expected = [log_p(net, ids[:place], ids[place]) for place in range(1, len(ids))]
     (scored,) = model.family.sample(model, TokenRequest(score=text), KEY)
@@ -173,7 +173,7 @@ def test_a_given_text_sums_to_what_evaluation_gives_for_that_document(tmp_path):
                 for i in range(data.held_out_batches)]  # fmt: skip
         total = sum(float(nats.sum()) for nats, _ in rows)
         if name == "lstm":
-            net = model.state.lm.eval_net()
+            net = model.state.net.eval_net()
             total = carried_figures(net, zoo_read, net.init_carry(1), data)["loss_carried"] * (len(text) + 1)
         np.testing.assert_allclose(scored.record["log_probability"], -total, rtol=1e-5)
 

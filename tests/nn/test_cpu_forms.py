@@ -8,7 +8,7 @@ from flax import nnx
 from gradients import assert_same_with_gradients, normal
 
 from benchmarks.cpu_forms import FORMS, inputs
-from zoo.nets.transformer import Block
+from zoo.nets.transformer import Block, BlockSettings
 from zoo.nets.unet import UNet, UNetSettings
 from zoo.nn.attend import Mask
 from zoo.nn.conv import conv_transpose2d, subpixel_conv_transpose2d
@@ -59,19 +59,8 @@ def test_a_u_net_has_forward_mode_derivatives_in_plain_form():
 
 
 def test_a_transformer_block_has_forward_mode_derivatives_in_plain_form():
-    block = Block(
-        8,
-        4,
-        2,
-        16,
-        layers=1,
-        norm="layernorm",
-        activation="swiglu",
-        epsilon=1e-5,
-        bias=True,
-        rate=0.0,
-        rngs=nnx.Rngs(0),
-    )
+    settings = BlockSettings(layers=1, width=8, heads=4, kv_heads=2, hidden=16, activation="swiglu")
+    block = Block(settings, nnx.Rngs(0))
     graphdef, params = nnx.split(block)
     # Initial weights are so small that a block is nearly its residual stream.
     params = jax.tree.map(lambda w: 10 * w, params)

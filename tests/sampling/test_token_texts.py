@@ -12,7 +12,7 @@ from transformers_cases import MODELS, load_reference
 
 from zoo.data.tokenizers import Bytes, Words
 from zoo.sampling.tokens import decode as tokens
-from zoo.sampling.tokens.continuation import ROWS, Continuation, continue_texts, sample_texts
+from zoo.sampling.tokens.continuation import AT_ONCE, Continuation, continue_texts, sample_texts
 from zoo.sampling.tokens.request import TokenRequest
 
 # ------------------------------------------------------------------------------------------ writing
@@ -161,7 +161,7 @@ def test_a_single_text_is_streamed_and_several_are_not():
 
 
 def test_more_beams_than_rows_at_once():
-    request = TokenRequest(prompt="ab", n=2, num_beams=ROWS + 1, max_new_tokens=3)
+    request = TokenRequest(prompt="ab", n=2, num_beams=AT_ONCE + 1, max_new_tokens=3)
     texts = sample_texts(letters_net(), LETTERS, request, jax.random.key(2), context=64)
     assert len({text.text for text in texts}) == 2
 

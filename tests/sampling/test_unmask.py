@@ -216,9 +216,9 @@ class Squares(TokenSpec):
 def test_tokens_of_images_are_decoded_by_their_spec():
     spec = Squares()
     model = make_model(spec)
-    learner = model.state.denoiser
+    learner = model.state.net
     never_end = learner.params | {"output_bias": jnp.zeros(6).at[spec.end].set(-1e4)}
-    state = model.state._replace(denoiser=learner.with_params(never_end))
+    state = model.state._replace(net=learner.with_params(never_end))
     images = model.family.sample(Model(model.family, spec, state, 0), UnmaskRequest(n=3, steps=4), jax.random.key(0))
     assert [image.pixels.shape for image in images] == [(2, 2, 1)] * 3
     for asked in ({"prompt": "a"}, {"fill": "a[MASK]"}):

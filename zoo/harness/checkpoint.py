@@ -1,6 +1,6 @@
 """Checkpoints on disk by Orbax: asynchronous, atomic, with checksums; the last few and the best are kept.
 
-A state is stored as a flat mapping from a leaf's path (`lm.params.blocks.0.attention.query_key_value.kernel`) to its
+A state is stored as a flat mapping from a leaf's path (`net.params.blocks.0.attention.query_key_value.kernel`) to its
 array, so that any part of it can be read alone and errors can name the leaf that does not fit.
 """
 
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from zoo.core.errors import UserError
+from zoo.harness.formats import paths_in
 
 FOLDER, DAMAGED, PREFIX = "checkpoints", "damaged", "step"
 _log = logging.getLogger("zoo")
@@ -163,9 +164,11 @@ class Checkpoints:
         """
         args, wanted = self._ocp.args, flatten(like)
         saved = self._about(step)["leaves"]
-        self._check_fits(step, wanted, saved)
+        paths = paths_in(saved, wanted)
+        self._check_fits(step, wanted, {name: saved[path] for name, path in paths.items() if path in saved})
+        reading = {paths[name]: leaf for name, leaf in wanted.items()}
         restore = args.PyTreeRestore(
-            wanted, restore_args=self._ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            reading, restore_args=self._ocp.checkpoint_utils.construct_restore_args(reading), partial_restore=True
         )
         _hush_abandoned_reads()
         try:
@@ -176,7 +179,7 @@ class Checkpoints:
         for name, value in sums.items():
             if value != saved[name]["sum"]:
                 raise DamagedCheckpointError(f"step {step}: {name} is not what was saved")
-        return unflatten(like, leaves)
+        return unflatten(like, {name: leaves[path] for name, path in paths.items()})
 
     def restore_last(self, like: Any) -> tuple[int, Any]:
         """Reads the last checkpoint that is not damaged, with a warning for each damaged one.

@@ -44,7 +44,7 @@ class Trained:
         """A network with its evaluation weights, as an NNX module.
 
         Args:
-            name: which network, for a family that has several (a GAN's `gen` and `disc`).
+            name: which network, for a family that has several (a GAN's `generator` and `discriminator`).
 
         Raises:
             UserError: there is no network of that name.

@@ -108,10 +108,10 @@ def import_run(path: str | Path, rundir: str | Path) -> None:
     # The data is only the default for evaluate.py: embedded images of the same shape.
     data = Images(size=spec.height, fit="pad") if spec.channels == 1 else Images(embedded="emoji", size=spec.height)
     run = Run(family=family, data=data, rundir=str(rundir))
-    gen = abstract_state(run, spec).gen
+    gen = abstract_state(run, spec).generator
     _same_shapes(path, params, gen.params)
     _same_shapes(path, memory, gen.memory)
-    write_run(run, spec, under("gen.params", params) | under("gen.memory", memory))
+    write_run(run, spec, under("generator.params", params) | under("generator.memory", memory))
 
 
 def export_run(rundir: str | Path, path: str | Path) -> None:
@@ -119,7 +119,7 @@ def export_run(rundir: str | Path, path: str | Path) -> None:
     model = load_run(rundir).model
     if not isinstance(model.family, DCGAN) or model.family.conditional:
         raise UserError(f"{rundir} does not hold an unconditional DCGAN; PyTorch's layout has no place for others")
-    write_generator(path, model.state.gen)
+    write_generator(path, model.state.generator)
 
 
 def _put(tree: dict[Any, Any], where: tuple[str | int, ...], value: Any) -> None:

@@ -150,7 +150,7 @@ def import_run(folder: str | Path, rundir: str | Path, no_class_last: bool = Fal
     # The data is only the default for evaluate.py: embedded images of the same size.
     colours = {1: Images(size=spec.height), 3: Images(embedded="emoji", size=spec.height)}
     run = Run(family=family, data=colours[spec.channels], rundir=str(rundir))
-    write_run(run, spec, under("unet.params", params))
+    write_run(run, spec, under("net.params", params))
 
 
 def export_run(rundir: str | Path, folder: str | Path) -> None:
@@ -158,7 +158,7 @@ def export_run(rundir: str | Path, folder: str | Path) -> None:
     model = load_run(rundir).model
     if not isinstance(model.family, DDPM):
         raise UserError(f"{rundir} holds a {type(model.family).__name__}; only a DDPM can be exported")
-    write_diffusers(folder, model.family, model.spec, model.state.unet.eval_params)
+    write_diffusers(folder, model.family, model.spec, model.state.net.eval_params)
 
 
 def _to_family(settings: Settings, no_class_last: bool) -> tuple[DDPM, ImageSpec]:

@@ -26,7 +26,7 @@ def write_run(run: Run, spec: Spec, weights: dict[str, Any]) -> None:
     Args:
         run: the run's settings, without weight averaging.
         spec: spec of the data.
-        weights: arrays by their path in the state, such as `lm.params.embedding.table`, with the shapes of
+        weights: arrays by their path in the state, such as `net.params.embedding.table`, with the shapes of
             `abstract_state`. Missing ones (such as the discriminator of an imported generator) are initialised.
 
     Raises:

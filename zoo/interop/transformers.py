@@ -27,7 +27,7 @@ from zoo.harness.rundir import log
 from zoo.harness.trained import load_run
 from zoo.interop.bert import BertLayout
 from zoo.interop.checkpoint_files import Settings, Tensors, check_free, fill, gather, load_tensors, read_object
-from zoo.interop.imported_run import abstract_state, under, write_run
+from zoo.interop.imported_run import under, write_run
 from zoo.interop.layouts import GPT2Layout, Layout, LlamaLayout
 from zoo.interop.tokenizer_json import read_tokenizer, write_tokenizer
 
@@ -103,8 +103,7 @@ def import_run(folder: str | Path, rundir: str | Path) -> None:
     # The data is only the default for evaluate.py.
     run = Run(family=family, data=layout.make_data(tokenizer), batch_size=4, rundir=str(rundir))
     spec = layout.make_spec(tokenizer)
-    (network,) = abstract_state(run, spec)._fields
-    write_run(run, spec, under(f"{network}.params", params))
+    write_run(run, spec, under("net.params", params))
 
 
 def export_run(rundir: str | Path, folder: str | Path) -> None:

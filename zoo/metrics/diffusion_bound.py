@@ -5,16 +5,18 @@ from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.estimates import row_mean
 from zoo.core.family import Batch, Metrics
+from zoo.sampling.batches import in_batches
 
-BATCH_SIZE = 100
-"""Number of times t of one image per call of the network."""
+AT_ONCE = 100
+"""Times t of one image that one call of the network takes, at most."""
 
 
 def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Array, ""]) -> Metrics:
@@ -35,16 +37,13 @@ def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Arr
         UserError: the data has no held-out images.
     """
     T = family.timesteps
-    chunk = min(T, BATCH_SIZE)
     batches = (data.held_out_at(index) for index in range(data.held_out_batches))
     images = ({"image": batch["image"][i : i + 1], "label": batch["label"][i : i + 1]}
               for batch in batches for i in np.flatnonzero(batch["valid"]))  # fmt: skip
-    times = [np.minimum(begin + np.arange(chunk), T - 1).astype(np.float32) for begin in range(0, T, chunk)]
     found = []
     for number, image in enumerate(islice(images, count)):
         image_key = jax.random.fold_in(key, number)
-        parts = [_terms(family, state, image, t, image_key) for t in times]
-        last, terms = (np.concatenate(part)[:T] for part in zip(*parts, strict=True))
+        last, terms = in_batches(partial(_terms, family, state, image, image_key), T, AT_ONCE)
         found.append((last[0] + terms[1:].sum(dtype=np.float64), terms[0]))
     if not found:
         raise UserError(f"bound-images is {count}, but there are no held-out images; it must be 0")
@@ -59,9 +58,10 @@ def whole_bound(family: Any, state: Any, data: DataSet, count: int, key: Key[Arr
 
 @partial(jax.jit, static_argnums=0)
 def _terms(
-    family: Any, state: Any, image: Batch, t: Float[Array, " n"], key: Key[Array, ""]
+    family: Any, state: Any, image: Batch, key: Key[Array, ""], t: Int[Array, " n"]
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Returns L_T and the bound's terms of one image at n times."""
+    """Returns L_T and the bound's terms of one image at n times; times from T on, which fill a batch, become T - 1."""
+    t = jnp.minimum(t, family.timesteps - 1).astype(jnp.float32)
     batch = {name: value.repeat(len(t), axis=0) for name, value in image.items()}
     batch["row"] = t.astype("int32")  # independent noise for each time
     _, eps_key = jax.random.split(key)  # as in `evaluate`, which draws t with the first key

@@ -16,7 +16,7 @@ from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerN
 
 
 @dataclass(frozen=True)
-class SamplerScoring(ImageScoring):
+class DiffusionScoring(ImageScoring):
     """Settings for scoring the samples of a family of `Diffusion`; a family adds those of its likelihood."""
 
     sampler: SamplerName = "ddim"
@@ -52,19 +52,7 @@ class SamplerScoring(ImageScoring):
         return super().check(family, spec, extractor)
 
 
-@dataclass(frozen=True)
-class DiffusionScoring(SamplerScoring):
-    """Settings for scoring a diffusion model with a variational bound."""
-
-    bound_images: int = 0
-    """Number of held-out images for the full variational bound, over every t (1000 calls of the network per image); 0:
-    none. `bits_per_dim` estimates it from one t per image. A conditional model's bound is of p(x | y)."""
-
-    def check(self, family: Any, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
-        return unlike_images(self, "bound_images", spec) | super().check(family, spec, extractor)
-
-
-def unlike_images(scoring: SamplerScoring, name: str, spec: Any) -> dict[str, str]:
+def unlike_images(scoring: DiffusionScoring, name: str, spec: Any) -> dict[str, str]:
     """The reason why a likelihood of images is not computed of latents, in the form of `Scoring.check`."""
     value = getattr(scoring, name)
     if not value or not isinstance(spec, LatentSpec):
@@ -75,7 +63,7 @@ def unlike_images(scoring: SamplerScoring, name: str, spec: Any) -> dict[str, st
 
 
 def score_images(
-    family: Diffusion, model: Model, data: DataSet, scoring: SamplerScoring, key: Key[Array, ""]
+    family: Diffusion, model: Model, data: DataSet, scoring: DiffusionScoring, key: Key[Array, ""]
 ) -> Metrics:
     """Computes FID, KID, precision, recall and more of samples, and records the sampler settings; see `score_samples`.
 

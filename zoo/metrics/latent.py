@@ -26,7 +26,7 @@ from zoo.sampling.batches import in_batches
 ACTIVE = 0.01
 """A latent unit is active if the variance of its mean over rows exceeds this."""
 AT_ONCE = 1024
-"""Number of codes that are decoded, or compared with all posteriors, at once."""
+"""Codes that one call decodes or compares with all posteriors, at most."""
 
 
 def importance_weighted(

@@ -31,6 +31,7 @@ from zoo.data.text.windows import text_windows
 from zoo.data.tokenizers import Tokenizer
 from zoo.metrics.text import likelihood_statistics, perplexity
 from zoo.nn.losses import counted
+from zoo.sampling.batches import over_rows
 
 Read = Callable[[Any, Int[Array, "1 t"], Any], tuple[Float[Array, "1 t v"], Any]]
 """`read(net, tokens, carry) -> (logits, carry)`: a module-level function, since it is a static argument of `jit`."""
@@ -43,13 +44,8 @@ def strided_figures(model: Model, data: DataSet, stride: int) -> Metrics:
     if stride > data.length:
         raise UserError(f"stride is {stride}; it must be from 1 to the model's context, {data.length}")
     windows = text_windows(model.spec.tokenizer, data.held_out, data.length, stride)
-    count, parts = len(windows["row"]), []
-    for begin in range(0, count, data.batch_size):
-        rows = np.minimum(np.arange(begin, begin + data.batch_size), count - 1)
-        batch = {name: array[rows] for name, array in windows.items()}
-        statistics = jax.device_get(_evaluate(model.family, model.state, batch))
-        parts.append(jax.tree.map(lambda x, most=count - begin: x[:most], statistics))
-    return _means(jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts), f"stride_{stride}")
+    statistics = over_rows(partial(_evaluate, model.family, model.state), windows, data.batch_size)
+    return _means(statistics, f"stride_{stride}")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -16,6 +16,7 @@ decoder's embedding, which is trained for rare words too. Bodies:
 Letters in shapes: b rows, t positions, d features, v vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -26,7 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.random import dropout, split
-from zoo.nets.transformer import EPSILON, INIT_SCALE, gpt2_block
+from zoo.nets.transformer import EPSILON, INIT_SCALE, Block, BlockSettings
 from zoo.nn.attend import Mask
 from zoo.nn.attention import KeyValue
 from zoo.nn.cells import Cell
@@ -108,20 +109,17 @@ class TransformerBody(nnx.Module):
 
     def __init__(
         self,
-        heads: int,
-        width: int,
-        layers: int,
+        block: BlockSettings,
         latent: int,
         context: int,
         *,
-        rate: float,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.position = Embedding(context, width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
-        self.enter = Dense(latent, width, bias=False, scale=latent**-0.5, rngs=rngs) if latent else None
-        self.blocks = nnx.List(gpt2_block(width, heads, layers=layers, rate=rate, rngs=rngs) for _ in range(layers))
-        self.norm = LayerNorm(width, epsilon=EPSILON, bias=True)
+        self.position = Embedding(context, block.width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
+        self.enter = Dense(latent, block.width, bias=False, scale=latent**-0.5, rngs=rngs) if latent else None
+        self.blocks = nnx.List(Block(block, rngs) for _ in range(block.layers))
+        self.norm = LayerNorm(block.width, epsilon=EPSILON, bias=True)
 
     def begin(self, z: Float[Array, "b latent"], length: int) -> tuple[KeyValue, ...]:
         """Returns empty keys and values with `length` slots."""
@@ -156,46 +154,53 @@ class TransformerBody(nnx.Module):
         return self.norm(x), tuple(layers)
 
 
-class TextDecoder(nnx.Module):
-    """P(w|z) without the final product with the embedding; with `latent` 0 a plain language model.
+@dataclass(frozen=True, kw_only=True)
+class TextDecoderSettings:
+    """Settings of a text decoder.
 
-    Args:
+    Attributes:
         body: the network between embedding and head.
-        heads: attention heads of a transformer body.
         vocab_size: size of the tokenizer's vocabulary.
-        width: features of a word and of a position.
-        layers: layers of the body.
-        latent: units of a code.
         context: maximum positions of a text.
+        layers: layers of the body.
+        width: features of a word and of a position.
+        heads: attention heads of a transformer body.
+        latent: units of a code; 0: a plain language model.
         rate: dropout of the word vectors, between layers, and before the head.
         word_dropout: share of the words hidden from the decoder in training (Bowman et al. 2016), by zeroing their
             vectors.
+    """
+
+    body: BodyKind
+    vocab_size: int
+    context: int
+    layers: int
+    width: int
+    heads: int
+    latent: int
+    rate: float = 0.0
+    word_dropout: float = 0.0
+
+
+class TextDecoder(nnx.Module):
+    """P(w|z) without the final product with the embedding.
+
+    Args:
+        settings: sizes and options.
         rngs: source of the initial values.
         dtype: computation dtype of the layers.
     """
 
-    def __init__(
-        self,
-        body: BodyKind,
-        heads: int,
-        vocab_size: int,
-        width: int,
-        layers: int,
-        latent: int,
-        context: int,
-        *,
-        rate: float,
-        word_dropout: float,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ):
-        self.rate, self.word_dropout = rate, word_dropout
-        scale = INIT_SCALE if body == "transformer" else width**-0.5
-        self.embedding = Embedding(vocab_size, width, scale=scale, rngs=rngs, dtype=dtype)
-        if body == "transformer":
-            self.body: Any = TransformerBody(heads, width, layers, latent, context, rate=rate, rngs=rngs, dtype=dtype)
+    def __init__(self, settings: TextDecoderSettings, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        s = settings
+        self.rate, self.word_dropout = s.rate, s.word_dropout
+        scale = INIT_SCALE if s.body == "transformer" else s.width**-0.5
+        self.embedding = Embedding(s.vocab_size, s.width, scale=scale, rngs=rngs, dtype=dtype)
+        if s.body == "transformer":
+            block = BlockSettings(layers=s.layers, width=s.width, heads=s.heads, rate=s.rate)
+            self.body: Any = TransformerBody(block, s.latent, s.context, rngs=rngs, dtype=dtype)
         else:
-            self.body = RecurrentBody(body, width, layers, latent, rate=rate, rngs=rngs)
+            self.body = RecurrentBody(s.body, s.width, s.layers, s.latent, rate=s.rate, rngs=rngs)
 
     def __call__(
         self,

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.random import dropout, split
-from zoo.nets.transformer import ACTIVATIONS, INIT_SCALE, Activation, Block
+from zoo.nets.transformer import ACTIVATIONS, INIT_SCALE, Block, BlockSettings
 from zoo.nn.attend import Mask
 from zoo.nn.attention import rotary_angles
 from zoo.nn.dense import Dense
@@ -38,10 +38,9 @@ class TokenEncoder(nnx.Module):
         symbols: number of tokens that can be read and predicted.
         positions: longest row.
         segments: number of segments; 0: tokens have no segment.
-        layers, heads, width, hidden, activation, epsilon: see `Block`; the activation is also the head's.
-        rate: dropout of the input and of the branches.
-        attention_rate: dropout of attention weights.
-        post_norm, rotary: see the module's docstring.
+        block: settings of the blocks, which have LayerNorm and biases; the activation is also the head's, and `rate`
+            also the dropout of the input.
+        rotary: see the module's docstring.
         remat: recompute blocks in the backward pass.
         rngs: source of the initial values.
         dtype: computation dtype of the layers.
@@ -53,37 +52,24 @@ class TokenEncoder(nnx.Module):
         positions: int,
         segments: int,
         *,
-        layers: int,
-        heads: int,
-        width: int,
-        hidden: int,
-        activation: Activation,
-        epsilon: float,
-        rate: float,
-        attention_rate: float,
-        post_norm: bool,
-        rotary: bool,
-        remat: bool,
+        block: BlockSettings,
+        rotary: bool = False,
+        remat: bool = False,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.rate, self.post_norm, self.remat = rate, post_norm, remat
+        self.rate, self.post_norm, self.remat = block.rate, block.post_norm, remat
+        width = block.width
         table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
-        norm = partial(LayerNorm, width, epsilon=epsilon, bias=True)
+        norm = partial(LayerNorm, width, epsilon=block.epsilon, bias=True)
         self.embedding, self.position = table(symbols), table(positions)
-        self.rotary = (width // heads, ROPE_THETA) if rotary else None
+        self.rotary = (width // block.heads, ROPE_THETA) if rotary else None
         self.segment = table(segments) if segments else None
         self.norm = norm()
-        self.blocks = nnx.List(
-            Block(
-                width, heads, heads, hidden, layers=layers, norm="layernorm", activation=activation, epsilon=epsilon,
-                bias=True, rate=rate, attention_rate=attention_rate, rngs=rngs, post_norm=post_norm,
-            )
-            for _ in range(layers)
-        )  # fmt: skip
+        self.blocks = nnx.List(Block(block, rngs) for _ in range(block.layers))
         self.transform = Dense(width, width, bias=True, scale=INIT_SCALE, rngs=rngs)
         self.transform_norm = norm()
-        self.activation = ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[block.activation]
         self.output_bias = nnx.Param(jnp.zeros(symbols))
 
     def embed(

@@ -9,6 +9,7 @@ x = x + attention(norm(x), m), or x = norm(x + attention(x, m)).
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -88,56 +89,58 @@ def _apply(norm: LayerNorm | RMSNorm, x: Float[Array, "b t width"]) -> Float[Arr
     return norm(x)
 
 
-class Block(nnx.Module):
-    """One layer of a Transformer.
+@dataclass(frozen=True, kw_only=True)
+class BlockSettings:
+    """Settings of a Transformer's blocks; the defaults are GPT-2's.
 
-    Args:
-        width: features of a position.
-        heads: query heads.
-        kv_heads: heads of keys and values.
-        hidden: features inside the MLP.
+    Attributes:
         layers: blocks of the network; initial projections onto the residual stream are divided by sqrt(2 layers), so
             that its variance does not grow with depth (Radford et al. 2019).
+        width: features of a position.
+        heads: query heads.
+        kv_heads: heads of keys and values; 0: `heads`.
+        hidden: features inside the MLP; 0: 4 `width`.
         norm: type of normalisation.
-        activation: activation of the MLP.
         epsilon: added to the variance in normalisation.
+        activation: activation of the MLP.
         bias: whether dense layers and LayerNorm have biases.
         rate: dropout of the branches.
-        rngs: source of the initial values.
+        attention_rate: dropout of attention weights, which the CPU's fast attention does not support.
         post_norm: normalise after each branch is added, not before it; all projections then have one initial scale.
-        attention_rate: dropout of attention weights; None: `rate`.
-        reads: whether the block also attends to a memory, between attention and MLP (a decoder's block).
+        reads: whether a block also attends to a memory, between attention and MLP (a decoder's block).
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        hidden: int,
-        *,
-        layers: int,
-        norm: Normalisation,
-        activation: Activation,
-        epsilon: float,
-        bias: bool,
-        rate: float,
-        rngs: nnx.Rngs,
-        post_norm: bool = False,
-        attention_rate: float | None = None,
-        reads: bool = False,
-    ):
-        scales = {"scale": INIT_SCALE, "out_scale": INIT_SCALE * (1.0 if post_norm else (2 * layers) ** -0.5)}
-        self.rate, self.post_norm = rate, post_norm
-        attention_rate = rate if attention_rate is None else attention_rate
-        self.attention_norm = make_norm(norm, width, epsilon=epsilon, bias=bias)
-        self.attention = Attention(width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, **scales)
-        self.memory_norm: Any = make_norm(norm, width, epsilon=epsilon, bias=bias) if reads else None
-        self.memory_attention: Any = (
-            Attention(width, heads, kv_heads, bias=bias, rate=attention_rate, rngs=rngs, **scales) if reads else None
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int = 0
+    hidden: int = 0
+    norm: Normalisation = "layernorm"
+    epsilon: float = EPSILON
+    activation: Activation = "gelu"
+    bias: bool = True
+    rate: float = 0.0
+    attention_rate: float = 0.0
+    post_norm: bool = False
+    reads: bool = False
+
+
+class Block(nnx.Module):
+    """One layer of a Transformer."""
+
+    def __init__(self, settings: BlockSettings, rngs: nnx.Rngs):
+        s = settings
+        self.rate, self.post_norm = s.rate, s.post_norm
+        scales = {"scale": INIT_SCALE, "out_scale": INIT_SCALE * (1.0 if s.post_norm else (2 * s.layers) ** -0.5)}
+        norm = partial(make_norm, s.norm, s.width, epsilon=s.epsilon, bias=s.bias)
+        attention = partial(
+            Attention, s.width, s.heads, s.kv_heads or s.heads, bias=s.bias, rate=s.attention_rate, rngs=rngs, **scales
         )
-        self.mlp_norm = make_norm(norm, width, epsilon=epsilon, bias=bias)
-        self.mlp = MLP(width, hidden, activation, bias=bias, rngs=rngs, **scales)
+        self.attention_norm, self.attention = norm(), attention()
+        self.memory_norm: Any = norm() if s.reads else None
+        self.memory_attention: Any = attention() if s.reads else None
+        self.mlp_norm = norm()
+        self.mlp = MLP(s.width, s.hidden or 4 * s.width, s.activation, bias=s.bias, rngs=rngs, **scales)
 
     def __call__(
         self,
@@ -179,30 +182,3 @@ class Block(nnx.Module):
             x = after(self.memory_norm, x + dropout(branch, self.rate, memory_keys[1], rows))
         branch = self.mlp(before(self.mlp_norm, x))
         return after(self.mlp_norm, x + dropout(branch, self.rate, mlp_key, rows)), cache
-
-
-def gpt2_block(
-    width: int,
-    heads: int,
-    *,
-    layers: int,
-    rate: float,
-    rngs: nnx.Rngs,
-    reads: bool = False,
-) -> Block:
-    """A GPT-2 block without dropout of attention weights, which the CPU's fast attention does not support."""
-    return Block(
-        width,
-        heads,
-        heads,
-        4 * width,
-        layers=layers,
-        norm="layernorm",
-        activation="gelu",
-        epsilon=EPSILON,
-        bias=True,
-        rate=rate,
-        rngs=rngs,
-        attention_rate=0.0,
-        reads=reads,
-    )

@@ -8,6 +8,7 @@ itself and earlier ones, then to the encoder's normalised output. Position embed
 Letters in shapes: b rows, s source and t target positions, w features of a position, v target symbols.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.random import dropout, split
-from zoo.nets.transformer import EPSILON, INIT_SCALE, gpt2_block
+from zoo.nets.transformer import EPSILON, INIT_SCALE, Block, BlockSettings
 from zoo.nn.attend import Mask, attention_weights
 from zoo.nn.attention import KeyValue
 from zoo.nn.embedding import Embedding
@@ -66,12 +67,12 @@ class TransformerSeq2Seq(nnx.Module):
     ):
         self.rate, self.remat = rate, remat
         table = partial(Embedding, features=width, scale=INIT_SCALE, rngs=rngs, dtype=dtype)
-        block = partial(gpt2_block, width, heads, layers=layers, rate=rate, rngs=rngs)
+        block = BlockSettings(layers=layers, width=width, heads=heads, rate=rate)
         self.source, self.target = table(source_size), table(target_size)
         self.source_position, self.target_position = table(context), table(context)
-        self.encoder = nnx.List(block() for _ in range(layers))
+        self.encoder = nnx.List(Block(block, rngs) for _ in range(layers))
         self.encoder_norm = LayerNorm(width, epsilon=EPSILON, bias=True)
-        self.decoder = nnx.List(block(reads=True) for _ in range(layers))
+        self.decoder = nnx.List(Block(replace(block, reads=True), rngs) for _ in range(layers))
         self.decoder_norm = LayerNorm(width, epsilon=EPSILON, bias=True)
 
     def encode(

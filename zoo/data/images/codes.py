@@ -18,8 +18,8 @@ Encode = Callable[[dict[str, Any]], Any]
 
 DRAWINGS = 8
 """Drawings of the training images for a codec that draws its input at random (black and white pixels)."""
-BATCH_SIZE = 256
-"""Images encoded together."""
+AT_ONCE = 256
+"""Images that one call encodes."""
 
 
 def encode_all(
@@ -46,9 +46,9 @@ def _drawing(encode: Encode, images: UInt8[np.ndarray, "m h w c"], drawing: int)
     from rich.progress import track
 
     parts = []
-    begins = range(0, len(images), BATCH_SIZE)
+    begins = range(0, len(images), AT_ONCE)
     for begin in track(begins, f"encoding, drawing {drawing}", console=Console(stderr=True), transient=True):
-        index = np.arange(begin, begin + BATCH_SIZE)
+        index = np.arange(begin, begin + AT_ONCE)
         parts.append(_encode(encode, images, index, drawing)[: len(images) - begin])
     return np.concatenate(parts)
 
@@ -63,7 +63,7 @@ def _encode(
 
 def _draws(encode: Encode, images: UInt8[np.ndarray, "m h w c"]) -> bool:
     """Whether codes depend on the row's noise."""
-    index = np.arange(BATCH_SIZE)
+    index = np.arange(AT_ONCE)
     return not np.array_equal(_encode(encode, images, index, 0), _encode(encode, images, index, 1))
 
 

@@ -35,8 +35,8 @@ from zoo.sampling.starting_images import given_pictures
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "midpoint", "dpm++"]
 
-BATCH_SIZE = 128
-"""Images that are denoised together."""
+AT_ONCE = 128
+"""Images that one call denoises, at most."""
 
 
 @runtime_checkable
@@ -208,7 +208,7 @@ def sample_images(
         made = _interpolations(request, shape, ends, key, symbol_of, walk)
         return [sheet(way[None], "interpolation") for way in _shown(made, model)]
     start = partial(_start, request, settings, shape, given)
-    made = in_batches(lambda rows: walk(start(rows, symbol_of(np.asarray(rows)))), request.n, BATCH_SIZE)
+    made = in_batches(lambda rows: walk(start(rows, symbol_of(np.asarray(rows)))), request.n, AT_ONCE)
     made = _shown(made, model)
     if not request.strip:
         return [Image(pixels) for pixels in made]
@@ -252,7 +252,7 @@ def _interpolations(
             z = [jnp.broadcast_to(end[None], (len(rows), *shape)) for end in ends]
         return walk(Start(_between(*z, weight), rows, symbol_of(np.asarray(rows)), jnp.int32(0)))
 
-    made = in_batches(make, (request.n if ends is None else 1) * frames, BATCH_SIZE)
+    made = in_batches(make, (request.n if ends is None else 1) * frames, AT_ONCE)
     return rearrange(made, "(n f) h w c -> n f h w c", f=frames)
 
 

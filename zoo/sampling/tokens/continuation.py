@@ -21,8 +21,8 @@ from zoo.sampling.tokens.lines import encode_lines
 from zoo.sampling.tokens.logits import Knobs
 from zoo.sampling.tokens.request import TokenRequest
 
-ROWS = 32
-"""Maximum number of texts in a batch."""
+AT_ONCE = 32
+"""Texts that one call continues, at most; in a beam search, hypotheses."""
 STREAM_CHUNK = 8
 """Number of tokens generated between two updates of a stream."""
 
@@ -110,7 +110,7 @@ def sample_tokens(
         if (value := getattr(request, name)) != getattr(default, name):
             raise UserError(f"{name} is {value!r}, which is for texts, and the model's tokens are of none")
     draw = partial(_drawn_tokens, net, spec, request, key, context, given)
-    size = min(ROWS, 1 << (request.n - 1).bit_length())
+    size = min(AT_ONCE, 1 << (request.n - 1).bit_length())
     begins = range(0, request.n, size)
     samples = [ids for begin in begins for ids in draw(np.arange(begin, begin + size))][: request.n]
     return [artifact for begin in begins for artifact in spec.decode(samples[begin : begin + size], model.codec)]
@@ -205,7 +205,7 @@ def _drawn(net, tokenizer, request, key, context, prompts, stream) -> list[Writt
     rows = [(ids, number * request.n + i) for number, ids in prompts.items() for i in range(request.n)]
     texts: Written = [
         (text, None)
-        for part in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // ROWS)))
+        for part in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // AT_ONCE)))
         if len(part)
         for text in continue_texts(
             net,
@@ -294,7 +294,7 @@ def _encode_fitting(tokenizer, request, context, prompt: str) -> Int[np.ndarray,
 
 def _searched(net, tokenizer, request, key, context, prompts, stream) -> list[Written]:
     """The best continuations of each prompt by beam search, best first; stop strings are applied afterwards."""
-    at_once = max(1, ROWS // request.num_beams)
+    at_once = max(1, AT_ONCE // request.num_beams)
     search = partial(
         beam_search,
         net,

@@ -37,8 +37,8 @@ MASK = "[MASK]"
 """Marks a missing token in a text."""
 LINE = 12
 """Default number of tokens in a line."""
-LINES_AT_ONCE = 32
-"""Maximum number of lines in a batch."""
+AT_ONCE = 32
+"""Lines that one call writes, at most."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def write_lines(
     banned = _banned(spec, b"\n")
     settings = (request.temperature, request.top_k, request.iterations)
     write = partial(_write, learner, tokens, segment, length, banned, settings, count=count)
-    written = in_batches(lambda rows: write(row_keys(key, rows)), request.n, LINES_AT_ONCE)
+    written = in_batches(lambda rows: write(row_keys(key, rows)), request.n, AT_ONCE)
     head = request.prompt and request.prompt.rstrip() + "\n"
     return [Text(head + spec.tokenizer.decode(ids).strip()) for ids in written]
 

@@ -21,8 +21,9 @@ from zoo.data.text.sentences import pack
 from zoo.data.tokenizers import Tokenizer
 from zoo.nets.conditioned_lm import Conditioned, TextDecoder
 from zoo.nn.variational import draw_code
+from zoo.sampling.batches import in_batches
 from zoo.sampling.latent_paths import lerp
-from zoo.sampling.tokens.continuation import ROWS, continue_texts
+from zoo.sampling.tokens.continuation import AT_ONCE, continue_texts
 from zoo.sampling.tokens.request import TokenRequest
 
 Encode = Callable[[Int[np.ndarray, "b t"], Int[np.ndarray, " b"]], tuple[jax.Array, jax.Array]]
@@ -126,13 +127,14 @@ def _encode_all(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and log sigma^2 of each sentence's posterior, computed in batches."""
     encoded = [_tokens(tokenizer, sentence, context) for sentence in sentences]
-    lines, size = pack(tokenizer, encoded), min(ROWS, 1 << (len(encoded) - 1).bit_length())
-    parts = []
-    for begin in range(0, len(encoded), size):
-        place = np.minimum(begin + np.arange(size), len(encoded) - 1)
-        parts.append(encode(*lines.rows(place, context + 1, tokenizer.end_of_text)))
-    mean, log_variance = (jnp.concatenate(x)[: len(encoded)] for x in zip(*parts, strict=True))
-    return mean, log_variance
+    lines, last = pack(tokenizer, encoded), len(encoded) - 1
+
+    def posteriors(rows: Int[Array, " b"]) -> tuple[jax.Array, jax.Array]:
+        place = np.minimum(rows, last).astype(np.int64)
+        return encode(*lines.rows(place, context + 1, tokenizer.end_of_text))
+
+    mean, log_variance = in_batches(posteriors, len(encoded), AT_ONCE)
+    return jnp.asarray(mean), jnp.asarray(log_variance)
 
 
 def _tokens(tokenizer: Tokenizer, sentence: str, context: int) -> Int[np.ndarray, " t"]:
@@ -156,7 +158,7 @@ def _decode_all(
     context: int,
 ) -> list[str]:
     """The sentence of each code, decoded in batches of one size."""
-    size, texts = min(ROWS, 1 << (len(z) - 1).bit_length()), list[str]()
+    size, texts = min(AT_ONCE, 1 << (len(z) - 1).bit_length()), list[str]()
     for begin in range(0, len(z), size):
         rows = begin + np.arange(size)
         codes = z[np.minimum(rows, len(z) - 1)]

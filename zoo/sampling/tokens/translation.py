@@ -32,7 +32,7 @@ from zoo.sampling.tokens.beam import EARLY_STOPPING, Beams, Rules, search
 from zoo.sampling.tokens.lines import encode_lines
 
 AT_ONCE = 128
-"""Maximum number of sources in one search."""
+"""Sources that one search translates, at most."""
 CELL = 24
 """Side of a weight's square in an image, in pixels."""
 

@@ -34,8 +34,8 @@ from zoo.sampling.tokens.infill import MASK, around_masks
 from zoo.sampling.tokens.logits import Knobs
 from zoo.sampling.tokens.unmask import Sampler, Unmasking, unmask
 
-ROWS = 64
-"""Maximum number of rows in a batch."""
+AT_ONCE = 64
+"""Texts, or rows of other tokens, that one call fills in, at most."""
 SAMPLER_SETTINGS = {"remask": "ancestral", "choice_temperature": "confidence"}
 """Settings that only one of the samplers has."""
 
@@ -124,7 +124,7 @@ def fill(
         keys = row_keys(key, rows)
         return _fill(graphdef, state, tokens[some], given[some], possible, settings, draw, keys, request.sampler)
 
-    return in_batches(make, len(tokens), ROWS)
+    return in_batches(make, len(tokens), AT_ONCE)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "sampler"))
