@@ -326,10 +326,7 @@ def test_preview_and_fingerprint():
     assert sheet.pixels.shape[1] == 8 * 132 + 4
     under = sheet.pixels[4 + 128 :]
     assert (under < 128).any(-1).reshape(len(under), -1).any()
-    prints = {
-        scenes(**settings).fingerprint()
-        for settings in ({}, {"digit_size": 12}, {"tokenizer": "bytes"})
-    }
+    prints = {scenes(**settings).fingerprint() for settings in ({}, {"digit_size": 12}, {"tokenizer": "bytes"})}
     assert len(prints) == 3
     assert scenes(seed=5, batch_size=3, split="test").fingerprint() == data.fingerprint()
 
