@@ -34,6 +34,12 @@ def first_state(family=TINY, optimizer=SGD, spec=None):
     return family.init(spec or opened().spec, setup, jax.random.key(0))
 
 
+@cache
+def tiny_state():
+    """The first state of `TINY`."""
+    return jax.jit(first_state)()
+
+
 def load_clip(folder):
     """The towers with the weights of a CLIPModel, by their names there."""
     config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")

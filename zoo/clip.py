@@ -97,7 +97,7 @@ class CLIPRequest(Request):
     """Held-out pictures found by a text, or texts found for held-out pictures."""
 
     n: Annotated[int, Ge(1)] = 8
-    """Number of pictures."""
+    """Number of pictures; all held-out ones if there are fewer."""
     prompt: str | None = None
     """The n held-out pictures that agree most with this text, best first, each above its caption; left out: n held-out
     pictures drawn at random, each above the held-out caption that agrees most."""
@@ -247,11 +247,9 @@ class CLIP(Family):
         if model.data is None:
             raise UserError("samples of CLIP are held-out pictures, but the data is not at hand")
         held_out = read_pairs(model.data())
-        images, count = held_out["image"], len(held_out["image"])
-        if request.n > count:
-            raise UserError(f"n is {request.n}, and there are {count} held-out pictures: give at most that many")
+        images = held_out["image"]
         if v is None:
-            chosen = np.asarray(jax.random.permutation(key, count))[: request.n]
+            chosen = np.asarray(jax.random.permutation(key, len(images)))[: request.n]
             v = self.text_vectors(model, held_out["caption"], held_out["caption_length"])
             products = self.image_vectors(model, images[chosen]) @ v.T
             line, agreement = products.argmax(1), products.max(1)
@@ -283,7 +281,7 @@ def info_nce(
         scale: exp(log_scale).
         c: rows that each row is compared with, itself among them; symmetric.
     """
-    s = scale * (u @ v.T)
+    s = scale * jnp.matmul(u, v.T, precision="highest")
     compared = jnp.where(c, s, HIDDEN)
     return 0.5 * (jax.nn.logsumexp(compared, 1) + jax.nn.logsumexp(compared, 0)) - jnp.diagonal(s)
 

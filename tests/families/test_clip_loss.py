@@ -1,19 +1,22 @@
 """CLIP's loss: who is compared with whom, that parts of a batch give the gradient of the whole, and transformers'."""
 
+import math
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clip_cases import BATCH, TINY, check_clip, first_state, opened
+from clip_cases import BATCH, TINY, check_clip, first_state, opened, tiny_state
+from flax import nnx
 from paths import REFERENCES
 
-from zoo.clip import CLIP, info_nce, rivals
+from zoo.clip import CLIP, Network, info_nce, rivals, tabulate
 from zoo.core.errors import UserError
 from zoo.core.parallel import Parallel
 from zoo.harness.checkpoint import flatten
 from zoo.harness.evaluation import compile_evaluation
+from zoo.nets.clip_towers import FIRST_SCALE
 
 RNG = np.random.default_rng(0)
 
@@ -39,6 +42,50 @@ def test_equal_captions_and_padding_rows_are_not_negatives():
     assert rivals(caption)[3].all()
 
 
+class Free(Network):
+    """Vectors and log-scale that are parameters themselves."""
+
+    def __init__(self, u, v):
+        self.u, self.v, self.log_scale, self.batch_size = (
+            nnx.Param(u),
+            nnx.Param(v),
+            nnx.Param(jnp.float32(1.0)),
+            len(u),
+        )
+
+    def vectors(self, batch, key):
+        return tuple(jnp.take(x[...], batch["row"], axis=0) for x in (self.u, self.v))
+
+
+def test_gradients_of_parts_sum_to_the_gradient_of_the_whole():
+    """Of vectors and scale, with equal captions in different parts; each part's value is that of its own rows."""
+    vectors = RNG.normal(size=(2, 6, 3)).astype(np.float32)
+    graphdef, params = nnx.split(Free(*vectors))
+    caption = jnp.array([0, 1, 0, 2, 1, 3], jnp.int32)[:, None] + jnp.zeros((1, 4), jnp.int32)
+    batch = {"row": jnp.arange(6), "caption": caption}
+
+    def part(rows):
+        return {name: array[jnp.array(rows)] for name, array in batch.items()}
+
+    @jax.jit
+    def gradient(batch, means=None):
+        return jax.value_and_grad(lambda p: TINY.loss(nnx.merge(graphdef, p), batch, None, means)[0])(params)
+
+    parts = [part(rows) for rows in ([4, 0], [1, 2], [5, 3])]
+    first_pass = jax.jit(lambda part: tabulate(nnx.merge(graphdef, params), part, None))
+    tables, shares = zip(*map(first_pass, parts), strict=True)
+    assert sum(shares) == pytest.approx(1)
+    table = jax.tree.map(lambda *arrays: sum(arrays), *tables)
+    value, whole = gradient(batch)
+    values, gradients = zip(*(gradient(part, table) for part in parts), strict=True)
+    nats = info_nce(*map(jnp.asarray, vectors), jnp.exp(jnp.float32(1.0)), rivals(caption))
+    np.testing.assert_allclose(values, [nats[4] + nats[0], nats[1] + nats[2], nats[5] + nats[3]], rtol=1e-5)
+    assert value == pytest.approx(float(sum(values)), rel=1e-5)
+    total = jax.tree.map(lambda *arrays: sum(arrays), *gradients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), total, whole)
+    assert all(np.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(whole))
+
+
 def stepped(parallel: Parallel, microbatches: int = 1):
     """Parameters and metrics after one step of a CLIP with dropout, on a batch in which two captions are empty."""
     family, data = replace(TINY, dropout=0.2), opened(0.3)
@@ -53,7 +100,8 @@ def stepped(parallel: Parallel, microbatches: int = 1):
     return flatten(strategy.gather(state).net.params), metrics
 
 
-def test_parts_of_a_batch_give_the_gradient_of_the_whole():
+@pytest.mark.slow
+def test_devices_and_microbatches_give_the_gradient_of_the_whole():
     whole, told = stepped(Parallel(devices=1))
     for parallel, microbatches in ((Parallel("pmap", 8), 1), (Parallel(devices=1), 4)):
         parts, told_parts = stepped(parallel, microbatches)
@@ -63,13 +111,14 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
             np.testing.assert_allclose(told_parts[name], told[name], rtol=1e-4, err_msg=name)
 
 
-def test_held_out_rows_are_compared_with_all_devices_rows_and_never_with_padding():
-    state, data = first_state(), opened()
+@pytest.mark.parametrize("spread", [(), pytest.param((Parallel("pmap", 4),), marks=pytest.mark.slow)])
+def test_held_out_rows_are_compared_with_all_devices_rows_and_never_with_padding(spread):
+    state, data = tiny_state(), opened()
     batch = data.held_out_at(data.held_out_batches - 1)
     assert batch["valid"].tolist() == [True] * 4 + [False] * 4
     changed = batch | {"image": np.where(batch["valid"][:, None, None, None], batch["image"], 77).astype(np.uint8)}
     found = []
-    for parallel in (Parallel(devices=1), Parallel("pmap", 4)):
+    for parallel in (Parallel(devices=1), *spread):
         strategy = parallel.start(BATCH)
         evaluate = compile_evaluation(strategy, TINY, jax.random.key(0))
         placed = strategy.place(state)
@@ -80,16 +129,17 @@ def test_held_out_rows_are_compared_with_all_devices_rows_and_never_with_padding
 
 
 def test_the_padding_of_a_caption_does_not_change_its_vector_and_its_words_do():
-    spec, text = opened().spec.caption, first_state().net.net().text
+    spec, text = opened().spec.caption, tiny_state().net.net().text
     caption, length = spec.rows(["a red 3", "a red 3", "a blue 3"])
     caption[1, length[1] :] = 5
-    vectors = np.asarray(text(jnp.asarray(caption), jnp.asarray(length)))
+    vectors = np.asarray(jax.jit(text.__call__)(jnp.asarray(caption), jnp.asarray(length)))
     np.testing.assert_array_equal(vectors[0], vectors[1])
     assert np.abs(vectors[0] - vectors[2]).max() > 1e-5
 
 
 def test_the_scale_is_at_most_100():
-    net = first_state().net.net()
+    net = Free(*np.ones((2, 1, 3), np.float32))
+    net.log_scale[...] = jnp.float32(math.log(FIRST_SCALE))
     assert net.scale == pytest.approx(1 / 0.07)
     net.log_scale[...] = jnp.float32(9.0)
     assert net.scale == pytest.approx(100)
