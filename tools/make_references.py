@@ -24,6 +24,7 @@ from references.torch import recurrent_reference, write_dcgan_reference, write_l
 from references.torch_fidelity import write_metric_references
 from references.transformers import write_transformers_references
 from references.transformers_bert import write_bert_reference
+from references.transformers_clip import write_clip_reference
 from references.vector_quantize import library_versions, quantisation_reference
 
 
@@ -32,6 +33,7 @@ def write_references(folder: Path, seed: int) -> None:
     torch.set_num_threads(1)
     write_transformers_references(folder, seed)
     write_bert_reference(folder, seed)
+    write_clip_reference(folder, seed)
     write_scheduler_references(folder, seed)
     write_arrays(folder / "recurrent.safetensors", recurrent_reference(np.random.default_rng([seed, 600])))
     quantisers = quantisation_reference(np.random.default_rng([seed, 700]))

@@ -24,6 +24,7 @@ import pytest
 from command_line import call, load_script
 from paths import ROOT
 
+from zoo.data.captions import CaptionedImages
 from zoo.data.images import Images, ImageTokens
 from zoo.data.pairs import Pairs
 from zoo.data.text import Sentences
@@ -135,6 +136,10 @@ def fill(folder: Path) -> None:
         path = folder / "photos" / ("cats", "dogs")[n % 2] / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(image).save(path)
+    (folder / "captioned").mkdir()
+    for n, image in enumerate(np.random.default_rng(2).integers(0, 256, (60, 16, 16, 3), np.uint8)):
+        PIL.Image.fromarray(image).save(folder / "captioned" / f"{n}.png")
+        (folder / "captioned" / f"{n}.txt").write_text(f"a {('red', 'blue')[n % 2]} {n % 7}\n")
 
 
 def _words() -> list[str]:
@@ -256,7 +261,7 @@ def tiny_training(config: str, flags: list[str]) -> list[str]:
             values = [str(value) for value in (size if isinstance(size, tuple) else (size,))]
             small += [f"--family.{field.name.replace('_', '-')}", *values]
     images = dict.fromkeys((Images, ImageTokens), "my_images.npz")
-    source = images | {Pairs: "my_pairs.tsv", Sentences: "my_sentences.txt"}
+    source = images | {CaptionedImages: "captioned", Pairs: "my_pairs.tsv", Sentences: "my_sentences.txt"}
     if "--data.path" not in flags:
         small += ["--data.path", source.get(type(run.data), "my_corpus.txt")]
     return [*small, *TINY]

@@ -1,6 +1,7 @@
 """The mean over a held-out split: each row once, by its weight, and no row that only fills up a batch."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,3 +49,23 @@ def test_every_held_out_row_counts_once_and_padding_never(parallel):
     assert next(iter(means)) == "loss"
     means = evaluate_split(strategy, compiled, state, TenRows(), batches=2)
     assert means["loss"] == pytest.approx(sum(i**2 * (i + 1) for i in range(8)) / 36)
+
+
+class Shares(Weighted):
+    """Evaluates a row as its share of the sum of x over the valid rows of its batch."""
+
+    compares_rows = True
+
+    def evaluate(self, state, batch, key):
+        x = jnp.where(batch["valid"], batch["x"], 0.0)
+        return {"loss": (x / x.sum(), jnp.ones(len(x)))}
+
+
+@pytest.mark.parametrize("parallel", [Parallel(devices=4), Parallel("pmap", devices=4)], ids=str)
+def test_a_family_that_compares_rows_sees_the_whole_batch_on_every_device(parallel):
+    strategy = parallel.start(4)
+    compiled = compile_evaluation(strategy, Shares(), jax.random.key(0))
+    state = strategy.place(np.zeros(1, np.float32))
+    rows = compiled(state, strategy.put(TenRows().held_out_at(2)), np.int32(0))["loss"][0]
+    np.testing.assert_allclose(rows, [64 / 145, 81 / 145, 0.0, 0.0], rtol=1e-6)
+    assert evaluate_split(strategy, compiled, state, TenRows())["loss"] == pytest.approx(3 / 10)

@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import clip_cases as clip
 import diffusion_cases as diffusion_samplers
 import flow_cases as flows
 import image_metrics_cases as image_metrics
@@ -97,6 +98,10 @@ def test_fresh_searches(fresh, model):
 
 def test_fresh_bert(fresh):
     masked_lm.check_bert(fresh / "bert")
+
+
+def test_fresh_clip(fresh):
+    clip.check_clip(fresh / "clip")
 
 
 def test_fresh_processors(fresh):

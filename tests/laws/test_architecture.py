@@ -25,8 +25,8 @@ MAY_IMPORT = {
 """Every folder may import itself, too, but a family imports no other family. Files in `zoo/` itself are families."""
 
 COLLECTIVES = {
-    "psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "psum_scatter", "axis_index", "pmap",
-    "shard_map", "device_put", "Mesh", "NamedSharding", "PartitionSpec", "SingleDeviceSharding",
+    "psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "psum_scatter", "axis_index", "axis_size",
+    "pmap", "shard_map", "device_put", "Mesh", "NamedSharding", "PartitionSpec", "SingleDeviceSharding",
     "with_sharding_constraint", "make_mesh", "set_mesh",
 }  # fmt: skip
 """Names by which JAX places arrays on devices and computes across them."""

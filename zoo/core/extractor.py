@@ -21,7 +21,7 @@ from zoo.core.errors import UserError
 
 
 class Extracted(NamedTuple):
-    """Features and class logits of n images."""
+    """Features and class logits of n images; an extractor that knows no classes has logits [n 0]."""
 
     features: Float[np.ndarray, "n d"]
     logits: Float[np.ndarray, "n classes"]
@@ -34,7 +34,7 @@ class Extractor:
     Attributes:
         name: its name in reports.
         hash: identifies the weights; for files, the first 12 digits of their SHA-256.
-        apply: maps images uint8 [b h w c] to features [b d] and logits [b classes].
+        apply: maps images uint8 [b h w c] to features [b d] and logits [b classes], of which there may be none.
         classes: names of the classes, if the share of each class among samples is to be reported.
         batch_size: maximum number of images in a call of `apply`.
         takes: spec of the images that it accepts; None: all images.
@@ -67,7 +67,7 @@ class Extracts(Protocol):
     def extract(
         self, state: Any, image: UInt8[Array, "b h w c"]
     ) -> tuple[Float[Array, "b d"], Float[Array, "b classes"]]:
-        """Features and class logits of images by the evaluation network. Traced."""
+        """Features and class logits of images by the evaluation network; no classes: logits [b 0]. Traced."""
 
 
 class NoExtractorError(UserError):

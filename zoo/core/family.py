@@ -164,6 +164,11 @@ class Family(abc.ABC):
     """If the loss is not a sum over rows, the reason (such as batch normalisation); else empty. A step then depends on
     the number of microbatches, and training logs a warning with this text."""
 
+    compares_rows: ClassVar[bool] = False
+    """Whether `evaluate` compares the rows of its batch with each other, so that its metrics depend on the batch size.
+    It then receives the whole held-out batch also where a device holds only its own rows (pmap); rows that are not
+    `valid` must not change the metrics of others."""
+
     Request: ClassVar[type[Request]] = Request
     Scoring: ClassVar[type[Scoring]] = Scoring
 

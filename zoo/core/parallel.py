@@ -91,6 +91,18 @@ def all_rows(tree: Any) -> Any:
     return jax.lax.all_gather(tree, AXIS, tiled=True) if _in_pmap.get() else tree
 
 
+def own_rows(tree: Any) -> Any:
+    """The rows of this device among the rows of all devices, which `all_rows` returns; the identity under jit."""
+    if not _in_pmap.get():
+        return tree
+
+    def own(x: jax.Array) -> jax.Array:
+        size = len(x) // jax.lax.axis_size(AXIS)
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * size, size)
+
+    return jax.tree.map(own, tree)
+
+
 def gathered(parameter: jax.Array) -> jax.Array:
     """The parameter whole on every device, if `fsdp` splits it; the identity otherwise.
 

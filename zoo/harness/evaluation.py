@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.core import parallel
 from zoo.core.data import DataSet, Spec
 from zoo.core.errors import UserError
 from zoo.core.estimates import RowMeans
@@ -54,11 +55,15 @@ def attainable(scoring: Scoring, family: Family, spec: Spec, insisted: Container
 def compile_evaluation(strategy: Strategy, family: Family, key: jax.Array) -> Callable[..., Any]:
     """Compiles the family's `evaluate` as a function of (state, batch, draw).
 
-    Noise is drawn by the row's index in the whole split. Draw 0 uses `key`, draw i > 0 uses `fold_in(key, i)`.
+    Noise is drawn by the row's index in the whole split. Draw 0 uses `key`, draw i > 0 uses `fold_in(key, i)`. For a
+    family that compares rows, each device evaluates the whole batch and returns its own rows.
     """
 
     def evaluate(state: State, batch: Any, draw: jax.Array) -> RowStatistics:
-        return family.evaluate(state, batch, jnp.where(draw == 0, key, jax.random.fold_in(key, draw)))
+        drawn = jnp.where(draw == 0, key, jax.random.fold_in(key, draw))
+        if family.compares_rows:
+            return parallel.own_rows(family.evaluate(state, parallel.all_rows(batch), drawn))
+        return family.evaluate(state, batch, drawn)
 
     return strategy.compile_rows(evaluate)
 

@@ -1,4 +1,4 @@
-"""Loads feature extractors from files of weights and from runs, and writes a trained classifier to a file.
+"""Loads feature extractors from files of weights and from runs, and writes the network of a run to a file.
 
 Two kinds of files are supported: networks of this project, of which a classifier of MNIST's digits is embedded, and
 FID's Inception-v3, whose weights the user must provide. `python -m zoo.harness.extractors RUN FILE` writes the network
@@ -100,7 +100,8 @@ def _extracting(family: Any, path: Any) -> Any:
     """Returns the family if it implements `Extracts`; raises `UserError` otherwise."""
     if not isinstance(family, Extracts):
         raise UserError(
-            f"{path} is a run of {type(family).__name__}, which extracts no features; give a run of a classifier"
+            f"{path} is a run of {type(family).__name__}, which extracts no features; give a run of a classifier "
+            "or of another family that does"
         )
     return family
 
@@ -201,7 +202,7 @@ def centre(images: UInt8[np.ndarray, "b h w c"], spec: ImageSpec) -> UInt8[np.nd
 
 
 def check_kind(takes: ImageSpec, spec: ImageSpec) -> None:
-    """Checks that images have the size that a classifier accepts, or are at most `MARGIN` pixels larger.
+    """Checks that images have the size that a network accepts, or are at most `MARGIN` pixels larger.
 
     Raises:
         UserError: they have another size or number of channels.
@@ -209,7 +210,7 @@ def check_kind(takes: ImageSpec, spec: ImageSpec) -> None:
     larger = (spec.height - takes.height, spec.width - takes.width)
     if spec.channels != takes.channels or not all(0 <= pixels <= MARGIN for pixels in larger):
         raise UserError(
-            f"the extractor is a classifier of images that are {_kind(takes)}, and these are {_kind(spec)}: give "
+            f"the extractor was trained on images that are {_kind(takes)}, and these are {_kind(spec)}: give "
             "--extractor a file of Inception-v3 weights"
         )
 
@@ -222,28 +223,29 @@ def write_extractor(trained: Trained, path: Path) -> dict[str, str]:
     """Writes a run's evaluation weights, in half precision, to a safetensors file that `load_extractor` reads.
 
     Returns:
-        The file's metadata: family, spec, scale, data, steps and held-out accuracy.
+        The file's metadata: family, spec, scale, data, steps and, for images with classes, held-out accuracy.
 
     Raises:
         UserError: the run's family does not implement `Extracts`.
     """
     features = Features.of_run(trained)
-    image, label = _test_images(trained)
-    logits = features.extractor("", "")(image).logits
     about = {
         "family": json.dumps({"format": FORMAT} | to_json(features.family)),
         "spec": json.dumps({"format": FORMAT} | to_json(features.spec)),
         "scale": repr(features.scale),
         "data": trained.held_out("test").describe(),
         "steps": str(trained.model.step),
-        "held_out_accuracy": f"{(logits.argmax(1) == label)[label >= 0].mean():.4f}",
     }
+    image, label = _test_images(trained)
+    logits = features.extractor("", "")(image).logits
+    if logits.shape[1]:
+        about["held_out_accuracy"] = f"{(logits.argmax(1) == label)[label >= 0].mean():.4f}"
     save_file(features.weights, path, metadata=about)
     return about
 
 
 def main() -> None:
-    """Writes the classifier of a run to a file and prints the metadata."""
+    """Writes the network of a run to a file and prints the metadata."""
     if len(sys.argv) != 3:
         raise UserError("usage: python -m zoo.harness.extractors RUN FILE.safetensors")
     about = write_extractor(load_run(sys.argv[1]), Path(sys.argv[2]))

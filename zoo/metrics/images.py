@@ -37,8 +37,8 @@ class ImageScoring(Scoring):
     """Number of samples for FID, KID, precision and recall; 0: these are not computed."""
     extractor: str = "auto"
     """Feature extractor for comparing images: mnist (an embedded classifier of MNIST's digits), a file of Inception-v3
-    weights (PyTorch's FID layout, .safetensors or .pth) or of an exported classifier, or the run directory of a
-    classifier; auto: mnist for grey images of 28 or 32 pixels."""
+    weights (PyTorch's FID layout, .safetensors or .pth) or of an exported network, or the run directory of a family
+    that extracts features, such as a classifier; auto: mnist for grey images of 28 or 32 pixels."""
     references: int = 0
     """Number of held-out images to compare with; 0: all."""
     floor: bool = False
@@ -152,8 +152,8 @@ def compare(real: Extracted, fake: Extracted, classes: tuple[str, ...] = ()) -> 
         classes: names of the classes whose shares among the samples are computed.
 
     Returns:
-        `fid`, `kid`, `kid_std`, `precision`, `recall`, `classifier_score` and, if there are classes,
-        `smallest_class_share` and a `class_share_NAME` for each.
+        `fid`, `kid`, `kid_std`, `precision` and `recall`; `classifier_score` if the extractor has logits; and, if there
+        are classes, `smallest_class_share` and a `class_share_NAME` for each.
     """
     kid, kid_std = kernel_distance(real.features, fake.features)
     precision, recall = precision_recall(real.features, fake.features, NEIGHBOURS)
@@ -163,8 +163,9 @@ def compare(real: Extracted, fake: Extracted, classes: tuple[str, ...] = ()) -> 
         "kid_std": kid_std,
         "precision": precision,
         "recall": recall,
-        "classifier_score": classifier_score(fake.logits),
     }
+    if fake.logits.shape[1]:
+        metrics["classifier_score"] = classifier_score(fake.logits)
     if classes:
         shares = class_shares(fake.logits).tolist()
         metrics["smallest_class_share"] = min(shares)

@@ -27,12 +27,22 @@ EMPTY = "(no caption)"
 
 
 def captioned_grid(images: UInt8[np.ndarray, "n h w c"], captions: Sequence[str], columns: int = 0) -> Image:
-    """Returns a grid of images, filled row by row, each with its caption under it, in black on white.
+    """Returns a grid of images, filled row by row, each with its caption under it; see `captioned`.
+
+    Args:
+        images: all of one size.
+        captions: one for each image.
+        columns: images in a row; 0: as many as make the grid square.
+    """
+    return grid(captioned(images, captions), columns, gap=4)
+
+
+def captioned(images: UInt8[np.ndarray, "n h w c"], captions: Sequence[str]) -> UInt8[np.ndarray, "n h2 w2 3"]:
+    """Returns images, enlarged, each with its caption under it in black on white.
 
     Args:
         images: all of one size.
         captions: one for each image; an empty one is shown as such.
-        columns: images in a row; 0: as many as make the grid square.
     """
     font = PIL.ImageFont.load_default(FONT_SIZE)
     factor = max(1, -(-WIDTH // images.shape[2]))
@@ -42,7 +52,7 @@ def captioned_grid(images: UInt8[np.ndarray, "n h w c"], captions: Sequence[str]
     wrapped = [_wrap(caption or EMPTY, font, cells.shape[2]) for caption in captions]
     height = (FONT_SIZE + 2) * max(map(len, wrapped)) + 4
     text = np.stack([_written(lines, font, cells.shape[2], height) for lines in wrapped])
-    return grid(np.concatenate([cells, text], 1), columns, gap=4)
+    return np.concatenate([cells, text], 1)
 
 
 def _wrap(caption: str, font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont, width: int) -> list[str]:
