@@ -210,7 +210,7 @@ def check_kind(takes: ImageSpec, spec: ImageSpec) -> None:
     larger = (spec.height - takes.height, spec.width - takes.width)
     if spec.channels != takes.channels or not all(0 <= pixels <= MARGIN for pixels in larger):
         raise UserError(
-            f"the extractor was trained on images that are {_kind(takes)}, and these are {_kind(spec)}: give "
+            f"the extractor has features of images that are {_kind(takes)}, and these are {_kind(spec)}: give "
             "--extractor a file of Inception-v3 weights"
         )
 
