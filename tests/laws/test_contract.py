@@ -114,9 +114,10 @@ def test_gradients_in_bfloat16_are_those_of_float32(run):
 @in_full
 def test_200_steps_in_bfloat16_end_near_those_in_float32(run):
     """The mean loss of the last 20 steps within 5 % of the first step's loss."""
-    if run.family.monitor[0] == "loss":
+    # At a high rate, players against each other diverge, and rows that are compared may stay alike for long.
+    if run.family.monitor[0] == "loss" and not run.family.compares_rows:
         run = quick(run)
-    run = replace(run, parallel=Parallel(devices=1))  # players against each other: at the config's own, lower rate
+    run = replace(run, parallel=Parallel(devices=1))
     told, told_half = (Bench(replace(run, precision=p)).advance(200, same_batch=True) for p in ("float32", "bfloat16"))
     loss, half = (np.array([metrics["loss"] for metrics in each]) for each in (told, told_half))
     assert abs(half[-20:].mean() - loss[-20:].mean()) < 0.05 * loss[0]
