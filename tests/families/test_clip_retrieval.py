@@ -161,5 +161,5 @@ def test_a_clip_is_an_extractor_without_classes(model, tmp_path):
     figures = compare(extracted, extracted)
     assert figures["fid"] == pytest.approx(0, abs=1e-3)
     assert "classifier_score" not in figures
-    with pytest.raises(UserError, match="trained on images that are 16x16 in colour, and these are 28x28 in grey"):
+    with pytest.raises(UserError, match="features of images that are 16x16 in colour, and these are 28x28 in grey"):
         load_extractor(str(tmp_path / "clip.safetensors"), replace(model.spec, height=28, width=28, channels=1))
