@@ -206,8 +206,8 @@ def test_codes_are_computed_once_for_a_codec(npz, cache):
 
 def test_codecs_that_do_not_fit(npz, cache):
     for spec, message in (
-        (ImageSpec(8, 8, 1), "encodes images of 8x8 pixels in grey, and these are of 8x4 pixels in grey"),
-        (ImageSpec(4, 8, 3), "encodes images of 8x4 pixels in colour, and these are of 8x4 pixels in grey"),
+        (ImageSpec(8, 8, 1), "encodes images of 8x8 in grey, and these are of 8x4 in grey"),
+        (ImageSpec(4, 8, 3), "encodes images of 8x4 in colour, and these are of 8x4 in grey"),
         (None, "does not encode images"),
     ):
         with pytest.raises(UserError, match=message):

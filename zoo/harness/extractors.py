@@ -25,6 +25,7 @@ from zoo.core.extractor import Extractor, Extracts, NoExtractorError
 from zoo.core.family import Family, Setup, State
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
+from zoo.data.images.image_set import kind_of
 from zoo.data.specs import ImageSpec
 from zoo.harness.checkpoint import flatten, unflatten
 from zoo.harness.config import from_json, to_json
@@ -59,8 +60,8 @@ def load_extractor(name: str, spec: ImageSpec) -> Extractor:
     if name == "auto" and not (spec.channels == 1 and spec.height == spec.width and spec.height in (28, 32)):
         raise NoExtractorError(
             "extractor is 'auto', which stands for the embedded classifier of grey images of 28 or 32 pixels, and "
-            f"these are {_kind(spec)}: name a file of Inception-v3 weights, or of a classifier that you have trained, "
-            "by --scoring.extractor (--extractor in evaluate.py)"
+            f"these are {kind_of(spec)}: name a file of Inception-v3 weights, or of a classifier that you have "
+            "trained, by --scoring.extractor (--extractor in evaluate.py)"
         )
     extractor = _load(str(MNIST) if name in ("auto", "mnist") else name)
     if isinstance(extractor.takes, ImageSpec):
@@ -210,13 +211,9 @@ def check_kind(takes: ImageSpec, spec: ImageSpec) -> None:
     larger = (spec.height - takes.height, spec.width - takes.width)
     if spec.channels != takes.channels or not all(0 <= pixels <= MARGIN for pixels in larger):
         raise UserError(
-            f"the extractor has features of images that are {_kind(takes)}, and these are {_kind(spec)}: give "
+            f"the extractor has features of images that are {kind_of(takes)}, and these are {kind_of(spec)}: give "
             "--extractor a file of Inception-v3 weights"
         )
-
-
-def _kind(spec: ImageSpec) -> str:
-    return f"{spec.height}x{spec.width} in {'grey' if spec.channels == 1 else 'colour'}"
 
 
 def write_extractor(trained: Trained, path: Path) -> dict[str, str]:

@@ -102,7 +102,7 @@ def _kind(spec: ImageTokenSpec) -> str:
 
 @dataclass(frozen=True, eq=False)
 class BlackAndWhite(ImageSet):
-    """Images drawn in black and white as `ImageTokenSet` draws them: what its samples are to look like.
+    """Images drawn in black and white, anew in each epoch: what a model of their tokens learns, and is compared with.
 
     Grey images are no reference for such samples: FID between MNIST's dev images and drawings of them is 9.3.
     """
@@ -142,30 +142,21 @@ class ImageTokenSet(CodedImages):
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
         """Training batch `step`: `tokens`, `length` and `row` int32, `valid` bool [b]."""
+        if self._codes is None:
+            batch = self.reference.batch_at(step, rows)
+            return self._batch(self.spec.encode(batch["image"]), batch["row"], batch["valid"])
         row, drawn = self.images.drawn(step, rows)
         place, epoch = self.images.order[drawn], drawn // len(self.images.images)
-        if self._codes is not None:
-            tokens = self._codes[epoch % len(self._codes), place]
-        else:
-            noise = epoch * len(self.images.images) + place
-            tokens = self._tokens(self.images.images[place], noise, jax.random.key(self.images.seed % 2**32))
-        return self._batch(tokens, row, np.ones(row.shape, bool))
+        return self._batch(self._codes[epoch % len(self._codes), place], row, np.ones(row.shape, bool))
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
         """Held-out batch `index`; `images` and `dims` int32 [b] count the images and pixel values of each row."""
-        batch = self.held_out.held_out_at(index, rows)
+        batch = self.reference.held_out_at(index, rows)
         image, row = batch["image"], batch["row"].astype(np.int64)
-        key = jax.random.key(pixels.HELD_OUT_NOISE)
-        tokens = self._tokens(image, row, key) if self.codec is None else flat_codes(self.codec, image, row)
+        tokens = self.spec.encode(image) if self.codec is None else flat_codes(self.codec, image, row)
         one = np.ones(row.shape, np.int32)
         counts = {"images": one} if self.codec else {"images": one, "dims": one * image[0].size}
         return self._batch(tokens, batch["row"], batch["valid"]) | counts
-
-    def _tokens(
-        self, image: UInt8[np.ndarray, "b h w c"], noise: Int64[np.ndarray, " b"], key: Key[jax.Array, ""]
-    ) -> Int32[np.ndarray, "b n"]:
-        """Returns images as tokens; row r of black and white pixels draws from fold_in(key, noise[r])."""
-        return self.spec.encode(_black_or_white(image, key, noise) if self.spec.binary else image)
 
     def _batch(self, tokens: Integer[np.ndarray, "b n"], row: Int32[np.ndarray, " b"], valid: Any) -> Batch:
         tokens = np.insert(tokens.astype(np.int32), 0, self.spec.end, axis=1)

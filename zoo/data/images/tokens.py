@@ -22,6 +22,7 @@ from zoo.core.artifacts import Image
 from zoo.core.codec import Coder
 from zoo.core.errors import UserError
 from zoo.data.images.files import read_image_as_it_is, read_mask
+from zoo.data.images.image_set import kind_of
 from zoo.data.specs import GivenPart, ImageSpec, TokenSpec
 
 Tokens = Literal["pixels", "patches", "codes"]
@@ -171,11 +172,11 @@ def check_codec(image: ImageSpec, codec: Coder, name: str) -> None:
     theirs = codec.spec
     if not isinstance(theirs, ImageSpec):
         raise UserError(f"data.codec is {name}, which does not encode images; give a run that does")
-    kinds = [
-        f"{spec.width}x{spec.height} pixels in {'grey' if spec.channels == 1 else 'colour'}" for spec in (theirs, image)
-    ]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"data.codec is {name}, which encodes images of {kinds[0]}, and these are of {kinds[1]}")
+    ours, others = ((spec.height, spec.width, spec.channels) for spec in (image, theirs))
+    if ours != others:
+        raise UserError(
+            f"data.codec is {name}, which encodes images of {kind_of(theirs)}, and these are of {kind_of(image)}"
+        )
 
 
 def flat_codes(
