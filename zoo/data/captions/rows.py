@@ -66,3 +66,8 @@ def shown(spec: CaptionSpec, batch: Batch, count: int) -> list[str]:
     """Returns the first captions of a batch as the model receives them: cut, and with unknown words marked."""
     rows = zip(batch["caption"][:count], batch["caption_length"][:count], strict=True)
     return [spec.tokenizer.decode(row[1 : length - 1]) for row, length in rows]
+
+
+def cut_captions(share: float, spec: CaptionSpec) -> str:
+    """Returns the share of the training captions that are cut in words; empty if there are none."""
+    return f", {share:.1%} longer than {spec.longest} and cut" if share else ""

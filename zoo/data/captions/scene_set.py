@@ -13,7 +13,7 @@ from zoo.core.data import Batch, DataSet, Split
 from zoo.data.captions import grammar
 from zoo.data.captions.draws import dropped, uniforms
 from zoo.data.captions.rendering import digits_of, render
-from zoo.data.captions.rows import coverage, drop, shown
+from zoo.data.captions.rows import coverage, cut_captions, drop, shown
 from zoo.data.captions.scenes import HELD_OUT_SEED, Drawn, cut, draw_held_out, draw_training, scene_of
 from zoo.data.captions.sheet import COLUMNS, PREVIEW, captioned_grid
 from zoo.data.order import held_out_rows
@@ -132,8 +132,3 @@ def write(scenes: Drawn, seed: int, place: Int64[np.ndarray, " b"]) -> list[str]
     """Returns a caption of each scene, drawn from (seed, row)."""
     numbers = uniforms(seed, "caption", place, grammar.CHOICES).tolist()
     return [grammar.write(scene_of(scene), drawn) for scene, drawn in zip(scenes.objects, numbers, strict=True)]
-
-
-def cut_captions(share: float, spec: CaptionSpec) -> str:
-    """Returns the share of the training captions that are cut in words; empty if there are none."""
-    return f", {share:.1%} longer than {spec.longest} and cut" if share else ""
