@@ -263,6 +263,7 @@ def test_bound_is_that_of_the_normal_distributions_it_is_made_of():
     assert float(first[0]) == pytest.approx(-math.log2(share), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_bound_of_one_time_a_row_estimates_the_whole_bound(model):
     whole = model.family.score(model, {}, FewImages(), DDPMScoring(bound_images=6), jax.random.key(0))
     assert whole["bound_images"] == 6

@@ -113,6 +113,7 @@ def test_with_masks_every_position_sees_every_other_and_no_padding():
     assert (moved[9:] == 0).all()
 
 
+@pytest.mark.slow
 def test_with_permutation_a_target_sees_what_comes_before_it_in_the_order_and_not_itself():
     net, batch = make_net(XLNET), make_batch()
     order = [5, 2, 7]

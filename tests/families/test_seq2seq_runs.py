@@ -57,6 +57,7 @@ def test_scores_are_of_the_split_that_is_asked_for(trained):
     assert "error_rate_unstripped" not in other
 
 
+@pytest.mark.slow
 def test_losses_are_of_the_split_that_is_asked_for(trained, capsys):
     """Against the log-probability of each target, which the file and the hash of its source say are in the split."""
     lines = [line.split("\t") for line in Path(trained.run.data.path).read_text().splitlines()]
@@ -79,6 +80,7 @@ def test_losses_are_of_the_split_that_is_asked_for(trained, capsys):
     assert abs(losses["dev"] - losses["test"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_settings_of_an_earlier_run_that_had_a_split_of_its_own_load(trained):
     config = to_json(trained.run)
     config["scoring"]["split"] = "test"

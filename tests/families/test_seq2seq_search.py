@@ -20,6 +20,7 @@ def sources_of(lengths):
     return [np.append(draw.integers(0, 10, n), end).astype(np.int32) for n in lengths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["luong", "bahdanau-gru", "transformer"])
 def test_a_beam_as_wide_as_the_tree_finds_the_optimum(name):
     steps, spec = 3, PairSpec(SPEC.source, Characters("PQ"))
@@ -68,6 +69,7 @@ def test_one_beam_is_greedy_and_sources_side_by_side_are_each_alone(name):
         assert found.tokens.tolist() == written[row, 1 : len(found.tokens) + 1].tolist()
 
 
+@pytest.mark.slow
 @NETWORKS
 def test_an_alignment_is_a_distribution_over_the_real_source(name):
     net, batch = make_net(FAMILIES[name]), make_batch()

@@ -81,6 +81,7 @@ def test_both_networks_learn_from_several_codes(data):
         assert all(bool((a != b).any()) for a, b in pairs), name
 
 
+@pytest.mark.slow
 def test_noise_of_several_codes_is_a_rows_own_in_any_part_of_a_batch(data):
     family = replace(TINY, iw_samples=2, dropout=0.2, word_dropout=0.3)
     net, batch = start(family, data).net.net(), jax.tree.map(jnp.asarray, data.batch_at(0))
@@ -154,6 +155,7 @@ def test_the_decoder_stands_still_while_the_encoder_learns(data):
         assert new.lagging.taken == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [Parallel("pmap", 4), Parallel("jit", 8)], ids=["pmap", "jit"])
 def test_the_phase_is_the_same_on_any_number_of_devices(data, parallel):
     family, ends = replace(TINY, aggressive=True, aggressive_window=2), []

@@ -59,6 +59,7 @@ def test_a_word_depends_on_the_code_and_on_those_before_it(body):
     assert (of_z != 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", ["lstm", "transformer"])
 def test_reading_on_is_the_whole_forward_pass(body):
     decoder = make_decoder(body)
@@ -88,6 +89,7 @@ def test_word_dropout_hides_so_many_words_but_never_the_beginning():
     assert (decoder(tokens[:2], z[:2]) == 1).all(), "nothing is hidden in evaluation"
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(data, model):
     batch = data.held_out_at(0)
     evaluate = jax.jit(TINY.evaluate)
@@ -102,6 +104,7 @@ def test_padding_changes_nothing(data, model):
 # -------------------------------------------------------------------------------------------- figures
 
 
+@pytest.mark.slow
 def test_figures_add_up(data, model):
     rows = jax.jit(TINY.evaluate)(model.state, data.held_out_at(0), jax.random.key(0))
     figures = {name: np.asarray(total).sum() / np.asarray(weight).sum() for name, (total, weight) in rows.items()}

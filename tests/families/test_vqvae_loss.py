@@ -82,6 +82,7 @@ def alone():
     return moved(Parallel(devices=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "settings"),
     [(Parallel("jit", 8), {}), (Parallel("pmap", 8), {}), (Parallel(devices=1), {"microbatches": 4})],

@@ -29,6 +29,7 @@ def test_going_on_with_other_settings_is_refused(train: Train, run: Path) -> Non
     assert listing(run) == before
 
 
+@pytest.mark.slow
 def test_going_on_with_other_intervals_and_devices(train: Train, run: Path) -> None:
     changed = ("--steps", "9", "--save-every", "1", "--parallel.strategy", "pmap", "--parallel.devices", "4")
     before = records(run)

@@ -49,6 +49,7 @@ def test_an_earlier_language_model_computes_and_writes_what_it_did(earlier):
     assert text.text == str(EXPECTED["text"])
 
 
+@pytest.mark.slow
 def test_an_earlier_diffusion_model_computes_and_draws_what_it_did(earlier):
     trained = load_run(earlier / "ddpm")
     x = jnp.linspace(-1, 1, 28 * 28).reshape(1, 28, 28, 1)

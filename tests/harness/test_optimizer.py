@@ -163,6 +163,7 @@ def test_lion_follows_the_sign_of_its_interpolated_momentum(batch):
         learner = new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [Parallel("jit", 8), Parallel("jit", 8, fsdp=4), Parallel("pmap", 8)])
 def test_devices_and_microbatches_do_not_change_muon(batch, parallel):
     def step(state, batch, number):

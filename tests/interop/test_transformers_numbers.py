@@ -49,5 +49,6 @@ def test_greedy_continuations_are_transformers(reference):
     check_greedy(reference)
 
 
+@pytest.mark.slow
 def test_beam_search_is_transformers(reference):
     check_beams(reference)

@@ -83,6 +83,7 @@ def test_a_step_is_a_function_of_its_arguments(run):
     assert any((one.params()[name] != value).any() for name, value in other.params().items())
 
 
+@pytest.mark.slow
 @once_a_family
 def test_one_batch_can_be_learned_by_heart(run):
     bench = Bench(quick(run))

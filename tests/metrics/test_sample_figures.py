@@ -189,6 +189,7 @@ def train_gan(capsys, tmp_path: Path, mode: str, *flags: object):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_goes_on_without_a_metric_that_cannot_be_had(capsys, tmp_path):
     result, rundir = train_gan(capsys, tmp_path, "RGB"), tmp_path / "run"
     assert result.code == 0, result
@@ -209,6 +210,7 @@ def test_training_goes_on_without_a_metric_that_cannot_be_had(capsys, tmp_path):
         refused(call(capsys, "evaluate", rundir, "--samples", asked), "extractor is 'auto'", "Inception-v3 weights")
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_there_is_too_little_to_compare_with(capsys, tmp_path):
     result = train_gan(capsys, tmp_path, "L", "--scoring.samples", 8, "--scoring.references", 200)
     assert result.code == 0, result

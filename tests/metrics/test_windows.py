@@ -249,6 +249,7 @@ def test_sample_scores_texts_and_answers_files_of_prompts(run, tmp_path, capsys)
     refused(call(capsys, "sample", run, "--json", "--out", tmp_path / "out"), "json prints, and out writes")
 
 
+@pytest.mark.slow
 def test_a_prompt_of_a_file_is_continued_as_it_would_be_alone(run, tmp_path):
     trained, prompts = load_run(run), ["line", "of the"]
     (tmp_path / "two.txt").write_text("\n".join(prompts))

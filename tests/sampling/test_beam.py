@@ -46,6 +46,7 @@ def log_probability(net, prompt, continuation) -> float:
     return float(log_probs[np.arange(len(continuation)), continuation].sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_scores_are_log_probabilities(length_penalty):
     net = make_net()

@@ -63,6 +63,7 @@ def test_higher_order_comes_nearer_at_equal_steps(schedule):
         assert max(errors[heun], errors[dpm_solver_pp]) < errors[euler] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 @pytest.mark.parametrize("schedule", PATHS)
 def test_samplers_with_noise_converge_to_the_data(schedule, eta):
@@ -75,6 +76,7 @@ def test_samplers_with_noise_converge_to_the_data(schedule, eta):
     assert abs(made[2].mean() - MEAN) < 0.01
 
 
+@pytest.mark.slow
 def test_repeating_steps_keeps_the_distribution():
     made = [walk(ddim, MANY, even_grid(LINEAR, steps), eta=1, repeats=3) for steps in (100, 400)]
     errors = [abs(images.std() - STD) for images in made]
@@ -152,6 +154,7 @@ def test_a_shift_moves_levels_towards_the_noise_as_published(make):
     np.testing.assert_allclose(s_moved, 3 * s / (1 + 2 * s), atol=5e-3 if make is edm_grid else 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_shift_leaves_the_distribution_as_it_is(name):
     rule, make = SAMPLERS[name]
