@@ -266,6 +266,14 @@ class ImageSpec(ArraySpec):
         return self
 
 
+@dataclass(frozen=True)
+class SceneSpec(ImageSpec):
+    """Captioned scenes of coloured digits, with what is in them: `scene` int32 [b 2 3].
+
+    It holds digit, colour and place of each object as numbers; see `zoo.data.captions.scenes`.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatentSpec(ArraySpec):
     """Latents of images by a codec: `image` is float32, with mean 0 and deviation 1 in every channel.

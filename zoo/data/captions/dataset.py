@@ -24,7 +24,7 @@ from zoo.data.images.arrays import read_tfds
 from zoo.data.images.augment import NO_AUGMENTATION, Augment
 from zoo.data.images.files import LabelledImages, is_picture
 from zoo.data.images.source import ImageFiles
-from zoo.data.specs import CaptionSpec, ImageSpec
+from zoo.data.specs import CaptionSpec, ImageSpec, SceneSpec
 from zoo.data.splits import Parts
 from zoo.data.tokenized import Kind, Tokenized, check_kind
 
@@ -148,8 +148,8 @@ class CaptionedImages(Tokenized, ImageFiles):
 
     def _scenes(self, batch_size: int, seed: int, spec: ImageSpec | None, split: Split) -> SceneSet:
         caption = self._caption_spec(spec, [*grammar.examples()], [])
-        found = ImageSpec(self.canvas, self.canvas, 3, caption=caption)
-        if spec is not None and replace(spec, caption=caption) != found:
+        found = SceneSpec(self.canvas, self.canvas, 3, caption=caption)
+        if spec is not None and vars(replace(spec, caption=caption)) != vars(found):
             raise UserError(
                 f"captioned digits are {self.canvas}x{self.canvas} in colour without classes, and the run's images are "
                 f"{spec.width}x{spec.height} with {spec.channels} channels and {len(spec.classes)} classes: give "

@@ -17,7 +17,7 @@ from zoo.data.captions.rows import coverage, cut_captions, drop, shown
 from zoo.data.captions.scenes import HELD_OUT_SEED, Drawn, cut, draw_held_out, draw_training, scene_of
 from zoo.data.captions.sheet import COLUMNS, PREVIEW, captioned_grid
 from zoo.data.order import held_out_rows
-from zoo.data.specs import CaptionSpec, ImageSpec
+from zoo.data.specs import CaptionSpec, SceneSpec
 from zoo.data.splits import Part
 
 SOME = 500
@@ -32,7 +32,7 @@ class SceneSet(DataSet):
     rows with even numbers are of combinations that are trained on, rows with odd numbers of those that are not.
     """
 
-    spec: ImageSpec
+    spec: SceneSpec
     digit_size: int
     held_out: float
     """Share of the combinations that is held out."""
