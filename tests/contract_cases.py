@@ -18,6 +18,7 @@ from zoo.core.family import Family, Model, Setup
 from zoo.core.learner import Learner
 from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
+from zoo.data.captions import CaptionedTokens
 from zoo.data.images import ImageTokens
 from zoo.harness.checkpoint import flatten
 from zoo.harness.codecs import as_coder, codec_of
@@ -34,6 +35,7 @@ LONG = ("dcgan", "seq2seq_lstm")
 """Configs whose training takes eight seconds to compile: `make test` trains them once and resumes others."""
 
 LIGHT = {
+    "captioned_digits_autoregressive", "captioned_digits_masked", "captioned_digits_vqvae",
     "latent_flow", "mnist_patches_lstm", "mnist_patches_masked_diffusion", "mnist_patches_transformer",
     "mnist_pixels_transformer", "vqvae_masked_diffusion", "vqvae_transformer",
 }  # fmt: skip
@@ -106,7 +108,8 @@ def excerpt(data: Data, folder: Path) -> Data:
 def codec(data: Any, folder: Path) -> str:
     """The run directory of the codec that the data names: its config, shrunk and trained for one step."""
     run = load_config(str(ROOT / "configs" / f"{Path(data.codec).name}.py"))
-    images = replace(run.data, path=data.path, size=data.size)
+    same = ("path", "size", "digit_size", "held_out_scenes")
+    images = replace(run.data, **{name: getattr(data, name) for name in same if hasattr(data, name)})
     return str(
         fit(
             replace(
@@ -125,8 +128,8 @@ def small_run(path: Path, basetemp: Path) -> Run:
     folder.mkdir(exist_ok=True)
     few = {"samples": 8} if getattr(run.scoring, "samples", 0) else {}
     family: Any = shrink(run.family)
-    if isinstance(run.data, ImageTokens):
-        family = replace(family, context=64)  # 8x8 pixels
+    if isinstance(run.data, ImageTokens | CaptionedTokens):
+        family = replace(family, context=64)  # 8x8 pixels, or a caption and 4x4 codes
     data: Any = excerpt(run.data, folder)
     if data.codec:
         data = replace(data, codec=codec(data, folder))

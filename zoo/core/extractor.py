@@ -38,6 +38,7 @@ class Extractor:
         classes: names of the classes, if the share of each class among samples is to be reported.
         batch_size: maximum number of images in a call of `apply`.
         takes: spec of the images that it accepts; None: all images.
+        model: the `zoo.core.family.Model` of a run, for scores that need more of it than features; None for files.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Extractor:
     classes: tuple[str, ...] = ()
     batch_size: int = 256
     takes: Spec | None = None
+    model: Any = None
 
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Extracted:
         """Features and logits of images, in batches; the last batch is padded, so that one size is compiled."""

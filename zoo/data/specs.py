@@ -4,6 +4,7 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
@@ -26,17 +27,37 @@ int32 [b], the number of characters, ... that each row's scored targets represen
 
 @dataclass(frozen=True)
 class GivenPart:
-    """The part of an image that a sample keeps.
+    """What is given of samples: their captions, and the part of an image that they keep.
 
     Attributes:
-        image: path of the image.
+        image: path of the image; empty: none.
         keep_rows: number of rows of pixels, from the top, to keep; 0: see `mask`.
         mask: path of a black and white image of the same size; its white part is sampled, the rest is kept.
+        prompts: captions; sample i has number i mod m of them.
+        negative_prompt: the caption that guidance leads away from; empty: the empty one.
     """
 
-    image: str
+    image: str = ""
     keep_rows: int = 0
     mask: str = ""
+    prompts: tuple[str, ...] = ()
+    negative_prompt: str = ""
+
+    @property
+    def completes(self) -> bool:
+        """Whether a part of the image is kept, and the rest is to be sampled."""
+        return self.keep_rows > 0 or self.mask != ""
+
+
+class Given(NamedTuple):
+    """The tokens of samples that are given, and what the others may be."""
+
+    tokens: Int32[np.ndarray, "m longest"]
+    """Rows; sample i has row i mod m. -1 for the tokens to sample."""
+    allowed: Int32[np.ndarray, "longest 2"] | None = None
+    """The range of symbols of each token, the first and the one after the last; None: all."""
+    without: Int32[np.ndarray, " longest"] | None = None
+    """The row that guidance leads away from; None: there is no guidance."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +103,17 @@ class TokenSpec(Spec):
             codec: the codec of the data, if it has one.
         """
 
-    def given(self, part: GivenPart, codec: Coder | None) -> Int32[np.ndarray, " longest"]:
-        """Returns the tokens of a sample that part of an image determines, and -1 for the tokens to sample.
+    def given(self, part: GivenPart, codec: Coder | None) -> Given | None:
+        """Returns the tokens of samples that a request determines; None: none.
 
         Raises:
             UserError: the tokens are not of images, or the image or mask does not fit.
         """
-        raise UserError(f"image is {part.image!r}, and the model's tokens are not of images: leave it out")
+        if part.image:
+            raise UserError(f"image is {part.image!r}, and the model's tokens are not of images: leave it out")
+        if part.prompts:
+            raise UserError(f"prompt is {part.prompts[0]!r}, which is for texts, and the model's tokens are of none")
+        return None
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def load_extractor(name: str, spec: ImageSpec) -> Extractor:
 def _load(path: str) -> Extractor:
     file = Path(path)
     if RunDir(file).has_checkpoints():
-        return Features.of_run(load_run(file)).extractor(file.name, "")
+        trained = load_run(file)
+        return replace(Features.of_run(trained).extractor(file.name, ""), model=trained.model)
     if not file.is_file():
         raise UserError(f"extractor is {path!r}; it must be auto, mnist, a file of weights, or a run directory")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]

@@ -18,6 +18,7 @@ from zoo.data.images.coded import CodedImages
 from zoo.data.images.token_set import BlackAndWhite
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
+from zoo.metrics.prompted import check_reader, read_samples
 
 log = logging.getLogger("zoo")
 
@@ -39,6 +40,9 @@ class ImageScoring(Scoring):
     """Feature extractor for comparing images: mnist (an embedded classifier of MNIST's digits), a file of Inception-v3
     weights (PyTorch's FID layout, .safetensors or .pth) or of an exported network, or the run directory of a family
     that extracts features, such as a classifier; auto: mnist for grey images of 28 or 32 pixels."""
+    reader: str = ""
+    """The run directory of a reader of captioned digits, such as runs/captioned_digits_reader: samples are also scored
+    by what it reads in them; with extractor auto, its features are compared. Empty: nothing is read."""
     references: int = 0
     """Number of held-out images to compare with; 0: all."""
     floor: bool = False
@@ -52,20 +56,28 @@ class ImageScoring(Scoring):
             ("samples", f"0 or at least {least}", self.samples == 0 or self.samples >= least),
             ("references", f"0 or at least {least}", self.references == 0 or self.references >= least),
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
+            ("reader", "given with a number of samples", self.samples > 0 or not self.reader),
         )
+
+    @property
+    def features(self) -> str:
+        """The extractor whose features are compared."""
+        return self.reader if self.extractor == "auto" and self.reader else self.extractor
 
     def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
         if not self.samples or not isinstance(spec, ImageSpec | LatentSpec):
             return {}
+        if self.reader:
+            check_reader(self.reader, extractor(self.reader, spec.image), spec.image)
         try:
-            extractor(self.extractor, spec.image)
+            extractor(self.features, spec.image)
         except NoExtractorError as error:
             asking = ["samples", *["floor"] * self.floor]
             return dict.fromkeys(asking, f"FID, KID, precision and recall cannot be computed: {error}")
         return {}
 
     def of_image(self) -> dict[str, Any]:
-        return {"samples": 0, "floor": False}
+        return {"samples": 0, "floor": False, "reader": ""}
 
 
 def score_samples(
@@ -96,13 +108,16 @@ def score_samples(
     """
     data = data.reference if isinstance(data, CodedImages) else data
     assert isinstance(data.spec, ImageSpec)
-    extractor = load(scoring.extractor, data.spec)
+    extractor = load(scoring.features, data.spec)
     reference, labels = _held_out_features(extractor, data, scoring.references)
     drawn = " in black and white" if isinstance(data, BlackAndWhite) else ""
     n = scoring.samples
     classes = spread_classes(labels, len(data.spec.classes), n, key)
-    figures = compare(reference, extractor(make(classes)), extractor.classes)
+    images = make(classes)
+    figures = compare(reference, extractor(images), extractor.classes)
     metrics: Metrics = {f"{prefix}{name}": value for name, value in figures.items()}
+    if scoring.reader:
+        metrics |= read_samples(images, data, load(scoring.reader, data.spec)) | {"reader": scoring.reader}
     if scoring.floor:
         floor = compare(reference, extractor(_training_images(data, n)), extractor.classes)
         metrics |= {f"floor_{name}": value for name, value in floor.items() if not name.startswith("class_share")}

@@ -13,12 +13,19 @@ from zoo.core.data import DataSet, Spec
 from zoo.core.errors import require
 from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Family, Metrics, Model
-from zoo.data.images.token_set import ImageTokenSet
+from zoo.data.captions.token_set import CaptionedTokenSet
+from zoo.data.captions.tokens import CaptionedTokenSpec
+from zoo.data.images.coded import CodedImages
 from zoo.data.images.tokens import ImageTokenSpec
 from zoo.data.specs import TextSpec
+from zoo.metrics.captioned import conditional_bits
 from zoo.metrics.images import NEIGHBOURS, ImageScoring, score_samples
+from zoo.metrics.prompted import held_out_prompts
 from zoo.metrics.text import perplexity, variety
 from zoo.sampling.tokens.unmask import Sampler
+
+OF_IMAGES = (ImageTokenSpec, CaptionedTokenSpec)
+"""Specs of tokens that are decoded to images."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class TokenScoring(ImageScoring):
     0: none."""
     sample_tokens: Annotated[int, Ge(1)] = 300
     """Maximum number of tokens in each sampled text."""
+    guidance: Annotated[float, Ge(0)] = 1.0
+    """Of samples from captions: scale of guidance; see `CompletionRequest`."""
     stride: int = 0
     """Also score held-out text in overlapping windows, each only its last `stride` targets, so that every token has at
     least context - stride tokens before it; 0: no."""
@@ -41,13 +50,14 @@ class TokenScoring(ImageScoring):
             ("samples", "0, or at least 2 to compare with each other", self.samples == 0 or self.samples >= 2),
             ("references", f"0 or at least {NEIGHBOURS + 1}", self.references == 0 or self.references > NEIGHBOURS),
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
+            ("reader", "given with a number of samples", self.samples > 0 or not self.reader),
             ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
         )
 
     @property
     def request_fields(self) -> dict[str, Any]:
         """The fields of the request for scored samples, stored with the figures."""
-        return {"temperature": 1.0}
+        return {"temperature": 1.0} | ({"guidance": self.guidance} if self.guidance != 1 else {})
 
     def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
         if isinstance(spec, TextSpec):
@@ -55,10 +65,10 @@ class TokenScoring(ImageScoring):
         unfit = {}
         if self.stride:
             unfit["stride"] = f"stride is {self.stride}, which scores texts, and the tokens are of none"
-        if isinstance(spec, ImageTokenSpec) and (self.samples == 0 or self.samples > NEIGHBOURS):
+        if isinstance(spec, OF_IMAGES) and (self.samples == 0 or self.samples > NEIGHBOURS):
             return unfit | super().check(family, spec.image, extractor)
         if self.samples:
-            right = f"at least {NEIGHBOURS + 1} images" if isinstance(spec, ImageTokenSpec) else "0 for such tokens"
+            right = f"at least {NEIGHBOURS + 1} images" if isinstance(spec, OF_IMAGES) else "0 for such tokens"
             unfit["samples"] = f"samples is {self.samples}; it must be {right}"
         return unfit
 
@@ -74,7 +84,7 @@ class UnmaskScoring(TokenScoring):
 
     @property
     def request_fields(self) -> dict[str, Any]:
-        return {"temperature": 1.0, "sampler": self.sampler, "steps": self.steps}
+        return super().request_fields | {"sampler": self.sampler, "steps": self.steps}
 
 
 def score_language_model(
@@ -90,10 +100,12 @@ def score_language_model(
         key: key for sampling.
     """
     figures: Metrics = {"perplexity": perplexity(rows["loss"])}
+    if isinstance(data, CaptionedTokenSet):
+        figures |= conditional_bits(model, data, key)
     if not scoring.samples:
         return figures
-    if isinstance(data, ImageTokenSet):
-        sample = _sampler(model, scoring, key)
+    if isinstance(data, CodedImages):
+        sample = _sampler(model, data, scoring, key)
         return figures | score_samples(sample, data, scoring, scoring.request_fields, key, model.extractor)
     make: Any = model.family.Request
     request = make(n=scoring.samples, max_new_tokens=scoring.sample_tokens, **scoring.request_fields)
@@ -103,13 +115,16 @@ def score_language_model(
 
 
 def _sampler(
-    model: Model, scoring: TokenScoring, key: Key[Array, ""]
+    model: Model, data: CodedImages, scoring: TokenScoring, key: Key[Array, ""]
 ) -> Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w c"]]:
-    """Returns a function that samples one image for each of some classes, which it ignores."""
+    """Returns a function that samples one image for each of some classes, which it ignores; captioned, if any are."""
     request: Any = model.family.Request
 
     def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        samples = model.family.sample(model, request(n=len(classes), **scoring.request_fields), key)
+        settings = dict(scoring.request_fields)
+        if isinstance(model.spec, CaptionedTokenSpec):
+            settings["prompt"] = held_out_prompts(data.reference, model.spec.caption, len(classes))
+        samples = model.family.sample(model, request(n=len(classes), **settings), key)
         return np.stack([sample.pixels for sample in samples if isinstance(sample, Image)])
 
     return make

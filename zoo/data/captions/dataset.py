@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Lt
 
@@ -34,10 +34,12 @@ CANVAS = 32
 EXCERPT = 96
 """Number of training images in an excerpt."""
 
+Source = TypeVar("Source", bound="CaptionedSource")
+
 
 @dataclass(frozen=True)
-class CaptionedImages(Tokenized, ImageFiles):
-    """Captioned images: coloured digits by default, or the emoji, a folder or a TFDS set.
+class CaptionedSource(Tokenized, ImageFiles):
+    """Settings of captioned images: coloured digits by default, or the emoji, a folder or a TFDS set.
 
     A folder has a `metadata.jsonl` or `metadata.csv` with `file_name` and `text` (Hugging Face's `imagefolder`; several
     rows of one image are several captions), or a text file `x.txt` for each `x.png` with one caption a line. Images
@@ -108,7 +110,7 @@ class CaptionedImages(Tokenized, ImageFiles):
         if spec.caption is not None:
             check_kind(spec.caption.tokenizer, self.tokenizer)
 
-    def fitting(self, spec: Any) -> "CaptionedImages":
+    def fitting(self: Source, spec: Any) -> Source:
         """Returns these settings with the size, channels, tokenizer and longest caption of an earlier run.
 
         Digits of scenes keep their share of the canvas.
@@ -123,13 +125,10 @@ class CaptionedImages(Tokenized, ImageFiles):
             changes |= {"tokenizer": caption.tokenizer.kind, "caption_length": caption.length}
         return replace(self, **changes)
 
-    def open(
-        self, *, length: int | None, batch_size: int, seed: int, spec: ImageSpec | None = None, split: Split = "dev"
-    ) -> "CaptionedSet | SceneSet":
-        """Reads the images and their captions and splits them; see `Data.open`.
-
-        `caption_length` and not `length` is the longest caption.
-        """
+    def captioned_set(
+        self, *, batch_size: int, seed: int, spec: ImageSpec | None = None, split: Split = "dev"
+    ) -> CaptionedSet | SceneSet:
+        """Reads the images and their captions and splits them; see `Data.open`."""
         if self.draws_scenes:
             return self._scenes(batch_size, seed, spec, split)
         images = self.image_set(
@@ -189,7 +188,7 @@ class CaptionedImages(Tokenized, ImageFiles):
         captions = captions_of_folder(path, pictures.names, self.caption_field)
         return keep_captioned(replace(pictures, captions=captions), path), None
 
-    def excerpt(self, folder: Path) -> "CaptionedImages":
+    def excerpt(self: Source, folder: Path) -> Source:
         """Returns these settings for 96 training images of 16x16 pixels, or small scenes; see `Data.excerpt`."""
         if self.draws_scenes:
             return replace(self, size=16, digit_size=7, held_out_scenes=64)
@@ -201,3 +200,17 @@ class CaptionedImages(Tokenized, ImageFiles):
         (folder / METADATA[0]).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
         alone = replace(self, tfds="", held_out_path="", test_path="", caption_field="text")
         return replace(alone, path=str(folder), size=self._pixels or 16)
+
+
+@dataclass(frozen=True)
+class CaptionedImages(CaptionedSource):
+    """Captioned images for models of images; see `CaptionedSource`."""
+
+    def open(
+        self, *, length: int | None, batch_size: int, seed: int, spec: ImageSpec | None = None, split: Split = "dev"
+    ) -> CaptionedSet | SceneSet:
+        """Reads the images and their captions and splits them; see `Data.open`.
+
+        `caption_length` and not `length` is the longest caption.
+        """
+        return self.captioned_set(batch_size=batch_size, seed=seed, spec=spec, split=split)

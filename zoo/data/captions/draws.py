@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer, UInt64
 
-Purpose = Literal["scene", "caption", "dropout"]
+Purpose = Literal["scene", "caption", "dropout", "task"]
 """What numbers are for; those for different purposes are independent."""
 
 GOLDEN = 0x9E3779B97F4A7C15

@@ -6,7 +6,6 @@ from typing import Any
 
 from zoo.core.codec import Coder
 from zoo.core.data import DataSet, Split
-from zoo.data.images.image_set import ImageSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,17 +13,18 @@ class CodedImages(DataSet):
     """Images in another form; see the subclasses."""
 
     spec: Any
-    images: ImageSet
+    images: Any
+    """An opened set of images."""
     codec: Coder | None
     split: Split = "dev"
 
     @functools.cached_property
-    def held_out(self) -> ImageSet:
+    def held_out(self) -> Any:
         """The held-out images of the split, as images; one object, by which metrics recognise their reference."""
         return replace(self.images, split=self.split)
 
     @property
-    def reference(self) -> ImageSet:
+    def reference(self) -> Any:
         """The images that samples are compared with, one object too."""
         return self.held_out
 

@@ -20,7 +20,7 @@ from zoo.data.images.coded import CodedImages
 from zoo.data.images.codes import encode_all
 from zoo.data.images.image_set import PREVIEW, ImageSet
 from zoo.data.images.source import ImageSource
-from zoo.data.images.tokens import ImageTokenSpec, Tokens, flat_codes, spec_of_codes, spec_of_pixels
+from zoo.data.images.tokens import ImageTokenSpec, Tokens, spec_of_codes, spec_of_pixels
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ImageTokenSet(CodedImages):
         """Held-out batch `index`; `images` and `dims` int32 [b] count the images and pixel values of each row."""
         batch = self.reference.held_out_at(index, rows)
         image, row = batch["image"], batch["row"].astype(np.int64)
-        tokens = self.spec.encode(image) if self.codec is None else flat_codes(self.codec, image, row)
+        tokens = self.spec.tokenize(image, row, self.codec)
         one = np.ones(row.shape, np.int32)
         counts = {"images": one} if self.codec else {"images": one, "dims": one * image[0].size}
         return self._batch(tokens, batch["row"], batch["valid"]) | counts

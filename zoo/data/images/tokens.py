@@ -23,7 +23,7 @@ from zoo.core.codec import Coder
 from zoo.core.errors import UserError
 from zoo.data.images.files import read_image_as_it_is, read_mask
 from zoo.data.images.image_set import kind_of
-from zoo.data.specs import GivenPart, ImageSpec, TokenSpec
+from zoo.data.specs import Given, GivenPart, ImageSpec, TokenSpec
 
 Tokens = Literal["pixels", "patches", "codes"]
 
@@ -91,23 +91,34 @@ class ImageTokenSpec(TokenSpec):
         codes = rearrange(tokens, "b (h w) -> b h w", h=self.image.height // self.patch[0])
         return [Image(pixels) for pixels in np.asarray(codec.decode(codes))]
 
-    def given(self, part: GivenPart, codec: Coder | None) -> Int32[np.ndarray, " n"]:
+    def given(self, part: GivenPart, codec: Coder | None) -> Given | None:
         """Returns the tokens of the part of an image that is kept, -1 elsewhere; see `TokenSpec.given`.
 
         A token is kept if all pixels of its place are. Codes are those of the whole image, so they may depend on pixels
         near their place that are not kept.
         """
-        pixels = read_image_as_it_is(part.image, self.image)
-        kept = self._kept_pixels(part)
-        if self.tokens == "codes":
-            assert codec is not None, "images are encoded by their codec"
-            (tokens,) = flat_codes(codec, pixels[None], np.zeros(1, np.int64))
-        else:
-            (tokens,) = self.encode(pixels[None])
+        return Given(self.kept(part, codec)[None]) if part.image else super().given(part, codec)
+
+    def kept(self, part: GivenPart, codec: Coder | None) -> Int32[np.ndarray, " n"]:
+        """Returns the tokens of the part of an image that is kept, and -1 elsewhere; see `given`."""
+        if not part.completes:
+            raise UserError(f"image is {part.image!r}; it must be given with keep_rows or mask")
+        kept, tokens = self._kept_pixels(part), self.whole(part.image, codec)
         p, q = self.patch
         whole = reduce(kept, "(h p) (w q) -> h w", "min", p=p, q=q)
         channels = self.image.channels if self.tokens == "pixels" else 1
         return np.where(whole.reshape(-1).repeat(channels), tokens, -1).astype(np.int32)
+
+    def whole(self, path: str, codec: Coder | None) -> Int32[np.ndarray, " n"]:
+        """Returns the tokens of an image file of the spec's size."""
+        pixels = read_image_as_it_is(path, self.image)
+        return self.tokenize(pixels[None], np.zeros(1, np.int64), codec)[0]
+
+    def tokenize(
+        self, image: UInt8[np.ndarray, "b h w c"], row: Int[np.ndarray, " b"], codec: Coder | None
+    ) -> Int32[np.ndarray, "b n"]:
+        """Returns the tokens of images by their codec, if they have one; see `encode` and `flat_codes`."""
+        return self.encode(image) if codec is None else flat_codes(codec, image, row)
 
     def _kept_pixels(self, part: GivenPart) -> Bool[np.ndarray, "h w"]:
         height, width = self.image.height, self.image.width

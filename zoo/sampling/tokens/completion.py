@@ -1,21 +1,32 @@
-"""The part of a request that is for models of images as tokens: an image to complete."""
+"""What requests for tokens share: prompts, an image to complete or to describe, and guidance."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 
-from zoo.core.errors import require
+from zoo.core.codec import Coder
+from zoo.core.errors import UserError, require
 from zoo.core.family import Request
-from zoo.data.specs import GivenPart
+from zoo.data.specs import Given, GivenPart, TextSpec, TokenSpec
 
 
 @dataclass(frozen=True)
 class CompletionRequest(Request):
-    """A request for samples of tokens, of which a part of an image may be given."""
+    """A request for samples of tokens, of which a prompt or a part of an image may be given."""
 
+    prompt: str | tuple[str, ...] | None = None
+    """Text to continue, which may be the middle of a document; left out: texts start at the beginning of a document. Of
+    a model of captioned images, what the images show: with several prompts, sample i has number i in turn."""
+    negative_prompt: str = ""
+    """Of a model of captioned images: what guidance leads away from; empty: images without a caption."""
+    guidance: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
+    """Of a model of captioned images: scale g of guidance; logits are u + g (c - u), with the caption (c) and without
+    (u). 1: as trained; 0: without the caption."""
     image: str = ""
-    """An image to complete, for a model of images: `keep_rows` or `mask` says which part of it is kept."""
+    """An image to complete, for a model of images: `keep_rows` or `mask` says which part of it is kept. With neither,
+    a model that writes captions describes it."""
     keep_rows: Annotated[int, Ge(0)] = 0
     """Rows of pixels to keep of the image, from the top."""
     mask: str = ""
@@ -28,10 +39,39 @@ class CompletionRequest(Request):
             ("keep_rows", "0 without an image to complete", self.keep_rows == 0 or self.image != ""),
             ("mask", "empty without an image to complete", not self.mask or self.image != ""),
             ("mask", f"empty with keep_rows, {self.keep_rows}", not self.mask or self.keep_rows == 0),
-            ("image", "given with keep_rows or mask", not self.image or self.keep_rows > 0 or self.mask != ""),
         )
 
     @property
-    def part(self) -> GivenPart | None:
-        """The part of an image that every sample keeps; None: nothing is given."""
-        return GivenPart(self.image, self.keep_rows, self.mask) if self.image else None
+    def captions(self) -> tuple[str, ...]:
+        """The prompts as captions of images."""
+        if self.prompt is None:
+            return ()
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def text(self) -> str:
+        """The prompt as a text to continue.
+
+        Raises:
+            UserError: there are several.
+        """
+        if len(self.captions) <= 1:
+            return "".join(self.captions)
+        raise UserError(f"prompt names {len(self.captions)} texts, and the model continues one at a time; give one")
+
+    def given(self, spec: TokenSpec, codec: Coder | None) -> Given | None:
+        """Returns the tokens of samples that the request determines; see `TokenSpec.given`.
+
+        Raises:
+            UserError: the model cannot meet the request.
+        """
+        if isinstance(spec, TextSpec):
+            given = spec.given(GivenPart(self.image, self.keep_rows, self.mask), codec)
+        else:
+            part = GivenPart(self.image, self.keep_rows, self.mask, self.captions, self.negative_prompt)
+            given = spec.given(part, codec)
+        if given is None or given.without is None:
+            for name, default in (("guidance", 1.0), ("negative_prompt", "")):
+                if (value := getattr(self, name)) != default:
+                    raise UserError(f"{name} is {value!r}, which is for images with captions: leave it out")
+        return given

@@ -6,17 +6,16 @@ from typing import SupportsInt
 
 import jax.numpy as jnp
 import numpy as np
-from einops import repeat
 from flax import nnx
-from jaxtyping import Array, Bool, Int, Int32, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from zoo.core.artifacts import Artifacts, Text
 from zoo.core.errors import UserError
 from zoo.core.family import Model
-from zoo.data.specs import TextSpec, TokenSpec
+from zoo.data.specs import Given, TextSpec, TokenSpec
 from zoo.data.tokenizers import Tokenizer
 from zoo.sampling.tokens.beam import beam_search
-from zoo.sampling.tokens.decode import CHUNK, write_tokens
+from zoo.sampling.tokens.decode import CHUNK, Guidance, write_tokens
 from zoo.sampling.tokens.lines import encode_lines
 from zoo.sampling.tokens.logits import Knobs
 from zoo.sampling.tokens.request import TokenRequest
@@ -102,11 +101,11 @@ def sample_tokens(
             tokens are not of images; or see `sample_texts` and `TokenSpec.given`.
     """
     spec = model.spec
-    given = None if request.part is None else spec.given(request.part, model.codec)
+    given = request.given(spec, model.codec)
     if isinstance(spec, TextSpec):
         return sample_texts(net, spec.tokenizer, request, key, context=context, stream=stream)
     default = TokenRequest()
-    for name in ("prompt", "prompts", "stop", "num_beams"):
+    for name in ("prompts", "stop", "num_beams"):
         if (value := getattr(request, name)) != getattr(default, name):
             raise UserError(f"{name} is {value!r}, which is for texts, and the model's tokens are of none")
     draw = partial(_drawn_tokens, net, spec, request, key, context, given)
@@ -122,7 +121,7 @@ def _drawn_tokens(
     request: TokenRequest,
     key: Key[Array, ""],
     context: int | None,
-    given: Int32[np.ndarray, " n"] | None,
+    given: Given | None,
     rows: Int[np.ndarray, " b"],
 ) -> list[Int[np.ndarray, " t"]]:
     """Samples some rows; returns their tokens without the end token."""
@@ -142,9 +141,17 @@ def _drawn_tokens(
     write_tokens(
         net, [np.array([spec.end], np.int32)] * len(rows), accept, knobs=make_knobs(request, len(rows)), key=key,
         rows=rows.tolist(), max_new_tokens=longest, end_of_text=spec.end, vocab_size=spec.outputs, never=spec.never,
-        given=None if given is None else repeat(given, "n -> b n", b=len(rows)), context=context,
+        given=None if given is None else given.tokens[rows % len(given.tokens)],
+        allowed=None if given is None else given.allowed, guidance=_guidance(request, given), context=context,
     )  # fmt: skip
     return [np.array(ids, np.int32) for ids in written]
+
+
+def _guidance(request: TokenRequest, given: Given | None) -> Guidance | None:
+    """The guidance of a request; scale 1 needs none."""
+    if given is None or given.without is None or request.guidance == 1:
+        return None
+    return Guidance(jnp.float32(request.guidance), jnp.asarray(given.without))
 
 
 def sample_texts(
@@ -189,11 +196,12 @@ def sample_texts(
             for text, scores in written.get(number, nothing)
         ]
     stream = stream if request.n == 1 else None
-    ids = encode(request.prompt)
+    prompt = request.text
+    ids = encode(prompt)
     if stream is not None:
-        stream(request.prompt)
+        stream(prompt)
     (texts,) = write({0: ids}, stream)
-    return [Text(request.prompt + text, scores, prompt=request.prompt) for text, scores in texts]
+    return [Text(prompt + text, scores, prompt=prompt) for text, scores in texts]
 
 
 Written = list[tuple[str, dict[str, float] | None]]

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from zoo.core.random import row_keys
 from zoo.sampling.tokens.logits import Knobs, choose
@@ -62,6 +62,15 @@ class Reading(NamedTuple):
     """The slot of each row's first token, int32 [b]."""
 
 
+class Guidance(NamedTuple):
+    """Classifier-free guidance of tokens (Ho and Salimans 2022)."""
+
+    scale: jax.Array
+    """g; logits are u + g (c - u), where c are those of the row and u those of the row without its caption."""
+    without: jax.Array
+    """The given tokens of the row without its caption, int32 [n], -1 where they are sampled."""
+
+
 class Draw(NamedTuple):
     """How tokens are sampled."""
 
@@ -73,6 +82,10 @@ class Draw(NamedTuple):
     """A token that is never sampled; None: no such token."""
     given: jax.Array | None
     """Tokens that are known, int32 [b n], -1 where they are sampled; None: none is known."""
+    allowed: jax.Array | None = None
+    """The range of symbols of each token, int32 [n 2]: the first, and the one after the last; None: all."""
+    scale: jax.Array | None = None
+    """Of guidance, whose rows without are the second half of all rows; None: there is no guidance."""
 
 
 @partial(jax.jit, static_argnames=("graphdef", "batch", "length"))
@@ -89,13 +102,29 @@ def _pick(logits: jax.Array, seen: jax.Array, done: jax.Array, number: Any, draw
     """Chooses token `number` of every row; returns it with the updated `seen` and `done`."""
     if draw.never is not None:
         logits = logits.at[:, draw.never].set(-jnp.inf)
-    token = choose(logits, seen, draw.knobs, jax.vmap(jax.random.fold_in, (0, None))(draw.keys, number))
+    if draw.allowed is not None:
+        low, high = jax.lax.dynamic_index_in_dim(draw.allowed, number, keepdims=False)
+        symbol = jnp.arange(logits.shape[1])[None, :]
+        logits = jnp.where((low <= symbol) & (symbol < high), logits, -jnp.inf)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(draw.keys, number)
+    if draw.scale is None:
+        token = choose(logits, seen, draw.knobs, keys)
+    else:
+        drawn, without = jnp.split(logits, 2)
+        token = choose(guide(drawn, without, draw.scale), jnp.split(seen, 2)[0], draw.knobs, keys)
+        token = jnp.concatenate([token, token])
     if draw.given is not None:
         known = jax.lax.dynamic_index_in_dim(draw.given, number, axis=1, keepdims=False)
         token = jnp.where(known >= 0, known, token)
     token = jnp.where(done, draw.end_of_text, token).astype(jnp.int32)
     seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
     return token, seen, done | (token == draw.end_of_text)
+
+
+def guide(with_: Float[Array, "b v"], without: Float[Array, "b v"], scale: Float[Array, ""]) -> Float[Array, "b v"]:
+    """Classifier-free guidance of logits, u + g (c - u) (Ho and Salimans 2022): c where g is 1, and u where it is 0."""
+    mixed = jnp.where(jnp.isfinite(with_), without + scale * (with_ - without), with_)
+    return jnp.where(scale == 1, with_, jnp.where(scale == 0, without, mixed))
 
 
 _pick_first = partial(jax.jit, donate_argnames=("seen",))(_pick)
@@ -173,6 +202,8 @@ def write_tokens(
     vocab_size: int,
     never: int | None = None,
     given: Int[np.ndarray, "b n"] | None = None,
+    allowed: Int[np.ndarray, "n 2"] | None = None,
+    guidance: Guidance | None = None,
     context: int | None = None,
     chunk: int = CHUNK,
 ) -> None:
@@ -194,14 +225,21 @@ def write_tokens(
         vocab_size: number of tokens that the network predicts.
         never: a token that is never sampled; None: no such token.
         given: the token number t of each row, if it is known, for all n = `max_new_tokens` tokens; -1: it is sampled.
+        allowed: the range of symbols that token number t may have: the first, and the one after the last; None: all.
+        guidance: leads away from another row of given tokens, which is read into a cache of its own; None: no guidance.
         context: maximum number of tokens that the network sees; None: no limit.
         chunk: maximum number of tokens between two calls of `accept`, at most `CHUNK`.
     """
     graphdef, state = nnx.split(net)
+    keys = row_keys(key, jnp.arange(len(prompts)) if rows is None else jnp.asarray(rows))
+    if guidance is not None:
+        assert given is not None
+        prompts, accept = [*prompts, *prompts], _twice(accept)
+        given = np.concatenate([given, np.broadcast_to(guidance.without, given.shape)])
     batch = len(prompts)
     most = context or max(len(prompt) for prompt in prompts) + max_new_tokens
-    keys = row_keys(key, jnp.arange(batch) if rows is None else jnp.asarray(rows))
-    draw = Draw(knobs, keys, end_of_text, never, None if given is None else jnp.asarray(given, jnp.int32))
+    known, ranges = (None if array is None else jnp.asarray(array, jnp.int32) for array in (given, allowed))
+    draw = Draw(knobs, keys, end_of_text, never, known, ranges, None if guidance is None else guidance.scale)
     windows = list(prompts)
     held = np.zeros((batch, vocab_size), bool)
     for row, prompt in enumerate(prompts):
@@ -231,6 +269,11 @@ def write_tokens(
             np.array([end_of_text]) if ended else np.append(window, ids)
             for window, ids, ended in zip(windows, new, done, strict=True)
         ]
+
+
+def _twice(accept: Callable[[np.ndarray], Bool[np.ndarray, " b"]]) -> Callable[[np.ndarray], Bool[np.ndarray, " b"]]:
+    """`accept` for rows of which the second half are those without their caption: they end as the first half does."""
+    return lambda new: np.tile(accept(new[: len(new) // 2]), 2)
 
 
 def _last(window: np.ndarray, context: int) -> np.ndarray:

@@ -20,8 +20,6 @@ class TokenRequest(CompletionRequest):
     A model of images as tokens makes `n` images, or completes a part of one in `n` ways.
     """
 
-    prompt: str = ""
-    """Text to continue, which may be the middle of a document. Empty: texts start at the beginning of a document."""
     prompts: str = ""
     """A file with one prompt per line, instead of `prompt`; each has `n` texts, in the order of the lines."""
     score: str | None = None
@@ -59,7 +57,7 @@ class TokenRequest(CompletionRequest):
             ("prompts", "empty with score, which writes nothing", not self.prompts or not scoring),
             ("n", "1 with score, which writes nothing", self.n == 1 or not scoring),
             ("stop", "strings that are not empty", all(self.stop)),
-            ("prompt", "empty with image", not self.image or not (self.prompt or self.prompts)),
+            ("prompts", "empty with image", not self.image or not self.prompts),
             ("length_penalty", "a finite number", math.isfinite(self.length_penalty)),
             (
                 "n",

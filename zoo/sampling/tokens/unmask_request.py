@@ -30,6 +30,7 @@ from zoo.nn.attend import additive_mask
 from zoo.sampling.batches import in_batches
 from zoo.sampling.tokens.completion import CompletionRequest
 from zoo.sampling.tokens.continuation import encode_prompt
+from zoo.sampling.tokens.decode import Guidance
 from zoo.sampling.tokens.infill import MASK, around_masks
 from zoo.sampling.tokens.logits import Knobs
 from zoo.sampling.tokens.unmask import Sampler, Unmasking, unmask
@@ -44,8 +45,6 @@ SAMPLER_SETTINGS = {"remask": "ancestral", "choice_temperature": "confidence"}
 class UnmaskRequest(CompletionRequest):
     """A request for `n` samples of a masked diffusion model."""
 
-    prompt: str = ""
-    """Text to continue, which may be the middle of a document. Empty: texts start at the beginning of a document."""
     fill: str | None = None
     """A text with [MASK] for each missing token, such as "to be or [MASK][MASK][MASK] to be"; returns the whole text
     with all masks filled together. A text that begins with [MASK] begins a document."""
@@ -71,7 +70,6 @@ class UnmaskRequest(CompletionRequest):
         require(
             self,
             "",
-            ("prompt", "empty with image", not self.image or not self.prompt),
             ("fill", "left out with image", not self.image or self.fill is None),
             ("fill", f"a text with {MASK} where a token is missing", self.fill is None or MASK in self.fill),
         )
@@ -96,6 +94,7 @@ def fill(
     request: UnmaskRequest,
     key: Key[Array, ""],
     allowed: Bool[np.ndarray, "#t v"] | None = None,
+    without: Int[np.ndarray, " t"] | None = None,
 ) -> Int[np.ndarray, "n t"]:
     """Returns rows of tokens in which all that are not given are sampled.
 
@@ -110,6 +109,8 @@ def fill(
         request: the sampler and its settings.
         key: source of randomness; row i uses fold_in(key, i), independently of the other rows.
         allowed: the symbols that each position may take; None: all.
+        without: the tokens that take the place of given ones in the row that guidance leads away from; None: there is
+            no guidance.
     """
     graphdef, state = nnx.split(net)
     possible = np.ones((1, spec.outputs), bool) if allowed is None else allowed.copy()
@@ -118,23 +119,48 @@ def fill(
     possible = np.broadcast_to(possible, (tokens.shape[1], spec.outputs))
     settings = Unmasking(request.steps, request.remask, request.choice_temperature)
     draw = request.temperature, request.top_k, request.top_p
+    guidance = None if without is None else Guidance(jnp.float32(request.guidance), jnp.asarray(without))
 
     def make(rows: Int[Array, " b"]) -> Int[Array, "b t"]:
         some = np.minimum(rows, len(tokens) - 1)
         keys = row_keys(key, rows)
-        return _fill(graphdef, state, tokens[some], given[some], possible, settings, draw, keys, request.sampler)
+        rows_of = tokens[some], given[some]
+        return _fill(graphdef, state, *rows_of, possible, settings, draw, keys, request.sampler, guidance)
 
     return in_batches(make, len(tokens), AT_ONCE)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "sampler"))
 def _fill(
-    graphdef: Any, state: Any, tokens: Any, given: Any, possible: Any, settings: Any, draw: Any, keys: Any, sampler: Any
+    graphdef: Any,
+    state: Any,
+    tokens: Any,
+    given: Any,
+    possible: Any,
+    settings: Any,
+    draw: Any,
+    keys: Any,
+    sampler: Any,
+    guidance: Guidance | None,
 ) -> Int[Array, "b t"]:
     net, hidden = nnx.merge(graphdef, state), additive_mask(possible)
 
+    def read(tokens: Int[Array, "b t"], unknown: Bool[Array, "b t"]) -> Float[Array, "b t v"]:
+        return net.predict(tokens, unknown).astype(jnp.float32)
+
     def predict(tokens: Int[Array, "b t"], unknown: Bool[Array, "b t"]) -> Float[Array, "b t v"]:
-        return net.predict(tokens, unknown).astype(jnp.float32) + hidden[None]
+        if guidance is None:
+            return read(tokens, unknown) + hidden[None]
+        g, other = guidance.scale, jnp.where(given, guidance.without[None], tokens)
+
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            weight, row = jnp.where(i == 0, g, 1 - g), jnp.where(i == 0, tokens, other)
+            return total + weight * read(row, unknown)
+
+        # A loop, so that the network is compiled once, and called once where g is 1 or 0.
+        shape = jax.eval_shape(read, tokens, unknown)
+        begin, end = jnp.where(g == 0, 1, 0), jnp.where(g == 1, 1, 2)
+        return jax.lax.fori_loop(begin, end, add, jnp.zeros(shape.shape)) + hidden[None]
 
     temperature, top_k, top_p = draw
     floats, whole = (partial(jnp.full, len(tokens), dtype=dtype) for dtype in (jnp.float32, jnp.int32))
@@ -152,18 +178,25 @@ def sample_tokens(
             given and the tokens are not of images (see `TokenSpec.given`).
     """
     spec = model.spec
-    part = None if request.part is None else spec.given(request.part, model.codec)
+    found = request.given(spec, model.codec)
     if isinstance(spec, TextSpec):
         return (write_texts if request.fill is None else fill_texts)(net, spec, request, key, context)
-    for name in ("prompt", "fill"):
-        if value := getattr(request, name):
-            raise UserError(f"{name} is {value!r}, which is for texts, and the model's tokens are of none")
+    if request.fill:
+        raise UserError(f"fill is {request.fill!r}, which is for texts, and the model's tokens are of none")
     width = 1 + min(context, spec.longest or context)
-    tokens, given = _rows(np.full((request.n, 1), spec.end), width, spec.end)
-    if part is not None:
-        tokens[:, 1:], given[:, 1:] = part, part >= 0
-    samples = [_before_end(ids[1:], spec.end) for ids in fill(net, spec, tokens, given, request, key)]
-    return spec.decode(samples, model.codec)
+    tokens, known = _rows(np.full((request.n, 1), spec.end), width, spec.end)
+    allowed = without = None
+    if found is not None:
+        rows = found.tokens[np.arange(request.n) % len(found.tokens)]
+        tokens[:, 1:], known[:, 1:] = rows, rows >= 0
+        if found.allowed is not None:
+            low, high = np.insert(found.allowed, 0, (0, spec.outputs), axis=0).T
+            symbol = np.arange(spec.outputs)[None]
+            allowed = (low[:, None] <= symbol) & (symbol < high[:, None])
+        if found.without is not None:
+            without = np.insert(found.without, 0, spec.end)
+    filled = fill(net, spec, tokens, known, request, key, allowed, without)
+    return spec.decode([_before_end(ids[1:], spec.end) for ids in filled], model.codec)
 
 
 # --------------------------------------------------------------------------------------------------- text
@@ -181,8 +214,8 @@ def write_texts(
         UserError: the prompt does not fit.
     """
     in_blocks = isinstance(spec, BlockSpec)
-    prompt = encode_prompt(spec.tokenizer, request.prompt, context if in_blocks else context - 1)
-    if request.prompt and not in_blocks:
+    prompt = encode_prompt(spec.tokenizer, request.text, context if in_blocks else context - 1)
+    if request.text and not in_blocks:
         prompt = np.append(np.int32(spec.end), prompt)
     most = request.max_new_tokens if in_blocks else min(request.max_new_tokens, 1 + context - len(prompt))
     new, window, number = np.zeros((request.n, 0), np.int32), np.tile(prompt, (request.n, 1)), 0
@@ -193,7 +226,7 @@ def write_texts(
         new = np.concatenate([new, tokens[:, begin:]], axis=1)
         window, number = tokens[:, -max(1, (1 + context) // 2) :], number + 1
     texts = (spec.tokenizer.decode(_before_end(ids[:most], spec.end)) for ids in new)
-    return [Text(request.prompt + text, prompt=request.prompt) for text in texts]
+    return [Text(request.text + text, prompt=request.text) for text in texts]
 
 
 def fill_texts(
