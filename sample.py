@@ -16,7 +16,7 @@ from rich.style import Style
 
 from zoo.core.artifacts import Image, Text, deliver, listing, write_artifacts, write_summary
 from zoo.core.errors import UserError, run_script
-from zoo.harness.flags import parse_flags, split_arguments, trust_named
+from zoo.harness.flags import gathered, parse_flags, split_arguments, trust_named
 from zoo.harness.rundir import RunDir, make_out
 
 USAGE = "usage: python sample.py RUN [--flag value ...]; flags: python sample.py RUN --help"
@@ -46,7 +46,7 @@ def main() -> None:
     rundir.require()
     trust_named(flags)
     family = rundir.config().family
-    asked = parse_flags(Sample, Sample(family.Request()), flags, f"sample.py {path}")
+    asked = parse_flags(Sample, Sample(family.Request()), gathered("--prompt", flags), f"sample.py {path}")
     if asked.out and asked.json:
         raise UserError("json prints, and out writes files: give one of them")
     if asked.out:

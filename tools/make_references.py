@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from references.diffusers import (
+    write_captioned_unet_reference,
     write_dit_reference,
     write_flow_reference,
     write_scheduler_references,
@@ -40,6 +41,7 @@ def write_references(folder: Path, seed: int) -> None:
     write_arrays(folder / "quantisation.safetensors", quantisers, library_versions())
     write_unet_references(folder, seed)
     write_dit_reference(folder, seed)
+    write_captioned_unet_reference(folder, seed)
     write_flow_reference(folder, seed)
     write_dcgan_reference(folder, seed)
     write_metric_references(folder, seed)

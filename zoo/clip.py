@@ -33,6 +33,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from zoo.core.artifacts import Artifacts, Image
+from zoo.core.captioned import captioned
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Scoring, Setup
@@ -40,7 +41,6 @@ from zoo.core.learner import Learner
 from zoo.core.random import split
 from zoo.data.captions.prompts import read_prompt
 from zoo.data.captions.rows import shown
-from zoo.data.captions.sheet import captioned
 from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import CaptionSpec, ImageSpec
 from zoo.metrics.retrieval import read_pairs, recalls, share

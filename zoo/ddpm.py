@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Lt
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 from tyro.conf import DisallowNone
 
 from zoo.core.artifacts import Artifacts
@@ -52,7 +52,14 @@ from zoo.nets.denoiser import DenoiserOptions
 from zoo.nets.dit import DiT
 from zoo.nets.unet import UNet, UNetSettings
 from zoo.nn.likelihoods import discretised_gaussian
-from zoo.sampling.diffusion.guidance import count_symbols, guided, to_symbols
+from zoo.sampling.diffusion.guidance import (
+    Condition,
+    caption_sizes,
+    count_symbols,
+    given_of_batch,
+    given_of_samples,
+    guided,
+)
 from zoo.sampling.diffusion.loop import SAMPLERS, Sampler
 from zoo.sampling.diffusion.noise_schedule import Schedule, VariancePreserving, make_alpha_bar, spread_times
 from zoo.sampling.diffusion.prediction import Prediction, estimates, target_weights
@@ -127,13 +134,16 @@ class DDPM(DenoiserOptions, Family):
         Raises:
             UserError: the size cannot be halved between all levels, or a conditional run has no classes.
         """
-        return self.for_images(spec.height, spec.width, spec.channels, count_symbols(self, spec))
+        captions = caption_sizes(self, spec)
+        text = None if captions is None else self.text(*captions)
+        return self.for_images(spec.height, spec.width, spec.channels, count_symbols(self, spec), caption=text)
 
     def init(self, spec: ArraySpec, setup: Setup, key: jax.Array) -> State:
         if self.clip and not isinstance(spec, ImageSpec):
             raise UserError("family.clip is True, and latents have no bounds: give --family.no-clip")
         size = (spec.height, spec.width, spec.channels)
-        net = self.make_network(size, count_symbols(self, spec), nnx.Rngs(key), setup.dtype)
+        captions = caption_sizes(self, spec)
+        net = self.make_network(size, count_symbols(self, spec), nnx.Rngs(key), setup.dtype, captions=captions)
         return State(Learner.create(net, setup))
 
     # ---------------------------------------------------------------------------------------------- loss
@@ -151,8 +161,8 @@ class DDPM(DenoiserOptions, Family):
         eps = normal(eps_key, rows, x_0.shape[1:])
         signal, noise = level = self.path.at(t[:, None, None, None])
         x_t = signal * x_0 + noise * eps
-        symbol = to_symbols(batch["label"], uniform(label_key, rows) < self.label_dropout, net.settings.symbols)
-        output = net(x_t, t, symbol, key=dropout_key, rows=rows)
+        given = given_of_batch(net, batch, uniform(label_key, rows) < self.label_dropout)
+        output = net(x_t, t, **given, key=dropout_key, rows=rows)
         a, b = target_weights(self.prediction, level)  # eps: 0, 1; x_0: 1, 0; v: -noise, signal
         error = jnp.square(a * x_0 + b * eps - output).mean(axis=(1, 2, 3))
         snr = jnp.square(signal / noise)[:, 0, 0, 0]
@@ -183,7 +193,7 @@ class DDPM(DenoiserOptions, Family):
         eps = normal(key, batch["row"], x_0.shape[1:])
         signal, noise = level = self.path.at(t[:, None, None, None])
         x_t = signal * x_0 + noise * eps
-        output = net(x_t, t, to_symbols(batch["label"], False, net.settings.symbols))
+        output = net(x_t, t, **given_of_batch(net, batch))
         a, b = target_weights(self.prediction, level)
         error = jnp.square(a * x_0 + b * eps - output).mean(axis=(1, 2, 3))
         estimate, _ = estimates(self.prediction, output, x_t, level, self.clip)
@@ -221,10 +231,10 @@ class DDPM(DenoiserOptions, Family):
 
     # -------------------------------------------------------------------------------------------- sample
 
-    def denoiser(self, state: State, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
+    def denoiser(self, state: State, condition: Condition, guidance: Float[Array, ""]) -> Denoiser:
         """Returns the samplers' denoiser (x_t, t) -> (x_0, eps), with classifier-free guidance."""
         net = state.net.eval_net()
-        predict = guided(net, symbol, guidance, net.settings.symbols)
+        predict = guided(net, *given_of_samples(net, condition), guidance)
 
         def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
             level = self.path.at(t[:, None, None, None])

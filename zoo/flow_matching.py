@@ -50,7 +50,14 @@ from zoo.nets.denoiser import DenoiserOptions
 from zoo.nets.dit import DiT
 from zoo.nets.unet import UNet
 from zoo.nn.platform import plain_forms
-from zoo.sampling.diffusion.guidance import count_symbols, guided, to_symbols
+from zoo.sampling.diffusion.guidance import (
+    Condition,
+    caption_sizes,
+    count_symbols,
+    given_of_batch,
+    given_of_samples,
+    guided,
+)
 from zoo.sampling.diffusion.loop import STRAIGHT, Sampler
 from zoo.sampling.diffusion.noise_levels import Grid, even_grid
 from zoo.sampling.diffusion.noise_schedule import Path, StraightPath
@@ -169,7 +176,8 @@ class FlowMatching(DenoiserOptions, Family):
 
     def init(self, spec: ArraySpec, setup: Setup, key: jax.Array) -> State:
         size, spans = (spec.height, spec.width, spec.channels), self.objective == "mean"
-        net = self.make_network(size, count_symbols(self, spec), nnx.Rngs(key), setup.dtype, spans)
+        symbols, captions = count_symbols(self, spec), caption_sizes(self, spec)
+        net = self.make_network(size, symbols, nnx.Rngs(key), setup.dtype, spans, captions)
         return State(Learner.create(net, setup))
 
     def call(
@@ -178,12 +186,11 @@ class FlowMatching(DenoiserOptions, Family):
         x: Float[Array, "b h w c"],
         r: Float[Array, " b"],
         t: Float[Array, " b"],
-        symbol: Int[Array, " b"] | None = None,
-        **noise: Any,
+        **given: Any,
     ) -> Float[Array, "b h w c"]:
-        """The network's v(x, t), or u(x, r, t) with objective mean, at times from 0 to 1."""
+        """The network's v(x, t), or u(x, r, t) with objective mean, at times from 0 to 1; see `UNet` for the others."""
         span = self.time_scale * (t - r) if net.settings.spans else None
-        return net(x, self.time_scale * t, symbol, span, **noise)
+        return net(x, self.time_scale * t, span=span, **given)
 
     # ---------------------------------------------------------------------------------------------- loss
 
@@ -211,15 +218,14 @@ class FlowMatching(DenoiserOptions, Family):
         eps = normal(eps_key, rows, x_0.shape[1:])
         r, t = self.draw_times(time_key, rows)
         withheld = training & (uniform(label_key, rows) < self.label_dropout)
-        symbol = to_symbols(batch["label"], withheld, net.settings.symbols)
-        noise = {"key": dropout_key, "rows": rows} if training else {}
+        given = given_of_batch(net, batch, withheld) | ({"key": dropout_key, "rows": rows} if training else {})
         share = t[:, None, None, None]
         x_t = (1 - share) * x_0 + share * eps
         v = eps - x_0
         if self.objective == "velocity":
-            output, target = self.call(net, x_t, t, t, symbol, **noise), v
+            output, target = self.call(net, x_t, t, t, **given), v
         else:
-            output, target = mean_target(lambda x, r, t: self.call(net, x, r, t, symbol, **noise), x_t, r, t, v)
+            output, target = mean_target(lambda x, r, t: self.call(net, x, r, t, **given), x_t, r, t, v)
         return jnp.square(output - target).sum((1, 2, 3))
 
     def draw_times(self, key: Key[Array, ""], rows: Int[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
@@ -244,15 +250,15 @@ class FlowMatching(DenoiserOptions, Family):
         error = self.errors(state.net.eval_net(), batch, key, training=False)
         return {"loss": (error / batch["image"][0].size, jnp.ones_like(error))}
 
-    def velocity(self, state: State, label: Int[Array, " b"]) -> Velocity:
-        """Returns the evaluation network's velocity (x, t) -> d x / d t, without guidance."""
+    def velocity(self, state: State, batch: Batch) -> Velocity:
+        """Returns the evaluation network's velocity (x, t) -> d x / d t of a batch's rows, without guidance."""
         net = state.net.eval_net()
-        symbol = to_symbols(label, False, net.settings.symbols)
+        given = given_of_batch(net, batch)
 
         def at(x: jax.Array, t: jax.Array) -> jax.Array:
             times = jnp.broadcast_to(t, x.shape[:1])
             with plain_forms():  # it is differentiated forward
-                return self.call(net, x, times, times, symbol)
+                return self.call(net, x, times, times, **given)
 
         return at
 
@@ -267,16 +273,16 @@ class FlowMatching(DenoiserOptions, Family):
 
     # -------------------------------------------------------------------------------------------- sample
 
-    def denoiser(self, state: State, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
+    def denoiser(self, state: State, condition: Condition, guidance: Float[Array, ""]) -> Denoiser:
         """Returns the samplers' denoiser (x_t, t[, r]) -> (x_0, eps), with classifier-free guidance of the velocity."""
         net = state.net.eval_net()
+        given, without = given_of_samples(net, condition)
 
         def denoise(
             x_t: jax.Array, t: Float[Array, " b"], r: Float[Array, " b"] | None = None
         ) -> tuple[jax.Array, jax.Array]:
             r = t if r is None else r
-            predict = guided(lambda x, t, *symbol: self.call(net, x, r / T, t / T, *symbol), symbol, guidance,
-                             net.settings.symbols)  # fmt: skip
+            predict = guided(lambda x, t, **c: self.call(net, x, r / T, t / T, **c), given, without, guidance)
             return solve(predict(x_t, t), x_t, self.path.at(t[:, None, None, None]), VELOCITY)
 
         return denoise

@@ -26,13 +26,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt8
 
 from zoo.core.artifacts import Artifacts, Image
+from zoo.core.captioned import captioned
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Batch, Family, Metrics, Model, Request, RowStatistics, Scoring, Setup
 from zoo.core.learner import Learner
 from zoo.core.random import dropout, split
 from zoo.data.captions.scenes import COLOURS, PLACES, scene_of
-from zoo.data.captions.sheet import captioned
 from zoo.data.images.pixels import from_pixels
 from zoo.data.specs import SceneSpec
 from zoo.metrics.reading import own_accuracy

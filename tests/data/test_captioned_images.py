@@ -12,10 +12,10 @@ import PIL.Image
 import pytest
 from image_data_cases import arrays, save
 
+from zoo.core.captioned import captioned_grid
 from zoo.core.errors import UserError
 from zoo.data.captions import CaptionedImages, draws
 from zoo.data.captions.own import captions_of_record
-from zoo.data.captions.sheet import captioned_grid
 from zoo.data.images.augment import Augment
 from zoo.data.specs import CaptionSpec, ImageSpec
 from zoo.data.tokenizers import Words

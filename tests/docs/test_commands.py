@@ -24,7 +24,7 @@ import pytest
 from command_line import call, load_script
 from paths import ROOT
 
-from zoo.data.captions import CaptionedImages
+from zoo.data.captions import CaptionedImages, CaptionedTokens
 from zoo.data.images import Images, ImageTokens
 from zoo.data.pairs import Pairs
 from zoo.data.text import Sentences
@@ -132,6 +132,7 @@ def fill(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (96, 28, 28, 1), np.uint8)
     np.savez(folder / "my_images.npz", images=pixels, labels=np.arange(96) % 10)
     PIL.Image.fromarray(pixels[0, ..., 0]).save(folder / "digit.png")
+    PIL.Image.new("RGB", (16, 16), "red").save(folder / "scene.png")
     for n, image in enumerate(np.random.default_rng(1).integers(0, 256, (24, 70, 80, 3), np.uint8)):
         path = folder / "photos" / ("cats", "dogs")[n % 2] / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,13 +255,15 @@ def tiny_training(config: str, flags: list[str]) -> list[str]:
     """The flags that make a training command small, which come after its own."""
     run = asked(config, flags).run
     small: list[str] = []
-    kept = ("context",) if isinstance(run.data, ImageTokens) else ()  # as many tokens as an image has
+    kept = ("context",) if isinstance(run.data, ImageTokens | CaptionedTokens) else ()  # as many tokens as a row has
     for field in dataclasses.fields(run.family):
         if field.name in SMALL and field.name not in kept:
             size = min(getattr(run.family, field.name), SMALL[field.name])
             values = [str(value) for value in (size if isinstance(size, tuple) else (size,))]
             small += [f"--family.{field.name.replace('_', '-')}", *values]
     images = dict.fromkeys((Images, ImageTokens), "my_images.npz")
+    if isinstance(run.data, CaptionedImages | CaptionedTokens) and run.data.draws_scenes:
+        return [*small, "--data.size", "16", "--data.digit-size", "7", "--data.held-out-scenes", "32", *TINY]
     source = images | {CaptionedImages: "captioned", Pairs: "my_pairs.tsv", Sentences: "my_sentences.txt"}
     if "--data.path" not in flags:
         small += ["--data.path", source.get(type(run.data), "my_corpus.txt")]

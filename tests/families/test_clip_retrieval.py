@@ -13,9 +13,9 @@ from clip_cases import DATA, TINY, opened, tiny_state
 
 from zoo import Run
 from zoo.clip import CLIPRequest, CLIPScoring
+from zoo.core.captioned import captioned
 from zoo.core.errors import UserError
 from zoo.core.family import Model
-from zoo.data.captions.sheet import captioned
 from zoo.data.images.pixels import from_pixels
 from zoo.harness.extractors import load_extractor, write_extractor
 from zoo.harness.trained import Trained, inference_state

@@ -19,7 +19,7 @@ from zoo.harness.config import Run, from_json, to_json
 from zoo.harness.flags import parse_flags
 from zoo.nets.unet import UNet
 from zoo.sampling.diffusion import request as requests
-from zoo.sampling.diffusion.guidance import guidable
+from zoo.sampling.diffusion.guidance import Condition, guidable
 from zoo.sampling.diffusion.noise_schedule import make_alpha_bar
 from zoo.sampling.diffusion.request import DiffusionRequest
 
@@ -53,7 +53,7 @@ def test_guidance_is_the_papers_and_one_is_plain_conditional(model):
     # Salimans and Ho 2022: eps = signal v + noise x_t.
     velocity = jax.jit(lambda classes: net(x_t, t, classes))
     eps_c, eps_u = (signal * velocity(classes) + noise * x_t for classes in (symbol, jnp.array([3, 3])))
-    guide = jax.jit(lambda state, g: family.denoiser(state, symbol, g)(x_t, t)[1])
+    guide = jax.jit(lambda state, g: family.denoiser(state, Condition(symbol), g)(x_t, t)[1])
     for g in (0.0, 1.0, 3.0):
         found = guide(model.state, jnp.float32(g))
         np.testing.assert_allclose(found, eps_u + g * (eps_c - eps_u), rtol=1e-3, atol=2e-3)

@@ -19,6 +19,7 @@ from zoo.data.images.pixels import dequantise, to_pixels
 from zoo.flow_matching import FlowMatching, State, mean_target
 from zoo.nets.dit import DiT
 from zoo.nn.platform import plain_forms
+from zoo.sampling.diffusion.guidance import Condition
 
 
 def make_net(family: FlowMatching) -> DiT:
@@ -175,7 +176,7 @@ def test_a_networks_change_along_the_path_is_its_finite_difference(network):
     @jax.jit
     def changes(net):
         def u(x, r, t):
-            return 100 * family.call(net, x, r, t, symbol)  # far from zero also where a network begins near it
+            return 100 * family.call(net, x, r, t, symbol=symbol)  # far from zero also where a network begins near it
 
         _, target = mean_target(u, x, r, t, v)
         with plain_forms():
@@ -192,8 +193,8 @@ def test_a_velocity_is_the_average_over_an_interval_without_length(monkeypatch):
     monkeypatch.setattr(DiT, "__call__", lambda self, x, t, symbol=None, span=None: 0 * x + span[:, None, None, None])
     state, symbol = State(SimpleNamespace(eval_net=lambda: make_shape(MEAN_FLOW))), jnp.zeros(2, int)
     x = jnp.ones((2, 8, 8, 1))
-    np.testing.assert_array_equal(MEAN_FLOW.velocity(state, symbol)(x, jnp.float32(0.7)), 0.0)
-    denoise = MEAN_FLOW.denoiser(state, symbol, jnp.float32(1.0))
+    np.testing.assert_array_equal(MEAN_FLOW.velocity(state, {"label": symbol})(x, jnp.float32(0.7)), 0.0)
+    denoise = MEAN_FLOW.denoiser(state, Condition(symbol), jnp.float32(1.0))
     for r, length in ((None, 0.0), (jnp.full(2, 200.0), 20 * 0.5)):
         x_0, eps = denoise(x, jnp.full(2, 700.0), r)
         np.testing.assert_allclose(eps - x_0, length, atol=1e-5)

@@ -17,6 +17,7 @@ from zoo.core.family import Model
 from zoo.flow_matching import FlowRequest, FlowScoring
 from zoo.nets.dit import DiT
 from zoo.sampling.diffusion import request as requests
+from zoo.sampling.diffusion.guidance import Condition
 from zoo.sampling.diffusion.loop import prior
 from zoo.sampling.diffusion.request import DiffusionRequest
 
@@ -90,7 +91,7 @@ def test_guidance_is_of_the_velocity_and_one_is_plain_conditional(model):
     net = model.state.net.eval_net()
     x_t, t, symbol = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([300.0, 1000.0]), jnp.array([0, 2])
     of_class, of_none = (net(x_t, t, classes) for classes in (symbol, jnp.array([3, 3])))
-    guide = jax.jit(lambda state, g: FAMILY.denoiser(state, symbol, g)(x_t, t))
+    guide = jax.jit(lambda state, g: FAMILY.denoiser(state, Condition(symbol), g)(x_t, t))
     for g in (0.0, 1.0, 3.0):
         x_0, eps = guide(model.state, jnp.float32(g))
         np.testing.assert_allclose(eps - x_0, of_none + g * (of_class - of_none), atol=1e-3)

@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import captioned_unet_cases as captioned_unet
 import clip_cases as clip
 import diffusion_cases as diffusion_samplers
 import flow_cases as flows
@@ -111,6 +112,10 @@ def test_fresh_processors(fresh):
 def test_fresh_schedulers(fresh):
     diffusion_samplers.check_rules(fresh)
     diffusion_samplers.check_grids(fresh)
+
+
+def test_fresh_captioned_unet(fresh):
+    captioned_unet.check_captioned_unet(fresh)
 
 
 def test_fresh_dit_and_flow(fresh):

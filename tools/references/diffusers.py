@@ -43,6 +43,40 @@ def write_unet_references(folder: Path, seed: int) -> None:
         write_arrays(folder / name / "expected.safetensors", {key: value.numpy() for key, value in arrays.items()})
 
 
+CAPTIONED = {
+    "sample_size": 8, "in_channels": 3, "out_channels": 3, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "block_out_channels": [8, 16], "layers_per_block": 1,
+    "norm_num_groups": 4, "cross_attention_dim": 6, "attention_head_dim": 2, "use_linear_projection": True,
+}  # fmt: skip
+"""A `UNet2DConditionModel`, whose `attention_head_dim` is the number of heads."""
+
+
+def write_captioned_unet_reference(folder: Path, seed: int) -> None:
+    """Writes a small U-Net with cross-attention of diffusers and its `output` for images `x` [b h w c], times `t` and
+    `features` of captions, of which `length` of each row are real."""
+    from diffusers import UNet2DConditionModel
+
+    rng = np.random.default_rng([seed, 305])
+    model = UNet2DConditionModel(**CAPTIONED).eval()
+    for key, parameter in sorted(model.named_parameters()):
+        noise = rng.standard_normal(parameter.shape)
+        is_scale = "norm" in key and key.endswith("weight")
+        value = 1 + 0.3 * noise if is_scale else noise * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3)
+        parameter.data = torch.tensor(value, dtype=torch.float32)
+    model.save_pretrained(folder / "unet_captions")
+    x = torch.tensor(rng.standard_normal((3, 3, 8, 8)), dtype=torch.float32)
+    features = torch.tensor(rng.standard_normal((3, 5, 6)), dtype=torch.float32)
+    t, length = torch.tensor([0.0, 13.25, 999.0]), torch.tensor([5, 2, 3])
+    mask = torch.arange(5)[None] < length[:, None]
+    with torch.no_grad():
+        output = model(x, t, features, encoder_attention_mask=mask).sample
+    arrays = {
+        "x": x.permute(0, 2, 3, 1), "t": t, "features": features, "length": length.int(),
+        "output": output.permute(0, 2, 3, 1),
+    }  # fmt: skip
+    write_arrays(folder / "unet_captions" / "expected.safetensors", {key: v.numpy() for key, v in arrays.items()})
+
+
 EVEN, KARRAS = {"timestep_spacing": "linspace"}, {"use_karras_sigmas": True}
 COSINE, NO_CLIP = {"beta_schedule": "squaredcos_cap_v2"}, {"clip_sample": False}
 SCHEDULERS = [

@@ -52,11 +52,13 @@ class Image:
         pixels: grey (c = 1) or colour (c = 3).
         name: the kind of image if it shows several samples (a strip, a traversal); may be empty.
         file: the path to write it to if the request gave one; else empty.
+        caption: what it was asked to show, written under it in a grid of several; may be empty.
     """
 
     pixels: UInt8[np.ndarray, "h w c"]
     name: str = ""
     file: str = ""
+    caption: str = ""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Image) and self.name == other.name and np.array_equal(self.pixels, other.pixels)
@@ -163,9 +165,19 @@ def write_summary(stem: Path, artifacts: Artifacts) -> Path:
 
 
 def together(artifacts: Artifacts) -> Artifact | None:
-    """One artifact that shows all: the only one, or a grid of images of one size; None if there is no such artifact."""
+    """One artifact that shows all: the only one, or a grid of images of one size; None if there is no such artifact.
+
+    Images with captions stand in as many columns as there are captions.
+    """
     if len(artifacts) == 1:
         return artifacts[0]
     images = [artifact for artifact in artifacts if isinstance(artifact, Image)]
     one_size = len({image.pixels.shape for image in images}) == 1
-    return grid(images) if len(images) == len(artifacts) and one_size else None
+    if len(images) < len(artifacts) or not one_size:
+        return None
+    captions = [image.caption for image in images]
+    if not any(captions):
+        return grid(images)
+    from zoo.core.captioned import captioned_grid  # only such images need its fonts
+
+    return captioned_grid(np.stack([image.pixels for image in images]), captions, len(dict.fromkeys(captions)))

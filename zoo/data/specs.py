@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int, Int32, UInt8
 
 from zoo.core.artifacts import Artifacts, Text
 from zoo.core.codec import Coder
@@ -30,11 +30,12 @@ class GivenPart:
     """What is given of samples: their captions, and the part of an image that they keep.
 
     Attributes:
-        image: path of the image; empty: none.
+        image: path of the image; empty: none, or `pictures`.
         keep_rows: number of rows of pixels, from the top, to keep; 0: see `mask`.
         mask: path of a black and white image of the same size; its white part is sampled, the rest is kept.
         prompts: captions; sample i has number i mod m of them.
         negative_prompt: the caption that guidance leads away from; empty: the empty one.
+        pictures: images that are read already, instead of `image`, of the model's size; sample i has number i mod m.
     """
 
     image: str = ""
@@ -42,6 +43,12 @@ class GivenPart:
     mask: str = ""
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
+    pictures: UInt8[np.ndarray, "m h w c"] | None = None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is an image."""
+        return self.image != "" or self.pictures is not None
 
     @property
     def completes(self) -> bool:
@@ -56,8 +63,13 @@ class Given(NamedTuple):
     """Rows; sample i has row i mod m. -1 for the tokens to sample."""
     allowed: Int32[np.ndarray, "longest 2"] | None = None
     """The range of symbols of each token, the first and the one after the last; None: all."""
-    without: Int32[np.ndarray, " longest"] | None = None
-    """The row that guidance leads away from; None: there is no guidance."""
+    without: Int32[np.ndarray, "m longest"] | None = None
+    """The rows that guidance leads away from; None: there is no guidance."""
+
+    def row(self, number: Int[np.ndarray, " b"]) -> "Given":
+        """Returns what is given of samples of these numbers."""
+        place = number % len(self.tokens)
+        return self._replace(tokens=self.tokens[place], without=None if self.without is None else self.without[place])
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ class TokenSpec(Spec):
         Raises:
             UserError: the tokens are not of images, or the image or mask does not fit.
         """
-        if part.image:
+        if part.has_image:
             raise UserError(f"image is {part.image!r}, and the model's tokens are not of images: leave it out")
         if part.prompts:
             raise UserError(f"prompt is {part.prompts[0]!r}, which is for texts, and the model's tokens are of none")

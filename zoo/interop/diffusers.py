@@ -106,6 +106,8 @@ def write_diffusers(folder: str | Path, family: DDPM, spec: ImageSpec, params: d
     if family.network != "unet":
         raise UserError(f"family.network is {family.network}; it must be unet to be written as a `UNet2DModel`")
     s = family.unet_settings(spec)
+    if s.caption is not None:
+        raise UserError("the network reads captions with an encoder of its own, for which `UNet2DModel` has no place")
     groups = _groups(s)
     if not groups:
         raise UserError(

@@ -1,17 +1,20 @@
 """Settings for scoring a diffusion model, and the scores of its samples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Array, Int, Key, UInt8
 
+from zoo.core.artifacts import Image
 from zoo.core.data import DataSet
 from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Metrics, Model
+from zoo.data.images.coded import CodedImages
 from zoo.data.specs import LatentSpec
 from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
-from zoo.sampling.diffusion.guidance import check_guidance, known_classes
+from zoo.metrics.prompted import held_out_prompts
+from zoo.sampling.diffusion.guidance import captions_of, check_guidance, known_classes
 from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerName, make_levels, sample_images
 
 
@@ -64,9 +67,15 @@ def unlike_images(scoring: DiffusionScoring, name: str, spec: Any) -> dict[str, 
 
 def density(family: Diffusion, model: Model, data: DataSet) -> str:
     """Returns which density a likelihood is of: p(x | y) if held-out images have a class that the network knows."""
+    if captions_of(family, model.spec) is not None:
+        return "p(x | caption)"
     batches = map(data.held_out_at, range(data.held_out_batches))
     known = known_classes(family, model.spec) and any((batch["label"] >= 0).any() for batch in batches)
     return "p(x | y)" if known else "p(x)"
+
+
+def _images(data: DataSet) -> DataSet:
+    return data.reference if isinstance(data, CodedImages) else data
 
 
 def score_images(
@@ -83,8 +92,11 @@ def score_images(
     """
 
     def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        made = sample_images(family, model, scoring.request(len(classes)), key, classes)
-        return np.stack([image.pixels for image in made])
+        request, caption = scoring.request(len(classes)), captions_of(family, model.spec)
+        if caption is not None:
+            request = replace(request, prompt=held_out_prompts(_images(data), caption, len(classes)))
+        made = sample_images(family, model, request, key, classes)
+        return np.stack([image.pixels for image in made if isinstance(image, Image)])
 
     about = scoring.recorded | drawn_classes(known_classes(family, model.spec))
     return score_samples(make, data, scoring, about, key, model.extractor)

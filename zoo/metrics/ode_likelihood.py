@@ -99,7 +99,7 @@ def ode_bits(family: Any, state: Any, data: DataSet, count: int, steps: int, key
     bounds that of the pixels' probability from above.
 
     Args:
-        family: a family with `velocity(state, label) -> Velocity`.
+        family: a family with `velocity(state, batch) -> Velocity`.
         state: its networks.
         data: its first held-out images are used.
         count: number of images.
@@ -115,7 +115,8 @@ def ode_bits(family: Any, state: Any, data: DataSet, count: int, steps: int, key
     found: list[np.ndarray] = []
     for index in range(data.held_out_batches):
         batch = data.held_out_at(index)
-        arrays = {name: batch[name] for name in ("image", "label", "row")}
+        names = ("image", "label", "row", "caption", "caption_length")
+        arrays = {name: batch[name] for name in names if name in batch}
         found.extend(np.asarray(image_bits(family, state, arrays, steps, key))[batch["valid"]])
         if len(found) >= count:
             break
@@ -138,5 +139,5 @@ def image_bits(
     noise_key, probe_key = jax.random.split(key)
     x = dequantise(batch["image"], noise_key, batch["row"])
     probes = make_probes(probe_key, batch["row"], x.shape[1:])
-    nats = log_density(family.velocity(state, batch["label"]), x, probes, steps)
+    nats = log_density(family.velocity(state, batch), x, probes, steps)
     return -nats / (math.log(2) * math.prod(x.shape[1:])) - math.log2(LEVEL_WIDTH)

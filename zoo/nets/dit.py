@@ -8,8 +8,9 @@ branch of a block (adaLN-zero, section 3.2):
     x = x + alpha_1 attention((1 + gamma_1) norm(x) + beta_1)
     x = x + alpha_2 mlp((1 + gamma_2) norm(x) + beta_2)
 
-All six are initially zero, so that a block starts as the identity. Positions are sines and cosines of the patch's
-column and row. Letters in shapes: b rows, h w c image, t patches, d features.
+All six are initially zero, so that a block starts as the identity. With captions, x = x + cross(norm(x), caption)
+stands between the two, as in PixArt (Chen et al. 2023, "PixArt-alpha", section 2.3). Positions are sines and cosines of
+the patch's column and row. Letters in shapes: b rows, h w c image, t patches, d features.
 """
 
 from dataclasses import dataclass
@@ -22,11 +23,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.random import dropout, split
+from zoo.nets.captions import CaptionSettings, Context, CrossAttention
 from zoo.nets.level_embedding import NEAR_ZERO, Conditioned, dense
 from zoo.nets.transformer import MLP
 from zoo.nn.attend import Mask
 from zoo.nn.attention import Attention
-from zoo.nn.norm import layer_norm
+from zoo.nn.norm import LayerNorm, layer_norm
 from zoo.nn.remat import rematerialised
 from zoo.nn.sinusoids import grid_features
 
@@ -52,6 +54,7 @@ class DiTSettings:
         dropout: dropout probability of the branches.
         cos_first, frequency_shift: order and frequencies of the embedding of t; see `UNetOptions`.
         remat: whether blocks are recomputed in the backward pass.
+        caption: settings of the text encoder; None: images have no captions.
     """
 
     rows: int
@@ -67,6 +70,7 @@ class DiTSettings:
     cos_first: bool = True
     frequency_shift: int = 0
     remat: bool = False
+    caption: CaptionSettings | None = None
 
 
 def modulate(
@@ -94,6 +98,12 @@ class DiTBlock(nnx.Module):
         self.mlp = MLP(
             s.width, 4 * s.width, "gelu_tanh", bias=True, scale=scale, out_scale=(4 * s.width) ** -0.5, rngs=rngs
         )
+        self.cross_norm = LayerNorm(s.width, epsilon=EPSILON, bias=True) if s.caption else None
+        self.cross = (
+            CrossAttention(s.width, s.heads, s.caption.width, out_scale=NEAR_ZERO * scale, rngs=rngs)
+            if s.caption
+            else None
+        )
 
     def __call__(
         self,
@@ -101,12 +111,16 @@ class DiTBlock(nnx.Module):
         embedding: Float[Array, "b 1 d"],
         key: Key[Array, ""] | None,
         rows: Int[Array, " b"] | None,
+        context: Context | None = None,
     ) -> Float[Array, "b t d"]:
-        """Returns the features after both branches."""
+        """Returns the features after all branches."""
         keys = split(key, 2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(self.modulation(embedding), 6, axis=-1)
         mixed, _ = self.attention(modulate(x, shift, scale), Mask())
         x = x + gated(gate, dropout(mixed, self.rate, keys[0], rows))
+        if self.cross is not None and self.cross_norm is not None:
+            assert context is not None, "a network with captions needs one for every row"
+            x = x + self.cross(self.cross_norm(x), context)
         return x + gated(mlp_gate, dropout(self.mlp(modulate(x, mlp_shift, mlp_scale)), self.rate, keys[1], rows))
 
 
@@ -135,6 +149,7 @@ class DiT(Conditioned):
         symbol: Int[Array, " b"] | None = None,
         span: Float[Array, " b"] | None = None,
         *,
+        context: Context | None = None,
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
@@ -145,6 +160,6 @@ class DiT(Conditioned):
         places = jnp.asarray(grid_features(s.rows, s.columns, s.width), self.dtype)[None]
         x = self.patch_in(rearrange(x.astype(self.dtype), "b (y p) (x q) c -> b (y x) (p q c)", **cut)) + places
         for block, block_key in zip(self.blocks, split(key, s.layers), strict=True):
-            x = rematerialised(block, wanted=s.remat)(x, embedding, block_key, rows)
+            x = rematerialised(block, wanted=s.remat)(x, embedding, block_key, rows, context)
         x = self.patch_out(modulate(x, *jnp.split(self.modulation(embedding), 2, axis=-1)))
         return rearrange(x, "b (y x) (p q c) -> b (y p) (x q) c", **cut).astype(jnp.float32)

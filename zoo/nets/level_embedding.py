@@ -1,8 +1,9 @@
-"""The embedding of noise level and class that conditions the networks of diffusion models.
+"""What conditions the networks of diffusion models: the embedding of noise level and class, and encoded captions.
 
 Ho et al. 2020, appendix B: sines and cosines of the noise level t, then an MLP; a class adds a vector of its own. A
 network of average velocities also receives the length of the interval that it averages over, embedded like t (Geng et
-al. 2025, "Mean flows for one-step generative modeling", section 4.2).
+al. 2025, "Mean flows for one-step generative modeling", section 4.2). Captions are read by cross-attention
+(`zoo.nets.captions`).
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from zoo.nets.captions import CaptionEncoder, Context
 from zoo.nn.dense import Dense
 from zoo.nn.embedding import Embedding
 from zoo.nn.sinusoids import time_features
@@ -26,10 +28,11 @@ def dense(features_in: int, features_out: int, rngs: nnx.Rngs, scale: float = 1.
 
 
 class Conditioned(nnx.Module):
-    """A network that is conditioned on the noise level, its class and, if it has `spans`, an interval's length."""
+    """A network that is conditioned on the noise level, a class or caption and, with `spans`, an interval's length."""
 
     settings: Any
-    """Settings of the network, with `symbols`, `spans`, `cos_first` and `frequency_shift`; see `UNetSettings`."""
+    """Settings of the network, with `symbols`, `caption`, `spans`, `cos_first` and `frequency_shift`; see
+    `UNetSettings`."""
     dtype: Any
     """Computation dtype of the layers."""
 
@@ -40,8 +43,14 @@ class Conditioned(nnx.Module):
         self.time_in = dense(features, width, rngs)
         self.time_out = dense(width, width, rngs, activation=jax.nn.silu)
         self.classes = Embedding(s.symbols, width, scale=1.0, rngs=rngs, dtype=self.dtype) if s.symbols else None
+        self.captions = CaptionEncoder(s.caption, rngs, self.dtype) if s.caption else None
         self.span_in = dense(features, width, rngs) if s.spans else None
         self.span_out = dense(width, width, rngs, activation=jax.nn.silu) if s.spans else None
+
+    def read(self, caption: Int[Array, "b t"], length: Int[Array, " b"]) -> Context:
+        """Encodes captions, for a network that has them; see `CaptionEncoder`."""
+        assert self.captions is not None, "the network has no captions"
+        return self.captions(caption, length)
 
     def embed(
         self, t: Float[Array, " b"], symbol: Int[Array, " b"] | None, span: Float[Array, " b"] | None

@@ -24,7 +24,7 @@ from zoo.nn.attention import Attention, KeyValue
 from zoo.nn.dense import Dense
 from zoo.nn.norm import LayerNorm, RMSNorm
 
-Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "swiglu", "geglu"]
 Normalisation = Literal["layernorm", "rmsnorm"]
 
 INIT_SCALE = 0.02
@@ -51,15 +51,24 @@ def swiglu(x: Float[Array, "... two_h"]) -> Float[Array, "... h"]:
     return jax.nn.silu(gate) * value
 
 
+def geglu(x: Float[Array, "... two_h"]) -> Float[Array, "... h"]:
+    """gelu(gate) * value, where gate and value are the two halves of x (Shazeer 2020)."""
+    gate, value = jnp.split(x, 2, axis=-1)
+    return gelu(gate) * value
+
+
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "swiglu": swiglu,
+    "geglu": geglu,
 }
+GATED = ("swiglu", "geglu")
+"""Activations of a gate and a value, each as wide as the result."""
 
 
 class MLP(nnx.Module):
-    """down(activation(up(x))); SwiGLU's gate and value share the kernel of `up`."""
+    """down(activation(up(x))); the gate and value of SwiGLU and GEGLU share the kernel of `up`."""
 
     def __init__(
         self,
@@ -72,7 +81,7 @@ class MLP(nnx.Module):
         out_scale: float,
         rngs: nnx.Rngs,
     ):
-        inner = 2 * hidden if activation == "swiglu" else hidden
+        inner = 2 * hidden if activation in GATED else hidden
         self.up = Dense(width, inner, bias=bias, scale=scale, rngs=rngs)
         self.down = Dense(hidden, width, bias=bias, scale=out_scale, rngs=rngs, activation=ACTIVATIONS[activation])
 

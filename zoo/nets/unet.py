@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from zoo.core.errors import UserError
 from zoo.core.random import dropout, split
+from zoo.nets.captions import GROUP_EPSILON, CaptionedAttention, CaptionSettings, Context
 from zoo.nets.level_embedding import NEAR_ZERO, Conditioned, dense
 from zoo.nn.arithmetic import identity
 from zoo.nn.attend import Mask, attend
@@ -75,7 +76,13 @@ class UNetOptions:
         )
 
     def for_images(
-        self, height: int, width: int, features_in: int, symbols: int, spans: bool = False
+        self,
+        height: int,
+        width: int,
+        features_in: int,
+        symbols: int,
+        spans: bool = False,
+        caption: CaptionSettings | None = None,
     ) -> "UNetSettings":
         """Returns the settings of a network with these options for images of some size; see `UNetSettings`.
 
@@ -89,7 +96,9 @@ class UNetOptions:
                 f"and wide, and they are {height} x {width}; give fewer levels, or --data.size"
             )
         options = {field.name: getattr(self, field.name) for field in fields(UNetOptions)}
-        return UNetSettings(**options, height=height, features_in=features_in, symbols=symbols, spans=spans)
+        return UNetSettings(
+            **options, height=height, features_in=features_in, symbols=symbols, spans=spans, caption=caption
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +110,14 @@ class UNetSettings(UNetOptions):
         features_in: channels of the images.
         symbols: number of embedded classes, including "no class"; 0: unconditional.
         spans: whether the network also receives the length of the interval of time that its output averages over.
+        caption: settings of the text encoder; None: images have no captions.
     """
 
     height: int
     features_in: int
     symbols: int = 0
     spans: bool = False
+    caption: CaptionSettings | None = None
 
     @property
     def embedding_width(self) -> int:
@@ -117,14 +128,21 @@ class UNetSettings(UNetOptions):
         """Whether a level's residual blocks are followed by attention."""
         return self.height >> level in self.attention
 
-    def norm(self, channels: int, activation: Callable[[jax.Array], jax.Array] = identity) -> GroupNorm:
+    def heads(self, channels: int) -> int:
+        """Attention heads of a feature map."""
+        return channels // self.head_width if self.head_width else 1
+
+    def norm(
+        self, channels: int, activation: Callable[[jax.Array], jax.Array] = identity, epsilon: float | None = None
+    ) -> GroupNorm:
         """Returns the group normalisation of a feature map.
 
         A group has at least two channels: a group of one would remove what the embedding adds to that channel. The
         number of groups divides both c and c // 2 for c channels, so an odd c has one group.
         """
         groups = math.gcd(self.groups, channels // 2, channels)
-        return GroupNorm(channels, groups, epsilon=self.norm_epsilon, activation=activation)
+        epsilon = self.norm_epsilon if epsilon is None else epsilon
+        return GroupNorm(channels, groups, epsilon=epsilon, activation=activation)
 
 
 class ResidualBlock(nnx.Module):
@@ -156,7 +174,7 @@ class ImageAttention(nnx.Module):
     """Residual self-attention between all positions of a feature map."""
 
     def __init__(self, s: UNetSettings, channels: int, rngs: nnx.Rngs):
-        self.heads = channels // s.head_width if s.head_width else 1
+        self.heads = s.heads(channels)
         self.norm = s.norm(channels)
         self.qkv = dense(channels, 3 * channels, rngs)
         self.out = dense(channels, channels, rngs, scale=NEAR_ZERO)
@@ -176,12 +194,23 @@ class Layer(nnx.Module):
 
     def __init__(self, s: UNetSettings, features_in: int, features_out: int, attends: bool, rngs: nnx.Rngs):
         self.residual = ResidualBlock(s, features_in, features_out, rngs)
-        self.attention = ImageAttention(s, features_out, rngs) if attends else None
+        self.attention = _attention(s, features_out, rngs) if attends else None
 
-    def __call__(self, x, embedding, key, rows):
+    def __call__(self, x, embedding, context, key, rows):
         """Returns the features after both."""
         x = self.residual(x, embedding, key, rows)
+        if isinstance(self.attention, CaptionedAttention):
+            assert context is not None, "a network with captions needs one for every row"
+            return self.attention(x, context)
         return x if self.attention is None else self.attention(x)
+
+
+def _attention(s: UNetSettings, channels: int, rngs: nnx.Rngs) -> ImageAttention | CaptionedAttention:
+    """The attention of a feature map: to itself, and to the caption if there is one."""
+    if s.caption is None:
+        return ImageAttention(s, channels, rngs)
+    norm = s.norm(channels, epsilon=GROUP_EPSILON)
+    return CaptionedAttention(norm, channels, s.heads(channels), s.caption.width, NEAR_ZERO, rngs)
 
 
 class Down(nnx.Module):
@@ -256,6 +285,7 @@ class UNet(Conditioned):
         symbol: Int[Array, " b"] | None = None,
         span: Float[Array, " b"] | None = None,
         *,
+        context: Context | None = None,
         key: Key[Array, ""] | None = None,
         rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
@@ -266,6 +296,7 @@ class UNet(Conditioned):
             t: noise level, of order 1000 at most: the frequencies of its embedding are from 1 to 1/10000.
             symbol: class of each image, if the network has classes.
             span: length of each row's interval, in units of t, if the network has `spans`.
+            context: captions, encoded by `read`, if the network has them.
             key: dropout key; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
@@ -278,14 +309,14 @@ class UNet(Conditioned):
         crossing = [x]
         for level in self.down:
             for layer in level.layers:
-                crossing.append(x := run(layer)(x, embedding, next(keys), rows))
+                crossing.append(x := run(layer)(x, embedding, context, next(keys), rows))
             if level.resize is not None:
                 crossing.append(x := level.resize(x))
         for layer in self.middle:
-            x = run(layer)(x, embedding, next(keys), rows)
+            x = run(layer)(x, embedding, context, next(keys), rows)
         for level in self.up:
             for layer in level.layers:
-                x = run(layer)(jnp.concatenate([x, crossing.pop()], axis=-1), embedding, next(keys), rows)
+                x = run(layer)(jnp.concatenate([x, crossing.pop()], axis=-1), embedding, context, next(keys), rows)
             if level.resize is not None:
                 x = level.resize(x)
         return self.conv_out(self.norm_out(x)).astype(jnp.float32)

@@ -45,5 +45,5 @@ def _held_out(number: int, model: Model) -> UInt8[np.ndarray, "h w c"]:
     size = len(data.held_out_at(0)["row"])
     if number >= count:
         raise UserError(f"held-out picture {number} is asked for, but there are {count}, numbered from 0")
-    images = data.held_out if isinstance(data, CodedImages) else data
+    images = data.reference if isinstance(data, CodedImages) else data
     return images.held_out_at(number // size)["image"][number % size]

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.captioned import COLUMNS, PREVIEW, captioned_grid
 from zoo.core.data import Batch
 from zoo.data.captions.draws import dropped, uniforms
 from zoo.data.captions.rows import Captions, coverage, cut_captions, drop, shown
-from zoo.data.captions.sheet import COLUMNS, PREVIEW, captioned_grid
 from zoo.data.images.image_set import ImageSet
 from zoo.data.specs import CaptionSpec
 from zoo.data.splits import Parts

@@ -11,11 +11,13 @@ from annotated_types import Ge, Lt
 
 from zoo.core.artifacts import Image
 from zoo.core.bounds import Why
+from zoo.core.codec import Coder
 from zoo.core.data import Split
 from zoo.core.errors import UserError, require
 from zoo.data.captions import grammar
 from zoo.data.captions.caption_set import CaptionedSet
 from zoo.data.captions.emoji import split_emoji
+from zoo.data.captions.latents import CaptionedLatents, captioned_latents
 from zoo.data.captions.own import METADATA, captions_of_folder, captions_of_record, keep_captioned
 from zoo.data.captions.rendering import least_canvas
 from zoo.data.captions.rows import encode_captions
@@ -24,7 +26,7 @@ from zoo.data.images.arrays import read_tfds
 from zoo.data.images.augment import NO_AUGMENTATION, Augment
 from zoo.data.images.files import LabelledImages, is_picture
 from zoo.data.images.source import ImageFiles
-from zoo.data.specs import CaptionSpec, ImageSpec, SceneSpec
+from zoo.data.specs import CaptionSpec, ImageSpec, LatentSpec, SceneSpec
 from zoo.data.splits import Parts
 from zoo.data.tokenized import Kind, Tokenized, check_kind
 
@@ -206,11 +208,36 @@ class CaptionedSource(Tokenized, ImageFiles):
 class CaptionedImages(CaptionedSource):
     """Captioned images for models of images; see `CaptionedSource`."""
 
+    codec: str = ""
+    """The run directory of a codec, an image VAE's or a VQ-VAE's; the data are its latents, for diffusion models and
+    flows. Empty: images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self, "data.", ("augment", "left out with data.codec", not self.codec or self.augment == NO_AUGMENTATION)
+        )
+
+    def fitting(self, spec: Any) -> "CaptionedImages":
+        """Returns these settings with the size, channels, tokenizer and longest caption of an earlier run."""
+        return super().fitting(spec.image)
+
     def open(
-        self, *, length: int | None, batch_size: int, seed: int, spec: ImageSpec | None = None, split: Split = "dev"
-    ) -> CaptionedSet | SceneSet:
+        self,
+        *,
+        length: int | None,
+        batch_size: int,
+        seed: int,
+        spec: ImageSpec | LatentSpec | None = None,
+        split: Split = "dev",
+        codec: Coder | None = None,
+    ) -> CaptionedSet | SceneSet | CaptionedLatents:
         """Reads the images and their captions and splits them; see `Data.open`.
 
         `caption_length` and not `length` is the longest caption.
         """
-        return self.captioned_set(batch_size=batch_size, seed=seed, spec=spec, split=split)
+        kind = None if spec is None else spec.image
+        images = self.captioned_set(batch_size=batch_size, seed=seed, spec=kind, split=split)
+        if codec is None:
+            return images
+        return captioned_latents(images, codec, self.codec, spec if isinstance(spec, LatentSpec) else None)

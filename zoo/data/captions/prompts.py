@@ -1,14 +1,33 @@
 """Prompts: texts that a user gives to a model of captioned images."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int32
 
+from zoo.core.artifacts import Artifacts, Image
 from zoo.core.errors import UserError
 from zoo.data.specs import CaptionSpec
 
 log = logging.getLogger("zoo")
+
+
+def as_captions(prompt: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the captions that a request's `prompt` gives: none, one or several."""
+    if prompt is None:
+        return ()
+    return (prompt,) if isinstance(prompt, str) else prompt
+
+
+def labelled(artifacts: Artifacts, prompts: tuple[str, ...]) -> Artifacts:
+    """Returns samples of several prompts in turn, each image with its own as its caption; others as they are."""
+    if len(prompts) < 2:
+        return artifacts
+    return [
+        replace(made, caption=prompts[i % len(prompts)]) if isinstance(made, Image) else made
+        for i, made in enumerate(artifacts)
+    ]
 
 
 def read_prompt(spec: CaptionSpec, prompt: str) -> tuple[Int32[np.ndarray, "1 t"], Int32[np.ndarray, " 1"]]:

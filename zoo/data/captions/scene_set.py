@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from zoo.core.artifacts import Artifacts
+from zoo.core.captioned import COLUMNS, PREVIEW, captioned_grid
 from zoo.core.data import Batch, DataSet, Split
 from zoo.data.captions import grammar
 from zoo.data.captions.draws import dropped, uniforms
 from zoo.data.captions.rendering import digits_of, render
 from zoo.data.captions.rows import coverage, cut_captions, drop, shown
 from zoo.data.captions.scenes import HELD_OUT_SEED, Drawn, cut, draw_held_out, draw_training, scene_of
-from zoo.data.captions.sheet import COLUMNS, PREVIEW, captioned_grid
 from zoo.data.order import held_out_rows
 from zoo.data.specs import CaptionSpec, SceneSpec
 from zoo.data.splits import Part

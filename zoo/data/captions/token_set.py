@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 from jaxtyping import Int64
 
 from zoo.core.artifacts import Artifacts, Image
+from zoo.core.captioned import COLUMNS, PREVIEW, captioned_grid
 from zoo.core.codec import Coder
 from zoo.core.data import Batch, Split
 from zoo.core.errors import UserError, require
@@ -18,7 +19,6 @@ from zoo.data.captions.dataset import CaptionedSource
 from zoo.data.captions.draws import dropped, uniforms
 from zoo.data.captions.rows import drop, shown
 from zoo.data.captions.scene_set import SceneSet
-from zoo.data.captions.sheet import COLUMNS, PREVIEW, captioned_grid
 from zoo.data.captions.tokens import CaptionedTokenSpec, Task
 from zoo.data.images.augment import NO_AUGMENTATION
 from zoo.data.images.coded import CodedImages

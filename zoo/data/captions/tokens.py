@@ -113,22 +113,25 @@ class CaptionedTokenSpec(TokenSpec):
         is described. Without a prompt the caption is the empty one.
         """
         unknown = np.full((1, self.picture.longest), -1, np.int32)
-        if part.image and not part.completes:
+        if part.has_image and not part.completes:
             if part.prompts:
                 raise UserError(
                     f"prompt is {part.prompts[0]!r}, and image asks for a description: give keep_rows or mask to "
                     "complete the image, or leave the prompt out"
                 )
-            image = self.picture.whole(part.image, codec)[None]
-            row = self.rows("tell", np.zeros((1, 1 + self.caption.length), np.int32), image)[:, 1:]
+            image = self.picture.whole(part, codec)
+            row = self.rows("tell", np.zeros((len(image), 1 + self.caption.length), np.int32), image)[:, 1:]
             row[:, self.begin("tell") :] = -1
             return Given(row, self.allowed("tell"))
-        image = self.picture.kept(part, codec)[None] if part.image else unknown
+        image = self.picture.kept(part, codec) if part.has_image else unknown
         empty, _ = self.caption.rows([""])
         captions = np.concatenate([read_prompt(self.caption, prompt)[0] for prompt in part.prompts] or [empty])
         away = read_prompt(self.caption, part.negative_prompt)[0] if part.negative_prompt else empty
-        rows, without = (self.rows("draw", c, np.repeat(image, len(c), 0))[:, 1:] for c in (captions, away))
-        return Given(rows, self.allowed("draw"), without[0])
+        m = max(len(captions), len(image))
+        image = np.resize(image, (m, image.shape[1]))
+        rows = self.rows("draw", np.resize(captions, (m, captions.shape[1])), image)[:, 1:]
+        without = self.rows("draw", np.resize(away, (m, away.shape[1])), image)[:, 1:]
+        return Given(rows, self.allowed("draw"), without)
 
 
 def _length(words: Int[np.ndarray, " t"], end: int) -> int:

@@ -15,7 +15,7 @@ from zoo.data.images.coded import CodedImages
 from zoo.data.images.codes import encode_all
 from zoo.data.images.image_set import PREVIEW, ImageSet
 from zoo.data.images.tokens import check_codec
-from zoo.data.specs import LatentSpec
+from zoo.data.specs import ImageSpec, LatentSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +81,27 @@ def latent_set(images: ImageSet, codec: Coder, name: str, spec: LatentSpec | Non
     check_codec(images.spec, codec, name)
     if spec is None:
         latents = encode_all(codec, images.images, latents=True)
-        channels = latents.shape[-1]
-        flat = latents.reshape(-1, channels)
-        height, width = latents.shape[2:4] if latents.ndim == 5 else (1, 1)
-        spec = LatentSpec(
-            height=height, width=width, channels=channels, classes=images.spec.classes, image=images.spec,
-            mean=tuple(map(float, flat.mean(0, dtype=np.float64))),
-            deviation=tuple(map(float, np.maximum(flat.std(0, dtype=np.float64), 1e-6))),
-            codec=codec.checksum,
-        )  # fmt: skip
+        spec = standardised(latents.reshape(-1, *latents.shape[2:]), images.spec, codec)
     return LatentSet(spec, images, codec, images.split)
+
+
+def standardised(latents: Float[np.ndarray, "n ..."], image: ImageSpec, codec: Coder) -> LatentSpec:
+    """Returns the spec of latents with the mean and the deviation of given ones.
+
+    Args:
+        latents: latents of training images, [n h w c], or [n c] if a codec has one vector for an image.
+        image: spec of the images.
+        codec: the codec.
+    """
+    channels = latents.shape[-1]
+    flat = latents.reshape(-1, channels)
+    height, width = latents.shape[1:3] if latents.ndim == 4 else (1, 1)
+    return LatentSpec(
+        height=height, width=width, channels=channels, classes=image.classes, caption=image.caption, image=image,
+        mean=tuple(map(float, flat.mean(0, dtype=np.float64))),
+        deviation=tuple(map(float, np.maximum(flat.std(0, dtype=np.float64), 1e-6))),
+        codec=codec.checksum,
+    )  # fmt: skip
 
 
 def show(

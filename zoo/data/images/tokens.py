@@ -97,22 +97,28 @@ class ImageTokenSpec(TokenSpec):
         A token is kept if all pixels of its place are. Codes are those of the whole image, so they may depend on pixels
         near their place that are not kept.
         """
-        return Given(self.kept(part, codec)[None]) if part.image else super().given(part, codec)
+        if not part.has_image:
+            return super().given(part, codec)
+        if part.prompts:
+            raise UserError(f"prompt is {part.prompts[0]!r}; it must be empty with image, of which there are no captions")
+        return Given(self.kept(part, codec))
 
-    def kept(self, part: GivenPart, codec: Coder | None) -> Int32[np.ndarray, " n"]:
-        """Returns the tokens of the part of an image that is kept, and -1 elsewhere; see `given`."""
+    def kept(self, part: GivenPart, codec: Coder | None) -> Int32[np.ndarray, "m n"]:
+        """Returns the tokens of the part of each image that is kept, and -1 elsewhere; see `given`."""
         if not part.completes:
             raise UserError(f"image is {part.image!r}; it must be given with keep_rows or mask")
-        kept, tokens = self._kept_pixels(part), self.whole(part.image, codec)
+        kept, tokens = self._kept_pixels(part), self.whole(part, codec)
         p, q = self.patch
         whole = reduce(kept, "(h p) (w q) -> h w", "min", p=p, q=q)
         channels = self.image.channels if self.tokens == "pixels" else 1
-        return np.where(whole.reshape(-1).repeat(channels), tokens, -1).astype(np.int32)
+        return np.where(whole.reshape(-1).repeat(channels)[None], tokens, -1).astype(np.int32)
 
-    def whole(self, path: str, codec: Coder | None) -> Int32[np.ndarray, " n"]:
-        """Returns the tokens of an image file of the spec's size."""
-        pixels = read_image_as_it_is(path, self.image)
-        return self.tokenize(pixels[None], np.zeros(1, np.int64), codec)[0]
+    def whole(self, part: GivenPart, codec: Coder | None) -> Int32[np.ndarray, "m n"]:
+        """Returns all tokens of the images that are given."""
+        pictures = part.pictures
+        if pictures is None:
+            pictures = read_image_as_it_is(part.image, self.image)[None]
+        return self.tokenize(pictures, np.arange(len(pictures)), codec)
 
     def tokenize(
         self, image: UInt8[np.ndarray, "b h w c"], row: Int[np.ndarray, " b"], codec: Coder | None

@@ -16,16 +16,17 @@ from annotated_types import Ge, Gt, Le, Lt
 from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
-from zoo.core.artifacts import Image, sheet
+from zoo.core.artifacts import Artifacts, Image, sheet
 from zoo.core.errors import UserError, require
 from zoo.core.family import Model, Request
+from zoo.data.captions.prompts import as_captions, labelled
 from zoo.data.images.files import read_mask
 from zoo.data.images.latents import show
 from zoo.data.images.pixels import from_pixels, to_pixels
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.nn.arithmetic import identity
 from zoo.sampling.batches import in_batches
-from zoo.sampling.diffusion.guidance import NO_CLASS, ClassConditional, symbols_of_samples
+from zoo.sampling.diffusion.guidance import NO_CLASS, ClassConditional, Condition, conditions_of_samples
 from zoo.sampling.diffusion.loop import Sampler, encode, keep_known, part_noised, prior, sample
 from zoo.sampling.diffusion.noise_levels import Grid, shifted
 from zoo.sampling.diffusion.noise_schedule import Path
@@ -51,12 +52,12 @@ class Diffusion(ClassConditional, Protocol):
     def samplers(self) -> Mapping[str, Sampler]:
         """The samplers that apply to the network, by name."""
 
-    def denoiser(self, state: Any, symbol: Int[Array, " b"], guidance: Float[Array, ""]) -> Denoiser:
+    def denoiser(self, state: Any, condition: Condition, guidance: Float[Array, ""]) -> Denoiser:
         """The network in the form that samplers take.
 
         Args:
             state: holds the network.
-            symbol: the class of each row; the number of classes means no class. Ignored by a network without classes.
+            condition: what each row shows.
             guidance: scale of classifier-free guidance.
         """
 
@@ -78,6 +79,11 @@ class DiffusionRequest(Request):
     """Above 1, more of the levels are at high noise, where the content of an image is decided."""
     guidance: float = 1.0
     """Scale g of classifier-free guidance, eps_u + g (eps_c - eps_u); 1: plain conditional sampling."""
+    prompt: str | tuple[str, ...] | None = None
+    """What the images show, for a model of captioned images; with several prompts, image i has number i in turn. Left
+    out: images without a caption."""
+    negative_prompt: str = ""
+    """The caption that guidance leads away from; empty: images without a caption."""
     label: str = ""
     """Class of the images, by name or number, or 'none'; empty: each class in turn, or none if an image is given."""
     image: tuple[str, ...] = ()
@@ -148,8 +154,8 @@ class Start(NamedTuple):
     """Noisy images at level `level`."""
     rows: Int[Array, " b"]
     """Each row's index among all samples."""
-    symbol: Int[Array, " b"]
-    """Each row's class as the network takes it."""
+    condition: Condition
+    """What each row shows."""
     level: Int[Array, ""] | int = 0
     x_0: Float[Array, "b h w c"] | None = None
     """With a mask: the images whose pixels stay."""
@@ -172,7 +178,7 @@ def sample_images(
     request: DiffusionRequest,
     key: Key[Array, ""],
     classes: Int[np.ndarray, " n"] | None = None,
-) -> list[Image]:
+) -> Artifacts:
     """Makes the images of a request.
 
     Args:
@@ -190,7 +196,8 @@ def sample_images(
     """
     spec = model.spec
     label = request.label or (NO_CLASS if request.image else "")
-    symbol_of = symbols_of_samples(family, spec, label, request.guidance, classes)
+    prompts, guidance = as_captions(request.prompt), request.guidance
+    condition_of = conditions_of_samples(family, spec, prompts, request.negative_prompt, label, guidance, classes)
     grid = make_levels(family, request.sampler, request.steps, request.shift)
     given = _given(request, model) if request.image else None
     settings = Settings(
@@ -204,14 +211,14 @@ def sample_images(
     walk = partial(_walk, family, request.sampler, request.strip, isinstance(spec, ImageSpec), model.state, settings)
     shape = (spec.height, spec.width, spec.channels)
     if request.interpolate:
-        ends = None if given is None else _encode(family, model.state, given, grid, symbol_of(np.arange(2)))
-        made = _interpolations(request, shape, ends, key, symbol_of, walk)
+        ends = None if given is None else _encode(family, model.state, given, grid, condition_of(np.arange(2)))
+        made = _interpolations(request, shape, ends, key, condition_of, walk)
         return [sheet(way[None], "interpolation") for way in _shown(made, model)]
     start = partial(_start, request, settings, shape, given)
-    made = in_batches(lambda rows: walk(start(rows, symbol_of(np.asarray(rows)))), request.n, AT_ONCE)
+    made = in_batches(lambda rows: walk(start(rows, condition_of(np.asarray(rows)))), request.n, AT_ONCE)
     made = _shown(made, model)
     if not request.strip:
-        return [Image(pixels) for pixels in made]
+        return labelled([Image(pixels) for pixels in made], prompts)
     return [sheet(frames, "strip") for frames in made]
 
 
@@ -221,16 +228,16 @@ def _start(
     shape: tuple[int, ...],
     given: Float[np.ndarray, "n h w c"] | None,
     rows: Int[Array, " b"],
-    symbol: Int[Array, " b"],
+    condition: Condition,
 ) -> Start:
     """Pure noise, or given images with the noise of the requested strength."""
     if given is None:
-        return Start(_prior(settings.key, rows, shape), rows, symbol, jnp.int32(0))
+        return Start(_prior(settings.key, rows, shape), rows, condition, jnp.int32(0))
     x_0 = jnp.asarray(given[np.asarray(rows) % len(given)])
     if request.mask:
-        return Start(_prior(settings.key, rows, shape), rows, symbol, jnp.int32(0), x_0)
+        return Start(_prior(settings.key, rows, shape), rows, condition, jnp.int32(0), x_0)
     level = jnp.int32(settings.grid.start(request.strength))
-    return Start(_part_noised(x_0, settings.grid, level, settings.key, rows), rows, symbol, level)
+    return Start(_part_noised(x_0, settings.grid, level, settings.key, rows), rows, condition, level)
 
 
 def _interpolations(
@@ -238,7 +245,7 @@ def _interpolations(
     shape: tuple[int, ...],
     ends: Float[Array, "2 h w c"] | None,
     key: Key[Array, ""],
-    symbol_of: Callable[[np.ndarray], jax.Array],
+    condition_of: Callable[[np.ndarray], Condition],
     walk: Callable[[Start], jax.Array],
 ) -> Shaped[np.ndarray, "n frames h w c"]:
     """Rows of arrays, each made from points on the arc between two noises: `ends`, or noises of the sample's own."""
@@ -250,7 +257,7 @@ def _interpolations(
             z = [_prior(k, rows, shape) for k in (key, jax.random.split(key)[1])]  # begins with the sample's own noise
         else:
             z = [jnp.broadcast_to(end[None], (len(rows), *shape)) for end in ends]
-        return walk(Start(_between(*z, weight), rows, symbol_of(np.asarray(rows)), jnp.int32(0)))
+        return walk(Start(_between(*z, weight), rows, condition_of(np.asarray(rows)), jnp.int32(0)))
 
     made = in_batches(make, (request.n if ends is None else 1) * frames, AT_ONCE)
     return rearrange(made, "(n f) h w c -> n f h w c", f=frames)
@@ -286,7 +293,7 @@ def _walk(
     family: Diffusion, sampler: SamplerName, frames: int, pixels: bool, state: Any, settings: Settings, start: Start
 ) -> Shaped[Array, "b ..."]:
     """From noise to images [b h w c], uint8 if `pixels`; with frames, to strips [b 2 f h w c] of x_t and x_0."""
-    denoise = family.denoiser(state, start.symbol, settings.guidance)
+    denoise = family.denoiser(state, start.condition, settings.guidance)
     constrain = None
     if settings.kept is not None and start.x_0 is not None:
         kept = repeat(settings.kept, "h w 1 -> b h w 1", b=len(start.rows))
@@ -321,8 +328,8 @@ def _between(
 
 @partial(jax.jit, static_argnums=0)
 def _encode(
-    family: Diffusion, state: Any, given: Float[Array | np.ndarray, "b h w c"], grid: Grid, symbol: Int[Array, " b"]
+    family: Diffusion, state: Any, given: Float[Array | np.ndarray, "b h w c"], grid: Grid, condition: Condition
 ) -> Float[Array, "b h w c"]:
     """The noise of given images."""
-    denoise = family.denoiser(state, symbol, jnp.float32(1.0))
+    denoise = family.denoiser(state, condition, jnp.float32(1.0))
     return encode(family.samplers["heun"].rule, denoise, jnp.asarray(given), grid)

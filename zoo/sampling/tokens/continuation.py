@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int, Key
 from zoo.core.artifacts import Artifacts, Text
 from zoo.core.errors import UserError
 from zoo.core.family import Model
+from zoo.data.captions.prompts import labelled
 from zoo.data.specs import Given, TextSpec, TokenSpec
 from zoo.data.tokenizers import Tokenizer
 from zoo.sampling.tokens.beam import beam_search
@@ -101,7 +102,7 @@ def sample_tokens(
             tokens are not of images; or see `sample_texts` and `TokenSpec.given`.
     """
     spec = model.spec
-    given = request.given(spec, model.codec)
+    given = request.given(model)
     if isinstance(spec, TextSpec):
         return sample_texts(net, spec.tokenizer, request, key, context=context, stream=stream)
     default = TokenRequest()
@@ -112,7 +113,8 @@ def sample_tokens(
     size = min(AT_ONCE, 1 << (request.n - 1).bit_length())
     begins = range(0, request.n, size)
     samples = [ids for begin in begins for ids in draw(np.arange(begin, begin + size))][: request.n]
-    return [artifact for begin in begins for artifact in spec.decode(samples[begin : begin + size], model.codec)]
+    made = [artifact for begin in begins for artifact in spec.decode(samples[begin : begin + size], model.codec)]
+    return labelled(made, request.captions)
 
 
 def _drawn_tokens(
@@ -126,6 +128,7 @@ def _drawn_tokens(
 ) -> list[Int[np.ndarray, " t"]]:
     """Samples some rows; returns their tokens without the end token."""
     longest = request.max_new_tokens if spec.longest is None else spec.longest
+    given = None if given is None else given.row(rows)
     written: list[list[int]] = [[] for _ in rows]
     done = np.zeros(len(rows), bool)
 
@@ -141,8 +144,8 @@ def _drawn_tokens(
     write_tokens(
         net, [np.array([spec.end], np.int32)] * len(rows), accept, knobs=make_knobs(request, len(rows)), key=key,
         rows=rows.tolist(), max_new_tokens=longest, end_of_text=spec.end, vocab_size=spec.outputs, never=spec.never,
-        given=None if given is None else given.tokens[rows % len(given.tokens)],
-        allowed=None if given is None else given.allowed, guidance=_guidance(request, given), context=context,
+        given=None if given is None else given.tokens, allowed=None if given is None else given.allowed,
+        guidance=_guidance(request, given), context=context,
     )  # fmt: skip
     return [np.array(ids, np.int32) for ids in written]
 

@@ -68,7 +68,7 @@ class Guidance(NamedTuple):
     scale: jax.Array
     """g; logits are u + g (c - u), where c are those of the row and u those of the row without its caption."""
     without: jax.Array
-    """The given tokens of the row without its caption, int32 [n], -1 where they are sampled."""
+    """The given tokens of the rows without their captions, int32 [b n], -1 where they are sampled."""
 
 
 class Draw(NamedTuple):
@@ -235,7 +235,7 @@ def write_tokens(
     if guidance is not None:
         assert given is not None
         prompts, accept = [*prompts, *prompts], _twice(accept)
-        given = np.concatenate([given, np.broadcast_to(guidance.without, given.shape)])
+        given = np.concatenate([given, guidance.without])
     batch = len(prompts)
     most = context or max(len(prompt) for prompt in prompts) + max_new_tokens
     known, ranges = (None if array is None else jnp.asarray(array, jnp.int32) for array in (given, allowed))

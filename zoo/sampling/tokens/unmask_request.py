@@ -25,6 +25,7 @@ from zoo.core.bounds import Why
 from zoo.core.errors import UserError, require
 from zoo.core.family import Model
 from zoo.core.random import row_keys
+from zoo.data.captions.prompts import labelled
 from zoo.data.specs import BlockSpec, TextSpec, TokenSpec
 from zoo.nn.attend import additive_mask
 from zoo.sampling.batches import in_batches
@@ -94,7 +95,7 @@ def fill(
     request: UnmaskRequest,
     key: Key[Array, ""],
     allowed: Bool[np.ndarray, "#t v"] | None = None,
-    without: Int[np.ndarray, " t"] | None = None,
+    without: Int[np.ndarray, "n t"] | None = None,
 ) -> Int[np.ndarray, "n t"]:
     """Returns rows of tokens in which all that are not given are sampled.
 
@@ -109,7 +110,7 @@ def fill(
         request: the sampler and its settings.
         key: source of randomness; row i uses fold_in(key, i), independently of the other rows.
         allowed: the symbols that each position may take; None: all.
-        without: the tokens that take the place of given ones in the row that guidance leads away from; None: there is
+        without: the tokens that take the place of given ones in the rows that guidance leads away from; None: there is
             no guidance.
     """
     graphdef, state = nnx.split(net)
@@ -119,12 +120,12 @@ def fill(
     possible = np.broadcast_to(possible, (tokens.shape[1], spec.outputs))
     settings = Unmasking(request.steps, request.remask, request.choice_temperature)
     draw = request.temperature, request.top_k, request.top_p
-    guidance = None if without is None else Guidance(jnp.float32(request.guidance), jnp.asarray(without))
 
     def make(rows: Int[Array, " b"]) -> Int[Array, "b t"]:
         some = np.minimum(rows, len(tokens) - 1)
         keys = row_keys(key, rows)
         rows_of = tokens[some], given[some]
+        guidance = None if without is None else Guidance(jnp.float32(request.guidance), jnp.asarray(without[some]))
         return _fill(graphdef, state, *rows_of, possible, settings, draw, keys, request.sampler, guidance)
 
     return in_batches(make, len(tokens), AT_ONCE)
@@ -151,7 +152,7 @@ def _fill(
     def predict(tokens: Int[Array, "b t"], unknown: Bool[Array, "b t"]) -> Float[Array, "b t v"]:
         if guidance is None:
             return read(tokens, unknown) + hidden[None]
-        g, other = guidance.scale, jnp.where(given, guidance.without[None], tokens)
+        g, other = guidance.scale, jnp.where(given, guidance.without, tokens)
 
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
             weight, row = jnp.where(i == 0, g, 1 - g), jnp.where(i == 0, tokens, other)
@@ -178,7 +179,7 @@ def sample_tokens(
             given and the tokens are not of images (see `TokenSpec.given`).
     """
     spec = model.spec
-    found = request.given(spec, model.codec)
+    found = request.given(model)
     if isinstance(spec, TextSpec):
         return (write_texts if request.fill is None else fill_texts)(net, spec, request, key, context)
     if request.fill:
@@ -187,16 +188,17 @@ def sample_tokens(
     tokens, known = _rows(np.full((request.n, 1), spec.end), width, spec.end)
     allowed = without = None
     if found is not None:
-        rows = found.tokens[np.arange(request.n) % len(found.tokens)]
-        tokens[:, 1:], known[:, 1:] = rows, rows >= 0
+        found = found.row(np.arange(request.n))
+        tokens[:, 1:], known[:, 1:] = found.tokens, found.tokens >= 0
         if found.allowed is not None:
             low, high = np.insert(found.allowed, 0, (0, spec.outputs), axis=0).T
             symbol = np.arange(spec.outputs)[None]
             allowed = (low[:, None] <= symbol) & (symbol < high[:, None])
         if found.without is not None:
-            without = np.insert(found.without, 0, spec.end)
+            without = np.insert(found.without, 0, spec.end, axis=1)
     filled = fill(net, spec, tokens, known, request, key, allowed, without)
-    return spec.decode([_before_end(ids[1:], spec.end) for ids in filled], model.codec)
+    made = spec.decode([_before_end(ids[1:], spec.end) for ids in filled], model.codec)
+    return labelled(made, request.captions)
 
 
 # --------------------------------------------------------------------------------------------------- text
