@@ -29,7 +29,7 @@ from zoo.sampling.diffusion.guidance import (
 DATA = CaptionedImages(size=16, digit_size=7, caption_length=16, held_out_scenes=16)
 UNET = {"channels": (8, 8), "layers": 1, "attention": (8,), "groups": 2, "text_width": 8, "text_layers": 1}
 DIT = {"network": "dit", "patch": 4, "width": 16, "heads": 2, "layers": 1, "text_width": 8, "text_layers": 1}
-FAMILIES = {"unet": FlowMatching(**UNET), "dit": DDPM(**DIT, timesteps=20)}
+FAMILIES = {"unet": FlowMatching(**UNET), "dit": DDPM(**DIT, timesteps=20, clip=False)}
 KEY = jax.random.key(4)
 
 

@@ -1,4 +1,4 @@
-"""Likelihoods of models of captions and images in one row: of images given captions, and of captions given images."""
+"""Models of captions and images in one row: likelihoods each way, and captions that are written from images."""
 
 import math
 from functools import partial
@@ -8,10 +8,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from zoo.core.artifacts import Text
 from zoo.core.estimates import row_mean
 from zoo.core.family import Family, Metrics, Model
+from zoo.data.captions.grammar import parse
+from zoo.data.captions.scenes import scene_of
 from zoo.data.captions.token_set import CaptionedTokenSet
 from zoo.data.captions.tokens import Task
+from zoo.metrics.retrieval import share
 
 NAMES: dict[Task, str] = {"draw": "image_given_caption_bits", "tell": "caption_given_image_bits"}
 
@@ -26,6 +30,37 @@ def conditional_bits(model: Model, data: CaptionedTokenSet, key: Key[Array, ""])
     for task in tasks:
         nats = np.concatenate([_nats(model, data.asked_at(i, task), key) for i in range(data.held_out_batches)])
         figures |= row_mean(NAMES[task], nats / math.log(2))
+    return figures
+
+
+def descriptions(model: Model, data: CaptionedTokenSet, count: int, key: Key[Array, ""]) -> Metrics:
+    """Returns how often the likeliest caption of a held-out scene, token by token, says what is in it.
+
+    Its meaning counts, not its words; a caption that the grammar does not have is wrong.
+
+    Returns:
+        `caption_right` over the first `count` scenes at most, and of combinations seen in training and unseen, with
+        95 % intervals.
+    """
+    images, wanted = data.reference, []
+    for index in range(images.held_out_batches):
+        batch = images.held_out_at(index)
+        wanted += [*zip(batch["scene"][batch["valid"]], batch["held_out"][batch["valid"]], strict=True)]
+    wanted = wanted[:count]
+    request: Any = model.family.Request
+    numbers = tuple(map(str, range(len(wanted))))
+    told = model.family.sample(model, request(n=len(numbers), image=numbers, temperature=0.0), key)
+    meanings = [parse(text.text) for text in told if isinstance(text, Text)]
+    right = np.array(
+        [
+            meaning is not None and scene_of(scene).fulfils(meaning)
+            for meaning, (scene, _) in zip(meanings, wanted, strict=True)
+        ]
+    )
+    unseen = np.array([new == 1 for _, new in wanted])
+    figures = share("caption_right", right)
+    for name, rows in (("seen", ~unseen), ("unseen", unseen)):
+        figures |= share(f"{name}_caption_right", right[rows]) if rows.any() else {}
     return figures
 
 

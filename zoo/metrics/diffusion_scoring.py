@@ -13,7 +13,7 @@ from zoo.core.family import Metrics, Model
 from zoo.data.images.coded import CodedImages
 from zoo.data.specs import LatentSpec
 from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
-from zoo.metrics.prompted import held_out_prompts
+from zoo.metrics.prompted import caption_gain, held_out_prompts
 from zoo.sampling.diffusion.guidance import captions_of, check_guidance, known_classes
 from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerName, make_levels, sample_images
 
@@ -99,4 +99,5 @@ def score_images(
         return np.stack([image.pixels for image in made if isinstance(image, Image)])
 
     about = scoring.recorded | drawn_classes(known_classes(family, model.spec))
-    return score_samples(make, data, scoring, about, key, model.extractor)
+    figures = score_samples(make, data, scoring, about, key, model.extractor)
+    return figures | (caption_gain(model, data, key) if captions_of(family, model.spec) else {})

@@ -4,10 +4,11 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Array, Int, Int32, Key, UInt8
 
 from zoo.core.data import DataSet, Spec
@@ -18,7 +19,8 @@ from zoo.data.images.coded import CodedImages
 from zoo.data.images.token_set import BlackAndWhite
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
-from zoo.metrics.prompted import check_reader, read_samples
+from zoo.metrics.memorisation import memorisation
+from zoo.metrics.prompted import agree_samples, check_clip, check_reader, read_samples
 
 log = logging.getLogger("zoo")
 
@@ -43,6 +45,12 @@ class ImageScoring(Scoring):
     reader: str = ""
     """The run directory of a reader of captioned digits, such as runs/captioned_digits_reader: samples are also scored
     by what it reads in them; with extractor auto, its features are compared. Empty: nothing is read."""
+    clip: str = ""
+    """The run directory of a CLIP, such as runs/clip: samples of captions are also scored by how well they agree with
+    these (CLIP score, and R-precision among ten captions). Empty: no such scores."""
+    nearest: Annotated[int, Ge(0)] = 0
+    """Number of training images among which the nearest to each sample is searched, by features, to tell whether
+    samples are copies; 0: none."""
     references: int = 0
     """Number of held-out images to compare with; 0: all."""
     floor: bool = False
@@ -57,6 +65,12 @@ class ImageScoring(Scoring):
             ("references", f"0 or at least {least}", self.references == 0 or self.references >= least),
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
             ("reader", "given with a number of samples", self.samples > 0 or not self.reader),
+            ("clip", "given with a number of samples", self.samples > 0 or not self.clip),
+            (
+                "nearest",
+                "0 without samples, or at least 2",
+                self.nearest == 0 or (self.samples > 0 and self.nearest > 1),
+            ),
         )
 
     @property
@@ -69,6 +83,8 @@ class ImageScoring(Scoring):
             return {}
         if self.reader:
             check_reader(self.reader, extractor(self.reader, spec.image), spec.image)
+        if self.clip:
+            check_clip(self.clip, extractor(self.clip, spec.image), spec.image)
         try:
             extractor(self.features, spec.image)
         except NoExtractorError as error:
@@ -77,7 +93,7 @@ class ImageScoring(Scoring):
         return {}
 
     def of_image(self) -> dict[str, Any]:
-        return {"samples": 0, "floor": False, "reader": ""}
+        return {"samples": 0, "floor": False, "reader": "", "clip": "", "nearest": 0}
 
 
 def score_samples(
@@ -114,10 +130,16 @@ def score_samples(
     n = scoring.samples
     classes = spread_classes(labels, len(data.spec.classes), n, key)
     images = make(classes)
-    figures = compare(reference, extractor(images), extractor.classes)
+    found = extractor(images)
+    figures = compare(reference, found, extractor.classes)
     metrics: Metrics = {f"{prefix}{name}": value for name, value in figures.items()}
     if scoring.reader:
         metrics |= read_samples(images, data, load(scoring.reader, data.spec)) | {"reader": scoring.reader}
+    if scoring.clip:
+        metrics |= agree_samples(images, data, load(scoring.clip, data.spec)) | {"clip": scoring.clip}
+    if scoring.nearest:
+        train = extractor(_training_images(data, scoring.nearest)).features
+        metrics |= memorisation(found.features, train, reference.features)
     if scoring.floor:
         floor = compare(reference, extractor(_training_images(data, n)), extractor.classes)
         metrics |= {f"floor_{name}": value for name, value in floor.items() if not name.startswith("class_share")}

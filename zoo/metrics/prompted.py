@@ -1,19 +1,27 @@
 """Captions as prompts of scored samples: sample i has the caption of held-out image i."""
 
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError
+from zoo.core.estimates import row_mean
 from zoo.core.extractor import Extractor
-from zoo.core.family import Metrics, Model
+from zoo.core.family import Batch, Family, Metrics, Model
 from zoo.data.captions.grammar import parse
 from zoo.data.captions.rows import shown
 from zoo.data.captions.scenes import array_of
 from zoo.data.specs import CaptionSpec, SceneSpec
 from zoo.metrics.reading import own_accuracy, read_accuracy
+from zoo.metrics.retrieval import read_pairs, share
+from zoo.sampling.prompts import Agrees, agreement
+
+RIVALS = 9
+"""Other captions that R-precision compares with."""
 
 
 @runtime_checkable
@@ -71,3 +79,79 @@ def read_samples(images: UInt8[np.ndarray, "n h w c"], data: DataSet, reader: Ex
     unseen = np.concatenate([data.held_out_at(index)["held_out"] for index in range(data.held_out_batches)])
     figures = read_accuracy(model.family.read(model, images), asked, np.resize(unseen, len(images)) == 1)
     return figures | {f"reader_{name}": value for name, value in own.items() if name.startswith("read_")}
+
+
+def caption_gain(model: Model, data: DataSet, key: Key[Array, ""]) -> Metrics:
+    """Returns how much held-out losses rise with the captions of other images, row by row.
+
+    Noise is the same with either caption, so the differences are paired.
+
+    Returns:
+        `caption_gain`, the mean difference with its standard error, and `caption_gain_share`, the share of the images
+        whose own caption is better, with its interval. Both are over images whose neighbour has another caption.
+    """
+    differences = []
+    for index in range(data.held_out_batches):
+        batch = data.held_out_at(index)
+        other = {name: np.roll(batch[name], 1, 0) for name in ("caption", "caption_length")}
+        right, wrong = (_losses(model.family, model.state, each, key) for each in (batch, batch | other))
+        rows = batch["valid"] & np.roll(batch["valid"], 1) & (batch["caption"] != other["caption"]).any(1)
+        differences.append((wrong - right)[rows])
+    gain = np.concatenate(differences)
+    return row_mean("caption_gain", gain) | share("caption_gain_share", gain > 0)
+
+
+def _losses(family: Family, state: Any, batch: Batch, key: Key[Array, ""]) -> Float[np.ndarray, " b"]:
+    total, weight = _evaluate(family, state, batch, key)["loss"]
+    return np.asarray(total) / np.asarray(weight)
+
+
+@partial(jax.jit, static_argnames="family")
+def _evaluate(family: Family, state: Any, batch: Batch, key: Key[Array, ""]) -> Any:
+    return family.evaluate(state, batch, key)
+
+
+def check_clip(name: str, clip: Extractor, spec: Any) -> None:
+    """Checks that a run compares images with captions, and that the images have captions.
+
+    Raises:
+        UserError: it does not, or they have none.
+    """
+    if clip.model is None or not isinstance(clip.model.family, Agrees):
+        raise UserError(f"clip is {name}, which compares no images with captions; give a run of configs/clip.py")
+    if spec.caption is None:
+        raise UserError(f"clip is {name}, which compares images with captions, and these have none: leave it out")
+
+
+def agree_samples(images: UInt8[np.ndarray, "n h w c"], data: DataSet, clip: Extractor) -> Metrics:
+    """Returns how well samples agree with their captions by a CLIP, and the same of the held-out images themselves.
+
+    Args:
+        images: sample i has the caption of held-out image i, as `held_out_prompts` returns them.
+        data: captioned images.
+        clip: an extractor that is a CLIP's run.
+
+    Returns:
+        `clip_score`, 100 times the mean of max(product, 0) (Hessel et al. 2021, "CLIPScore", with w = 1), and
+        `r_precision`, the share of samples that agree more with their caption than with any of nine others (Xu et al.
+        2018, "AttnGAN"), with its interval; `real_...` of the held-out images.
+    """
+    caption: CaptionSpec = data.spec.caption  # type: ignore[attr-defined]
+    prompts = held_out_prompts(data, caption, len(images))
+    known = tuple(dict.fromkeys(prompts))
+    mine = np.array([known.index(prompt) for prompt in prompts])
+    real = read_pairs(data, len(images))["image"]
+    figures: Metrics = {}
+    for prefix, pictures in (("", images), ("real_", real)):
+        products = agreement(clip.model, pictures, known)
+        own = products[np.arange(len(pictures)), mine[: len(pictures)]]
+        figures[f"{prefix}clip_score"] = float(100 * np.maximum(own, 0).mean())
+        figures |= share(f"{prefix}r_precision", own > _best_rival(products, mine[: len(pictures)]))
+    return figures
+
+
+def _best_rival(products: Float[np.ndarray, "n m"], mine: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The largest product of each row among those of `RIVALS` other captions, which follow its own."""
+    m = products.shape[1]
+    others = (mine[:, None] + 1 + np.arange(min(RIVALS, m - 1))) % m
+    return np.take_along_axis(products, others, 1).max(1) if m > 1 else np.full(len(mine), -np.inf)

@@ -17,8 +17,8 @@ from zoo.data.captions.token_set import CaptionedTokenSet
 from zoo.data.captions.tokens import CaptionedTokenSpec
 from zoo.data.images.coded import CodedImages
 from zoo.data.images.tokens import ImageTokenSpec
-from zoo.data.specs import TextSpec
-from zoo.metrics.captioned import conditional_bits
+from zoo.data.specs import SceneSpec, TextSpec
+from zoo.metrics.captioned import conditional_bits, descriptions
 from zoo.metrics.images import NEIGHBOURS, ImageScoring, score_samples
 from zoo.metrics.prompted import held_out_prompts
 from zoo.metrics.text import perplexity, variety
@@ -51,6 +51,12 @@ class TokenScoring(ImageScoring):
             ("references", f"0 or at least {NEIGHBOURS + 1}", self.references == 0 or self.references > NEIGHBOURS),
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
             ("reader", "given with a number of samples", self.samples > 0 or not self.reader),
+            ("clip", "given with a number of samples", self.samples > 0 or not self.clip),
+            (
+                "nearest",
+                "0 without samples, or at least 2",
+                self.nearest == 0 or (self.samples > 0 and self.nearest > 1),
+            ),
             ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
         )
 
@@ -106,7 +112,10 @@ def score_language_model(
         return figures
     if isinstance(data, CodedImages):
         sample = _sampler(model, data, scoring, key)
-        return figures | score_samples(sample, data, scoring, scoring.request_fields, key, model.extractor)
+        figures |= score_samples(sample, data, scoring, scoring.request_fields, key, model.extractor)
+        if isinstance(data, CaptionedTokenSet) and data.tell > 0 and isinstance(data.reference.spec, SceneSpec):
+            figures |= descriptions(model, data, scoring.samples, key)
+        return figures
     make: Any = model.family.Request
     request = make(n=scoring.samples, max_new_tokens=scoring.sample_tokens, **scoring.request_fields)
     texts = [sample.text for sample in model.family.sample(model, request, key) if isinstance(sample, Text)]

@@ -13,13 +13,6 @@ from zoo.data.specs import CaptionSpec
 log = logging.getLogger("zoo")
 
 
-def as_captions(prompt: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Returns the captions that a request's `prompt` gives: none, one or several."""
-    if prompt is None:
-        return ()
-    return (prompt,) if isinstance(prompt, str) else prompt
-
-
 def labelled(artifacts: Artifacts, prompts: tuple[str, ...]) -> Artifacts:
     """Returns samples of several prompts in turn, each image with its own as its caption; others as they are."""
     if len(prompts) < 2:

@@ -100,7 +100,7 @@ class ImageTokenSpec(TokenSpec):
         if not part.has_image:
             return super().given(part, codec)
         if part.prompts:
-            raise UserError(f"prompt is {part.prompts[0]!r}; it must be empty with image, of which there are no captions")
+            raise UserError(f"prompt is {part.prompts[0]!r}; it must be empty with image for a model without captions")
         return Given(self.kept(part, codec))
 
     def kept(self, part: GivenPart, codec: Coder | None) -> Int32[np.ndarray, "m n"]:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 from zoo.core.artifacts import Artifacts, Image, sheet
 from zoo.core.errors import UserError, require
-from zoo.core.family import Model, Request
-from zoo.data.captions.prompts import as_captions, labelled
+from zoo.core.family import Model
+from zoo.data.captions.prompts import labelled
 from zoo.data.images.files import read_mask
 from zoo.data.images.latents import show
 from zoo.data.images.pixels import from_pixels, to_pixels
@@ -32,6 +32,7 @@ from zoo.sampling.diffusion.noise_levels import Grid, shifted
 from zoo.sampling.diffusion.noise_schedule import Path
 from zoo.sampling.diffusion.rules import Denoiser
 from zoo.sampling.latent_paths import slerp
+from zoo.sampling.prompts import PromptRequest, best_of_many
 from zoo.sampling.starting_images import given_pictures
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "midpoint", "dpm++"]
@@ -63,7 +64,7 @@ class Diffusion(ClassConditional, Protocol):
 
 
 @dataclass(frozen=True)
-class DiffusionRequest(Request):
+class DiffusionRequest(PromptRequest):
     """A request for images."""
 
     n: Annotated[int, Ge(1)] = 16
@@ -79,11 +80,6 @@ class DiffusionRequest(Request):
     """Above 1, more of the levels are at high noise, where the content of an image is decided."""
     guidance: float = 1.0
     """Scale g of classifier-free guidance, eps_u + g (eps_c - eps_u); 1: plain conditional sampling."""
-    prompt: str | tuple[str, ...] | None = None
-    """What the images show, for a model of captioned images; with several prompts, image i has number i in turn. Left
-    out: images without a caption."""
-    negative_prompt: str = ""
-    """The caption that guidance leads away from; empty: images without a caption."""
     label: str = ""
     """Class of the images, by name or number, or 'none'; empty: each class in turn, or none if an image is given."""
     image: tuple[str, ...] = ()
@@ -194,9 +190,16 @@ def sample_images(
     Raises:
         UserError: the model cannot meet the request.
     """
+    return best_of_many(request, model, lambda asked: _sample_images(family, model, asked, key, classes))
+
+
+def _sample_images(
+    family: Diffusion, model: Model, request: DiffusionRequest, key: Key[Array, ""], classes: Any
+) -> Artifacts:
+    """`sample_images` without ranking."""
     spec = model.spec
     label = request.label or (NO_CLASS if request.image else "")
-    prompts, guidance = as_captions(request.prompt), request.guidance
+    prompts, guidance = request.captions, request.guidance
     condition_of = conditions_of_samples(family, spec, prompts, request.negative_prompt, label, guidance, classes)
     grid = make_levels(family, request.sampler, request.steps, request.shift)
     given = _given(request, model) if request.image else None

@@ -7,21 +7,16 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 
 from zoo.core.errors import UserError, require
-from zoo.core.family import Model, Request
-from zoo.data.captions.prompts import as_captions
+from zoo.core.family import Model
 from zoo.data.specs import Given, GivenPart, TextSpec
+from zoo.sampling.prompts import PromptRequest
 from zoo.sampling.starting_images import given_pictures
 
 
 @dataclass(frozen=True)
-class CompletionRequest(Request):
+class CompletionRequest(PromptRequest):
     """A request for samples of tokens, of which a prompt or a part of an image may be given."""
 
-    prompt: str | tuple[str, ...] | None = None
-    """Text to continue, which may be the middle of a document; left out: texts start at the beginning of a document. Of
-    a model of captioned images, what the images show: with several prompts, sample i has number i in turn."""
-    negative_prompt: str = ""
-    """Of a model of captioned images: what guidance leads away from; empty: images without a caption."""
     guidance: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
     """Of a model of captioned images: scale g of guidance; logits are u + g (c - u), with the caption (c) and without
     (u). 1: as trained; 0: without the caption."""
@@ -41,11 +36,6 @@ class CompletionRequest(Request):
             ("mask", "empty without an image to complete", not self.mask or bool(self.image)),
             ("mask", f"empty with keep_rows, {self.keep_rows}", not self.mask or self.keep_rows == 0),
         )
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """The prompts as captions of images."""
-        return as_captions(self.prompt)
 
     @property
     def text(self) -> str:
@@ -73,7 +63,7 @@ class CompletionRequest(Request):
             part = replace(part, prompts=self.captions, negative_prompt=self.negative_prompt)
         given = model.spec.given(part, model.codec)
         if given is None or given.without is None:
-            for name, default in (("guidance", 1.0), ("negative_prompt", "")):
+            for name, default in (("guidance", 1.0), ("negative_prompt", ""), ("rank_by", "")):
                 if (value := getattr(self, name)) != default:
                     raise UserError(f"{name} is {value!r}, which is for images with captions: leave it out")
         return given

@@ -15,6 +15,7 @@ from zoo.core.family import Model
 from zoo.data.captions.prompts import labelled
 from zoo.data.specs import Given, TextSpec, TokenSpec
 from zoo.data.tokenizers import Tokenizer
+from zoo.sampling.prompts import best_of_many
 from zoo.sampling.tokens.beam import beam_search
 from zoo.sampling.tokens.decode import CHUNK, Guidance, write_tokens
 from zoo.sampling.tokens.lines import encode_lines
@@ -109,11 +110,18 @@ def sample_tokens(
     for name in ("prompts", "stop", "num_beams"):
         if (value := getattr(request, name)) != getattr(default, name):
             raise UserError(f"{name} is {value!r}, which is for texts, and the model's tokens are of none")
-    draw = partial(_drawn_tokens, net, spec, request, key, context, given)
+    return best_of_many(request, model, lambda asked: _decoded(net, model, asked, key, context, given))
+
+
+def _decoded(
+    net: nnx.Module, model: Model, request: TokenRequest, key: Key[Array, ""], context: int | None, given: Given | None
+) -> Artifacts:
+    """Samples of tokens that are of no text, decoded."""
+    draw = partial(_drawn_tokens, net, model.spec, request, key, context, given)
     size = min(AT_ONCE, 1 << (request.n - 1).bit_length())
     begins = range(0, request.n, size)
     samples = [ids for begin in begins for ids in draw(np.arange(begin, begin + size))][: request.n]
-    made = [artifact for begin in begins for artifact in spec.decode(samples[begin : begin + size], model.codec)]
+    made = [artifact for begin in begins for artifact in model.spec.decode(samples[begin : begin + size], model.codec)]
     return labelled(made, request.captions)
 
 

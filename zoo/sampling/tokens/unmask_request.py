@@ -26,9 +26,10 @@ from zoo.core.errors import UserError, require
 from zoo.core.family import Model
 from zoo.core.random import row_keys
 from zoo.data.captions.prompts import labelled
-from zoo.data.specs import BlockSpec, TextSpec, TokenSpec
+from zoo.data.specs import BlockSpec, Given, TextSpec, TokenSpec
 from zoo.nn.attend import additive_mask
 from zoo.sampling.batches import in_batches
+from zoo.sampling.prompts import best_of_many
 from zoo.sampling.tokens.completion import CompletionRequest
 from zoo.sampling.tokens.continuation import encode_prompt
 from zoo.sampling.tokens.decode import Guidance
@@ -184,6 +185,14 @@ def sample_tokens(
         return (write_texts if request.fill is None else fill_texts)(net, spec, request, key, context)
     if request.fill:
         raise UserError(f"fill is {request.fill!r}, which is for texts, and the model's tokens are of none")
+    return best_of_many(request, model, lambda asked: _decoded(net, model, asked, key, context, found))
+
+
+def _decoded(
+    net: nnx.Module, model: Model, request: UnmaskRequest, key: Key[Array, ""], context: int, found: Given | None
+) -> Artifacts:
+    """Samples of tokens that are of no text, decoded."""
+    spec = model.spec
     width = 1 + min(context, spec.longest or context)
     tokens, known = _rows(np.full((request.n, 1), spec.end), width, spec.end)
     allowed = without = None
