@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
@@ -75,7 +76,7 @@ def check_captioned_unet(folder: Path) -> None:
     }
     assert used == theirs.keys()
     assert all(read[path].shape == leaf.shape for path, leaf in flat.items())
-    net = nnx.merge(graphdef, unflatten(like, read), nnx.to_pure_dict(rest))
-    context = Context(expected["features"], expected["length"])
+    net = nnx.merge(graphdef, jax.tree.map(jnp.asarray, unflatten(like, read)), nnx.to_pure_dict(rest))
+    context = Context(jnp.asarray(expected["features"]), jnp.asarray(expected["length"]))
     found = jax.jit(lambda x, t, context: net(x, t, context=context))(expected["x"], expected["t"], context)
     np.testing.assert_allclose(found, expected["output"], atol=3e-5)
