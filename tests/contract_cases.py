@@ -36,7 +36,7 @@ LONG = ("dcgan", "seq2seq_lstm")
 
 LIGHT = {
     "captioned_digits_autoregressive", "captioned_digits_flow", "captioned_digits_latent", "captioned_digits_masked",
-    "captioned_digits_vqvae",
+    "captioned_digits_vqvae", "emoji_flow",
     "latent_flow", "mnist_patches_lstm", "mnist_patches_masked_diffusion", "mnist_patches_transformer",
     "mnist_pixels_transformer", "vqvae_masked_diffusion", "vqvae_transformer",
 }  # fmt: skip

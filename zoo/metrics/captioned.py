@@ -1,20 +1,19 @@
 """Models of captions and images in one row: likelihoods each way, and captions that are written from images."""
 
 import math
-from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zoo.core.artifacts import Text
 from zoo.core.estimates import row_mean
-from zoo.core.family import Family, Metrics, Model
+from zoo.core.family import Batch, Metrics, Model
 from zoo.data.captions.grammar import parse
 from zoo.data.captions.scenes import scene_of
 from zoo.data.captions.token_set import CaptionedTokenSet
 from zoo.data.captions.tokens import Task
+from zoo.metrics.prompted import row_losses
 from zoo.metrics.retrieval import share
 
 NAMES: dict[Task, str] = {"draw": "image_given_caption_bits", "tell": "caption_given_image_bits"}
@@ -64,12 +63,6 @@ def descriptions(model: Model, data: CaptionedTokenSet, count: int, key: Key[Arr
     return figures
 
 
-def _nats(model: Model, batch: dict[str, Any], key: Key[Array, ""]) -> Float[np.ndarray, " b"]:
+def _nats(model: Model, batch: Batch, key: Key[Array, ""]) -> Float[np.ndarray, " b"]:
     """-log of the probability of the scored tokens of each valid row."""
-    nats, _ = _evaluate(model.family, model.state, batch, key)["loss"]
-    return np.asarray(nats)[batch["valid"]]
-
-
-@partial(jax.jit, static_argnames="family")
-def _evaluate(family: Family, state: Any, batch: dict[str, Any], key: Key[Array, ""]) -> Any:
-    return family.evaluate(state, batch, key)
+    return row_losses(model, batch, key)[0][batch["valid"]]

@@ -11,7 +11,7 @@ from zoo.core.data import DataSet
 from zoo.core.errors import UserError
 from zoo.core.estimates import row_mean
 from zoo.core.extractor import Extractor
-from zoo.core.family import Batch, Family, Metrics, Model
+from zoo.core.family import Batch, Metrics, Model
 from zoo.data.captions.grammar import parse
 from zoo.data.captions.rows import shown
 from zoo.data.captions.scenes import array_of
@@ -94,20 +94,23 @@ def caption_gain(model: Model, data: DataSet, key: Key[Array, ""]) -> Metrics:
     for index in range(data.held_out_batches):
         batch = data.held_out_at(index)
         other = {name: np.roll(batch[name], 1, 0) for name in ("caption", "caption_length")}
-        right, wrong = (_losses(model.family, model.state, each, key) for each in (batch, batch | other))
+        right, wrong = (np.divide(*row_losses(model, each, key)) for each in (batch, batch | other))
         rows = batch["valid"] & np.roll(batch["valid"], 1) & (batch["caption"] != other["caption"]).any(1)
         differences.append((wrong - right)[rows])
     gain = np.concatenate(differences)
     return row_mean("caption_gain", gain) | share("caption_gain_share", gain > 0)
 
 
-def _losses(family: Family, state: Any, batch: Batch, key: Key[Array, ""]) -> Float[np.ndarray, " b"]:
-    total, weight = _evaluate(family, state, batch, key)["loss"]
-    return np.asarray(total) / np.asarray(weight)
+def row_losses(
+    model: Model, batch: Batch, key: Key[Array, ""]
+) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
+    """Returns the loss of each row of a held-out batch as sum and weight; see `RowStatistics`."""
+    total, weight = _evaluate(model.family, model.state, batch, key)["loss"]
+    return np.asarray(total), np.asarray(weight)
 
 
 @partial(jax.jit, static_argnames="family")
-def _evaluate(family: Family, state: Any, batch: Batch, key: Key[Array, ""]) -> Any:
+def _evaluate(family: Any, state: Any, batch: Batch, key: Key[Array, ""]) -> Any:
     return family.evaluate(state, batch, key)
 
 
