@@ -44,8 +44,8 @@ from zoo.nn.embedding import Embedding
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import counted
 from zoo.nn.recurrent import Carry, Recurrent, drop_steps
-from zoo.sampling.tokens.continuation import sample_tokens
 from zoo.sampling.tokens.request import TokenRequest
+from zoo.sampling.tokens.sequences import sample_tokens
 
 
 class RecurrentLM(nnx.Module):

@@ -46,8 +46,8 @@ from zoo.nn.embedding import Embedding
 from zoo.nn.linear_cross_entropy import linear_cross_entropy, row_cross_entropy
 from zoo.nn.losses import counted
 from zoo.nn.remat import rematerialised
-from zoo.sampling.tokens.continuation import sample_tokens
 from zoo.sampling.tokens.request import TokenRequest
+from zoo.sampling.tokens.sequences import sample_tokens
 
 
 class Cache(NamedTuple):

@@ -23,7 +23,7 @@ from zoo.transformer_lm import TransformerLM
 
 SETTINGS = CaptionedTokens(size=9, digit_size=4, caption_length=16, tell=0.5, held_out_scenes=24)
 PICTURE = ImageTokenSpec(ImageSpec(4, 4, 1, caption=CaptionSpec(Characters("abc "), length=5)), "pixels", (1, 1), 256)
-SPEC = CaptionedTokenSpec(PICTURE)
+SPEC = CaptionedTokenSpec(PICTURE, tells=True)
 TINY = {"layers": 1, "heads": 2, "width": 16, "context": SPEC.longest}
 FAMILIES = {"autoregressive": TransformerLM(**TINY), "masked": MaskedDiffusion(**TINY)}
 KEY = jax.random.key(5)
@@ -168,6 +168,14 @@ def test_an_image_alone_is_described(model, monkeypatch, tmp_path):
 def test_what_cannot_be_asked_is_told(model, request_, message):
     with pytest.raises(UserError, match=message):
         model.family.sample(model, model.family.Request(**request_), KEY)
+
+
+def test_only_a_model_that_tells_describes(model):
+    silent = replace(model, spec=replace(SPEC, tells=False))
+    with pytest.raises(UserError, match=r"trained with data\.tell 0, so it describes no images"):
+        model.family.sample(silent, model.family.Request(image="x.png"), KEY)
+    assert opened().spec.tells
+    assert not opened(tell=0.0).spec.tells
 
 
 def test_guidance_is_for_captioned_images(tmp_path):

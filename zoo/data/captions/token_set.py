@@ -6,8 +6,8 @@ from typing import Annotated
 
 import jax
 import numpy as np
-from annotated_types import Ge, Le
-from jaxtyping import Int64
+from annotated_types import Ge, Lt
+from jaxtyping import Int32, Int64
 
 from zoo.core.artifacts import Artifacts, Image
 from zoo.core.captioned import COLUMNS, PREVIEW, captioned_grid
@@ -33,7 +33,7 @@ class CaptionedTokens(CaptionedSource):
     """The run directory of a codec, such as a VQ-VAE's, whose codes are the tokens of images; empty: a token is a grey
     level of a pixel's channel, which makes long rows."""
 
-    tell: Annotated[float, Ge(0), Le(1)] = 0.0
+    tell: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the training rows in which the caption follows the image, so that the model learns to describe."""
 
     only_asked: bool = False
@@ -69,7 +69,7 @@ class CaptionedTokens(CaptionedSource):
         tokens = (
             spec_of_pixels(images.spec, None, False) if codec is None else spec_of_codes(images.spec, codec, self.codec)
         )
-        found = CaptionedTokenSpec(tokens)
+        found = CaptionedTokenSpec(tokens, self.tell > 0 if spec is None else spec.tells)
         if spec is not None and spec != found:
             raise UserError(
                 f"rows have {found.longest} tokens of other images than the run's: give the run's --data.codec"
@@ -112,7 +112,8 @@ class CaptionedTokenSet(CodedImages):
         told = uniforms(seed, "task", place, 1)[:, 0] < self.tell
         lost = dropped(seed, place, self.caption_dropout) & ~told
         batch |= drop(caption, batch["caption"], batch["caption_length"], lost)
-        draws, tells = (self._rows(task, batch, place) for task in ("draw", "tell"))
+        image = self._image_tokens(batch, place)
+        draws, tells = (self.spec.rows(task, batch["caption"], image) for task in ("draw", "tell"))
         given = lost | self.only_asked
         first = np.where(given, np.where(told, self.spec.begin("tell"), self.spec.begin("draw")), 1)
         tokens = np.where(told[:, None], tells, draws)
@@ -126,15 +127,14 @@ class CaptionedTokenSet(CodedImages):
         """Held-out batch `index` as rows of a task, of which only the second half or all but the symbol is scored."""
         batch = self.reference.held_out_at(index, rows)
         row = batch["row"]
-        tokens = self._rows(task, batch, row.astype(np.int64))
+        tokens = self.spec.rows(task, batch["caption"], self._image_tokens(batch, row.astype(np.int64)))
         first = np.full(row.shape, self.spec.begin(task) if only_asked else 1)
         return self._batch(tokens, first) | {
             "row": row, "valid": batch["valid"], "images": np.ones(row.shape, np.int32)
         }  # fmt: skip
 
-    def _rows(self, task: Task, batch: Batch, noise: Int64[np.ndarray, " b"]) -> np.ndarray:
-        image = self.spec.picture.tokenize(batch["image"], noise % 2**31, self.codec)
-        return self.spec.rows(task, batch["caption"], image)
+    def _image_tokens(self, batch: Batch, noise: Int64[np.ndarray, " b"]) -> Int32[np.ndarray, "b n"]:
+        return self.spec.picture.tokenize(batch["image"], noise % 2**31, self.codec)
 
     def _batch(self, tokens: np.ndarray, first: np.ndarray) -> Batch:
         length = np.full(len(tokens), tokens.shape[1], np.int32)
@@ -143,7 +143,7 @@ class CaptionedTokenSet(CodedImages):
     def preview(self, key: jax.Array) -> Artifacts:
         """Returns the first images of the first batch, as their tokens show them, with their captions under them."""
         batch = self.images.batch_at(0, slice(0, PREVIEW))
-        tokens = self.spec.picture.tokenize(batch["image"], batch["row"].astype(np.int64), self.codec)
+        tokens = self._image_tokens(batch, batch["row"].astype(np.int64))
         made = [image.pixels for image in self.spec.picture.decode([*tokens], self.codec) if isinstance(image, Image)]
         return [
             replace(captioned_grid(np.stack(made), shown(self.spec.caption, batch, PREVIEW), COLUMNS), name="batch")

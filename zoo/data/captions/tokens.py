@@ -36,6 +36,8 @@ class CaptionedTokenSpec(TokenSpec):
 
     picture: ImageTokenSpec
     """The tokens of images, which have captions."""
+    tells: bool = False
+    """Whether a model learns both tasks, and not only to draw."""
 
     @property
     def caption(self) -> CaptionSpec:
@@ -59,6 +61,11 @@ class CaptionedTokenSpec(TokenSpec):
     @property
     def end(self) -> int:
         return self.outputs
+
+    @property
+    def never(self) -> int | None:
+        unknown = self.caption.never
+        return None if unknown is None else self.picture.symbols + unknown
 
     @property
     def longest(self) -> int:
@@ -97,14 +104,14 @@ class CaptionedTokenSpec(TokenSpec):
 
     def decode(self, samples: Sequence[Int[np.ndarray, " t"]], codec: Coder | None) -> list[Artifact]:
         """Returns an image for each row that draws and a text for each that tells; see `TokenSpec.decode`."""
-        made: list[Artifact] = []
-        for row in samples:
-            if row[0] == self.symbol("draw"):
-                made += self.picture.decode([row[self.begin("draw") :]], codec)
-            else:
-                words = row[self.begin("tell") :] - self.picture.symbols
-                made.append(Text(self.caption.tokenizer.decode(words[: _length(words, self.caption.end)])))
-        return made
+        draws = [row[self.begin("draw") :] for row in samples if row[0] == self.symbol("draw")]
+        images = iter(self.picture.decode(draws, codec) if draws else [])
+        return [next(images) if row[0] == self.symbol("draw") else self._text(row) for row in samples]
+
+    def _text(self, row: Int[np.ndarray, " t"]) -> Text:
+        words = row[self.begin("tell") :] - self.picture.symbols
+        length = np.append(np.flatnonzero(words == self.caption.end), len(words))[0]
+        return Text(self.caption.tokenizer.decode(words[:length]))
 
     def given(self, part: GivenPart, codec: Coder | None) -> Given:
         """Returns the rows of a request; see `TokenSpec.given`.
@@ -114,6 +121,11 @@ class CaptionedTokenSpec(TokenSpec):
         """
         unknown = np.full((1, self.picture.longest), -1, np.int32)
         if part.has_image and not part.completes:
+            if not self.tells:
+                raise UserError(
+                    f"image is {part.image!r}, and the model was trained with data.tell 0, so it describes no images: "
+                    "give keep_rows or mask to complete it"
+                )
             if part.prompts:
                 raise UserError(
                     f"prompt is {part.prompts[0]!r}, and image asks for a description: give keep_rows or mask to "
@@ -132,8 +144,3 @@ class CaptionedTokenSpec(TokenSpec):
         rows = self.rows("draw", np.resize(captions, (m, captions.shape[1])), image)[:, 1:]
         without = self.rows("draw", np.resize(away, (m, away.shape[1])), image)[:, 1:]
         return Given(rows, self.allowed("draw"), without)
-
-
-def _length(words: Int[np.ndarray, " t"], end: int) -> int:
-    """The number of tokens before the first end-of-text."""
-    return int(np.append(np.flatnonzero(words == end), len(words))[0])
