@@ -19,6 +19,7 @@ from zoo.data.specs import CaptionSpec, GivenPart, ImageSpec
 from zoo.data.tokenizers import Characters
 from zoo.harness.trained import inference_state
 from zoo.masked_diffusion import MaskedDiffusion
+from zoo.metrics.captioned import caption_log_probabilities
 from zoo.transformer_lm import TransformerLM
 
 SETTINGS = CaptionedTokens(size=9, digit_size=4, caption_length=16, tell=0.5, held_out_scenes=24)
@@ -176,6 +177,19 @@ def test_only_a_model_that_tells_describes(model):
         model.family.sample(silent, model.family.Request(image="x.png"), KEY)
     assert opened().spec.tells
     assert not opened(tell=0.0).spec.tells
+
+
+def test_candidate_captions_are_scored_one_by_one():
+    family = FAMILIES["autoregressive"]
+    model = Model(family, SPEC, inference_state(family.init(SPEC, Setup(Optimizer(), 1, 4), KEY)), 0)
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    found = caption_log_probabilities(model, images, ("ab", "c"), KEY)
+    net, (words, _) = model.state.net.eval_net(), SPEC.caption.rows(["ab", "c"])
+    for m, caption in enumerate(words):
+        rows = jnp.asarray(SPEC.rows("tell", np.tile(caption, (3, 1)), SPEC.picture.encode(images)))
+        log_p = jax.nn.log_softmax(net(rows[:, :-1]))
+        each = jnp.take_along_axis(log_p, rows[:, 1:, None], 2)[..., 0]
+        np.testing.assert_allclose(found[:, m], each[:, SPEC.begin("tell") :].sum(1), rtol=1e-5)
 
 
 def test_guidance_is_for_captioned_images(tmp_path):

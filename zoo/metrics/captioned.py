@@ -1,10 +1,11 @@
 """Models of captions and images in one row: likelihoods each way, and captions that are written from images."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 from zoo.core.artifacts import Text
 from zoo.core.estimates import row_mean
@@ -66,3 +67,28 @@ def descriptions(model: Model, data: CaptionedTokenSet, count: int, key: Key[Arr
 def _nats(model: Model, batch: Batch, key: Key[Array, ""]) -> Float[np.ndarray, " b"]:
     """-log of the probability of the scored tokens of each valid row."""
     return row_losses(model, batch, key)[0][batch["valid"]]
+
+
+def caption_log_probabilities(
+    model: Model, images: UInt8[np.ndarray, "n h w c"], captions: Sequence[str], key: Key[Array, ""]
+) -> Float[np.ndarray, "n m"]:
+    """Returns log P(caption | image) in nats, by which candidate captions classify images.
+
+    Args:
+        model: of captions and images in one row, trained to describe.
+        images: of the model's size.
+        captions: the candidates.
+        key: source of the noise of a bound, the same for all pairs; an exact likelihood ignores it.
+    """
+    spec = model.spec
+    words, _ = spec.caption.rows(captions)
+    tokens = spec.picture.tokenize(images, np.arange(len(images)), model.codec)
+    one, table = np.ones(len(images), np.int32), []
+    for caption in words:
+        rows = spec.rows("tell", np.tile(caption, (len(images), 1)), tokens)
+        batch = {
+            "tokens": rows, "length": one * rows.shape[1], "first": one * spec.begin("tell"),
+            "row": np.arange(len(images), dtype=np.int32), "valid": one > 0,
+        }  # fmt: skip
+        table.append(-row_losses(model, batch, key)[0])
+    return np.stack(table, 1)
