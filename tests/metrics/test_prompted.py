@@ -13,11 +13,15 @@ from zoo.core.extractor import Extractor
 from zoo.core.family import Model
 from zoo.data.captions import CaptionedImages, CaptionedTokens
 from zoo.data.captions.rows import shown
-from zoo.data.specs import ImageSpec
+from zoo.data.specs import ImageSpec, LineSpec
+from zoo.data.tokenizers import Bytes
+from zoo.flow_matching import FlowMatching, FlowScoring
 from zoo.metrics.captioned import conditional_bits, descriptions
 from zoo.metrics.prompted import agree_samples, caption_gain, check_clip, check_reader, held_out_prompts, read_samples
 from zoo.metrics.retrieval import read_pairs
+from zoo.metrics.tokens import TokenScoring
 from zoo.sampling.prompts import PromptRequest, best_of_many
+from zoo.transformer_lm import TransformerLM
 
 DATA = CaptionedImages(size=16, digit_size=7, caption_length=16, held_out_scenes=24, caption_dropout=0.0)
 KEY = jax.random.key(0)
@@ -202,3 +206,18 @@ def test_conditional_bits_are_of_what_each_task_asks_for():
     assert found["caption_given_image_bits"] == pytest.approx(16 / np.log(2))
     without = replace(tokens, tell=0.0).open(length=1000, batch_size=10, seed=0)
     assert "caption_given_image_bits" not in conditional_bits(Model(Counts(), data.spec, None, 0), without, KEY)
+
+
+def test_a_judge_needs_captions_and_samples(data):
+    with pytest.raises(UserError, match="reader is 'runs/x'; it must be given with a number of samples"):
+        FlowScoring(reader="runs/x")
+    with pytest.raises(UserError, match="clip is 'runs/x'; it must be given with a number of samples"):
+        TokenScoring(clip="runs/x")
+    scoring, judge = FlowScoring(samples=8, reader="runs/x"), judged(Knows({}))
+    with pytest.raises(UserError, match="reader is runs/x, which judges by captions, and the model reads none"):
+        scoring.check(FlowMatching(conditional=False), data.spec, lambda name, spec: judge)
+    assert scoring.check(FlowMatching(), data.spec, lambda name, spec: judge) == {}
+    assert scoring.features == "runs/x"
+    assert replace(scoring, extractor="mnist").features == "mnist"
+    with pytest.raises(UserError, match="judges by captions"):
+        TokenScoring(samples=8, reader="runs/x").check(TransformerLM(), LineSpec(Bytes()), lambda name, spec: judge)

@@ -12,14 +12,14 @@ from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Metrics, Model
 from zoo.data.images.coded import CodedImages
 from zoo.data.specs import LatentSpec
-from zoo.metrics.images import ImageScoring, drawn_classes, score_samples
-from zoo.metrics.prompted import caption_gain, held_out_prompts
+from zoo.metrics.images import drawn_classes, score_samples
+from zoo.metrics.prompted import PromptedScoring, caption_gain, held_out_prompts
 from zoo.sampling.diffusion.guidance import captions_of, check_guidance, known_classes
 from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerName, make_levels, sample_images
 
 
 @dataclass(frozen=True)
-class DiffusionScoring(ImageScoring):
+class DiffusionScoring(PromptedScoring):
     """Settings for scoring the samples of a family of `Diffusion`; a family adds those of its likelihood."""
 
     sampler: SamplerName = "ddim"
@@ -50,6 +50,7 @@ class DiffusionScoring(ImageScoring):
 
     def check(self, family: Any, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
         check_guidance(family, spec, self.guidance)
+        self.check_judges(captions_of(family, spec), spec.image, extractor)
         if self.samples:
             make_levels(family, self.sampler, self.steps, self.shift)
         return super().check(family, spec, extractor)
@@ -99,5 +100,7 @@ def score_images(
         return np.stack([image.pixels for image in made if isinstance(image, Image)])
 
     about = scoring.recorded | drawn_classes(known_classes(family, model.spec))
-    figures = score_samples(make, data, scoring, about, key, model.extractor)
-    return figures | (caption_gain(model, data, key) if captions_of(family, model.spec) else {})
+    if captions_of(family, model.spec) is None:
+        return score_samples(make, data, scoring, about, key, model.extractor)
+    figures = score_samples(make, data, scoring, about, key, model.extractor, judge=scoring.judge)
+    return figures | caption_gain(model, data, key)

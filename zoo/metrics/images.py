@@ -20,7 +20,6 @@ from zoo.data.images.token_set import BlackAndWhite
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
 from zoo.metrics.memorisation import memorisation
-from zoo.metrics.prompted import agree_samples, check_clip, check_reader, read_samples
 
 log = logging.getLogger("zoo")
 
@@ -30,6 +29,10 @@ CLASS_ORDER = 2**32 - 1
 """Folded into the key for the order of classes; no sample index has this value."""
 BIASED_BELOW = 5000
 """With fewer samples than this, FID is biased upwards by more than the differences between models."""
+
+
+Judge = Callable[[UInt8[np.ndarray, "n h w c"], DataSet, LoadExtractor], Metrics]
+"""Scores samples beside their comparison with held-out images: (samples, held-out images, loader of extractors)."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,6 @@ class ImageScoring(Scoring):
     """Feature extractor for comparing images: mnist (an embedded classifier of MNIST's digits), a file of Inception-v3
     weights (PyTorch's FID layout, .safetensors or .pth) or of an exported network, or the run directory of a family
     that extracts features, such as a classifier; auto: mnist for grey images of 28 or 32 pixels."""
-    reader: str = ""
-    """The run directory of a reader of captioned digits, such as runs/captioned_digits_reader: samples are also scored
-    by what it reads in them; with extractor auto, its features are compared. Empty: nothing is read."""
-    clip: str = ""
-    """The run directory of a CLIP, such as runs/clip: samples of captions are also scored by how well they agree with
-    these (CLIP score, and R-precision among ten captions). Empty: no such scores."""
     nearest: Annotated[int, Ge(0)] = 0
     """Number of training images among which the nearest to each sample is searched, by features, to tell whether
     samples are copies; 0: none."""
@@ -64,8 +61,6 @@ class ImageScoring(Scoring):
             ("samples", f"0 or at least {least}", self.samples == 0 or self.samples >= least),
             ("references", f"0 or at least {least}", self.references == 0 or self.references >= least),
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
-            ("reader", "given with a number of samples", self.samples > 0 or not self.reader),
-            ("clip", "given with a number of samples", self.samples > 0 or not self.clip),
             (
                 "nearest",
                 "0 without samples, or at least 2",
@@ -76,15 +71,11 @@ class ImageScoring(Scoring):
     @property
     def features(self) -> str:
         """The extractor whose features are compared."""
-        return self.reader if self.extractor == "auto" and self.reader else self.extractor
+        return self.extractor
 
     def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
         if not self.samples or not isinstance(spec, ImageSpec | LatentSpec):
             return {}
-        if self.reader:
-            check_reader(self.reader, extractor(self.reader, spec.image), spec.image)
-        if self.clip:
-            check_clip(self.clip, extractor(self.clip, spec.image), spec.image)
         try:
             extractor(self.features, spec.image)
         except NoExtractorError as error:
@@ -93,7 +84,7 @@ class ImageScoring(Scoring):
         return {}
 
     def of_image(self) -> dict[str, Any]:
-        return {"samples": 0, "floor": False, "reader": "", "clip": "", "nearest": 0}
+        return {"samples": 0, "floor": False, "nearest": 0}
 
 
 def score_samples(
@@ -104,6 +95,7 @@ def score_samples(
     key: Key[Array, ""],
     load: LoadExtractor,
     prefix: str = "",
+    judge: Judge | None = None,
 ) -> Metrics:
     """Compares a model's samples with held-out images.
 
@@ -115,6 +107,7 @@ def score_samples(
         key: key for the order of the classes; each class is as frequent as in the reference.
         load: loads the extractor that `scoring` names.
         prefix: of the figures' names, if `make` does not draw samples.
+        judge: further scores of the samples.
 
     Returns:
         The figures of `compare`, those of training images as `floor_...` if requested, and their provenance.
@@ -133,10 +126,8 @@ def score_samples(
     found = extractor(images)
     figures = compare(reference, found, extractor.classes)
     metrics: Metrics = {f"{prefix}{name}": value for name, value in figures.items()}
-    if scoring.reader:
-        metrics |= read_samples(images, data, load(scoring.reader, data.spec)) | {"reader": scoring.reader}
-    if scoring.clip:
-        metrics |= agree_samples(images, data, load(scoring.clip, data.spec)) | {"clip": scoring.clip}
+    if judge is not None:
+        metrics |= judge(images, data, load)
     if scoring.nearest:
         train = extractor(_training_images(data, scoring.nearest)).features
         metrics |= memorisation(found.features, train, reference.features)

@@ -1,5 +1,6 @@
 """Captions as prompts of scored samples: sample i has the caption of held-out image i."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,14 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.data import DataSet
-from zoo.core.errors import UserError
+from zoo.core.errors import UserError, require
 from zoo.core.estimates import row_mean
-from zoo.core.extractor import Extractor
+from zoo.core.extractor import Extractor, LoadExtractor
 from zoo.core.family import Batch, Metrics, Model
 from zoo.data.captions.grammar import parse
 from zoo.data.captions.rows import shown
 from zoo.data.captions.scenes import array_of
 from zoo.data.specs import CaptionSpec, SceneSpec
+from zoo.metrics.images import ImageScoring
 from zoo.metrics.reading import own_accuracy, read_accuracy
 from zoo.metrics.retrieval import read_pairs, share
 from zoo.sampling.prompts import Agrees, agreement
@@ -30,6 +32,60 @@ class Reads(Protocol):
 
     def read(self, model: Model, images: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
         """Digit, colour and place of the objects in images, in the form of a batch's `scene`, int32 [n 2 3]."""
+
+
+@dataclass(frozen=True)
+class PromptedScoring(ImageScoring):
+    """Settings for scoring samples of captions, for families that read some."""
+
+    reader: str = ""
+    """The run directory of a reader of captioned digits, such as runs/captioned_digits_reader: samples are also scored
+    by what it reads in them; with extractor auto, its features are compared. Empty: nothing is read."""
+    clip: str = ""
+    """The run directory of a CLIP, such as runs/clip: samples of captions are also scored by how well they agree with
+    these (CLIP score, and R-precision among ten captions). Empty: no such scores."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "", *self.judged())
+
+    def judged(self) -> tuple[tuple[str, str, bool], ...]:
+        """Returns the conditions for `require` of the settings that need samples."""
+        given = {"reader": self.reader, "clip": self.clip}
+        return tuple((name, "given with a number of samples", self.samples > 0 or not v) for name, v in given.items())
+
+    @property
+    def features(self) -> str:
+        return self.reader if self.extractor == "auto" and self.reader else self.extractor
+
+    def check_judges(self, captions: CaptionSpec | None, spec: Any, extractor: LoadExtractor) -> None:
+        """Checks the reader and the CLIP, for images of a spec.
+
+        Args:
+            captions: the spec of the captions that the model reads; None: it reads none.
+            spec: the images.
+            extractor: loads the runs.
+
+        Raises:
+            UserError: there is no such run, it cannot judge, or there is nothing to judge by.
+        """
+        for name, check in (("reader", check_reader), ("clip", check_clip)):
+            if value := getattr(self, name):
+                if captions is None:
+                    raise UserError(f"{name} is {value}, which judges by captions, and the model reads none")
+                check(value, extractor(value, spec), spec)
+
+    def judge(self, images: UInt8[np.ndarray, "n h w c"], data: DataSet, load: LoadExtractor) -> Metrics:
+        """Returns the scores by the reader and the CLIP; see `zoo.metrics.images.Judge`."""
+        figures: Metrics = {}
+        if self.reader:
+            figures |= read_samples(images, data, load(self.reader, data.spec)) | {"reader": self.reader}
+        if self.clip:
+            figures |= agree_samples(images, data, load(self.clip, data.spec)) | {"clip": self.clip}
+        return figures
+
+    def of_image(self) -> dict[str, Any]:
+        return super().of_image() | {"reader": "", "clip": ""}
 
 
 def held_out_prompts(data: DataSet, caption: CaptionSpec, n: int) -> tuple[str, ...]:

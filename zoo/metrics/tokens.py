@@ -19,8 +19,8 @@ from zoo.data.images.coded import CodedImages
 from zoo.data.images.tokens import ImageTokenSpec
 from zoo.data.specs import SceneSpec, TextSpec
 from zoo.metrics.captioned import conditional_bits, descriptions
-from zoo.metrics.images import NEIGHBOURS, ImageScoring, score_samples
-from zoo.metrics.prompted import held_out_prompts
+from zoo.metrics.images import NEIGHBOURS, score_samples
+from zoo.metrics.prompted import PromptedScoring, held_out_prompts
 from zoo.metrics.text import perplexity, variety
 from zoo.sampling.tokens.unmask import Sampler
 
@@ -29,7 +29,7 @@ OF_IMAGES = (ImageTokenSpec, CaptionedTokenSpec)
 
 
 @dataclass(frozen=True)
-class TokenScoring(ImageScoring):
+class TokenScoring(PromptedScoring):
     """Settings for scoring a model of tokens beyond likelihood."""
 
     samples: int = 0
@@ -50,8 +50,7 @@ class TokenScoring(ImageScoring):
             ("samples", "0, or at least 2 to compare with each other", self.samples == 0 or self.samples >= 2),
             ("references", f"0 or at least {NEIGHBOURS + 1}", self.references == 0 or self.references > NEIGHBOURS),
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
-            ("reader", "given with a number of samples", self.samples > 0 or not self.reader),
-            ("clip", "given with a number of samples", self.samples > 0 or not self.clip),
+            *self.judged(),
             (
                 "nearest",
                 "0 without samples, or at least 2",
@@ -66,6 +65,7 @@ class TokenScoring(ImageScoring):
         return {"temperature": 1.0} | ({"guidance": self.guidance} if self.guidance != 1 else {})
 
     def check(self, family: Family, spec: Spec, extractor: LoadExtractor) -> dict[str, str]:
+        self.check_judges(getattr(spec, "caption", None), getattr(spec, "image", None), extractor)
         if isinstance(spec, TextSpec):
             return {}
         unfit = {}
@@ -112,7 +112,8 @@ def score_language_model(
         return figures
     if isinstance(data, CodedImages):
         sample = _sampler(model, data, scoring, key)
-        figures |= score_samples(sample, data, scoring, scoring.request_fields, key, model.extractor)
+        judge = scoring.judge if isinstance(data, CaptionedTokenSet) else None
+        figures |= score_samples(sample, data, scoring, scoring.request_fields, key, model.extractor, judge=judge)
         if isinstance(data, CaptionedTokenSet) and data.tell > 0 and isinstance(data.reference.spec, SceneSpec):
             figures |= descriptions(model, data, scoring.samples, key)
         return figures
