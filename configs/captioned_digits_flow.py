@@ -12,7 +12,7 @@ from zoo.flow_matching import FlowMatching, FlowScoring
 
 run = Run(
     family=FlowMatching(
-        channels=(32, 64, 64), layers=1, attention=(8,), groups=8, head_width=16, text_width=64, text_layers=2,
+        channels=(32, 64, 64), layers=1, attention=(8,), groups=8, head_width=8, text_width=64, text_layers=2,
         times="logit_normal",
     ),
     data=CaptionedImages(caption_length=16),
