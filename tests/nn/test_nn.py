@@ -10,7 +10,7 @@ from flax import nnx
 from gradients import assert_same_with_gradients, normal
 
 from zoo.core.random import dropout
-from zoo.nets.transformer import ACTIVATIONS, gelu
+from zoo.nets.transformer import ACTIVATIONS, GATED, gelu
 from zoo.nn.attend import Mask, additive_mask, attention_weights, weighted_sum
 from zoo.nn.attention import Attention, rotary_angles, rotate
 from zoo.nn.cpu.causal_attention import causal_attention, full_attention
@@ -36,7 +36,7 @@ def plain_attention(q, k, v, mask):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activated_product_equals_the_plain_one(name):
     activation = ACTIVATIONS[name]
-    x, kernel = normal(0, 6, 8), normal(1, 4 if name == "swiglu" else 8, 5)
+    x, kernel = normal(0, 6, 8), normal(1, 4 if name in GATED else 8, 5)
     assert_same_with_gradients(
         jax.jit(partial(activated_matmul, activation, False)), lambda x, kernel: activation(x) @ kernel, x, kernel
     )
