@@ -16,9 +16,15 @@ run = Run(
     family=MaskedDiffusion(layers=4, heads=4, width=128, context=64, dropout=0.0),
     data=Text(),
     optimizer=Optimizer(
-        name="muon", learning_rate=4e-3, warmup_steps=100, final_fraction=0.1, beta2=0.99, weight_decay=0.1,
-        clip_norm=1.0, ema_decay=0.99,
-    ),
+        name="muon",
+        learning_rate=4e-3,
+        warmup_steps=100,
+        final_fraction=0.1,
+        beta2=0.99,
+        weight_decay=0.1,
+        clip_norm=1.0,
+        ema_decay=0.99,
+    ),  # fmt: skip
     steps=1200,
     batch_size=32,
     log_every=10,

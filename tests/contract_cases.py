@@ -31,9 +31,6 @@ PATHS = sorted((ROOT / "configs").glob("*.py"))
 COSTLY = ("ddpm", "flow_matching", "mean_flow")
 """Configs whose step takes ten seconds to compile: of them `make test` has what one compiled step is enough for."""
 
-LONG = ("dcgan", "seq2seq_lstm")
-"""Configs whose training takes eight seconds to compile: `make test` trains them once and resumes others."""
-
 LIGHT = {
     "captioned_digits_autoregressive", "captioned_digits_flow", "captioned_digits_latent", "captioned_digits_masked",
     "captioned_digits_vqvae", "emoji_flow",
@@ -64,14 +61,10 @@ in_make_test_once_a_family = pytest.mark.parametrize("run", configs(slow=lambda 
 in_full = pytest.mark.parametrize("run", configs(paths=FULL), indirect=True)
 
 
-def once_a_family_but(*names: str) -> Any:
-    """In `make test` for one config of each family, except the named; in `make test-all` for all but the light ones."""
-    return pytest.mark.parametrize(
-        "run", configs(slow=lambda path: path.stem in names or path not in FIRST, paths=FULL), indirect=True
-    )
-
-
-once_a_family = once_a_family_but(*COSTLY)
+once_a_family = pytest.mark.parametrize(
+    "run", configs(slow=lambda path: path.stem in COSTLY or path not in FIRST, paths=FULL), indirect=True
+)
+"""In `make test` for one config of each family, except the costly; in `make test-all` for all but the light ones."""
 
 
 def for_some(*names: str) -> Any:

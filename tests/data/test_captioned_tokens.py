@@ -219,6 +219,7 @@ def part(prompt):
 # --------------------------------------------------------------------------------------- both orders of a joint
 
 
+@pytest.mark.slow
 def test_both_orders_recover_a_joint_distribution():
     """Four captions and four pictures of two pixels: P(caption) P(image | caption) and the reverse are the table."""
     spec = CaptionedTokenSpec(

@@ -220,6 +220,7 @@ def test_sentences_that_cannot_be_encoded(model):
         model.family.sample(model, SentenceRequest(reconstruct="nowhere.txt"), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_in_one_sentence(data, tmp_path, capsys):
     rundir = str(tmp_path / "run")
     sentences = Sentences(path=data.name, held_out=0.3)

@@ -241,6 +241,7 @@ def tiny(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rate"), [("muon", 0.01), ("lion", 0.003)])
 def test_a_language_model_learns_and_goes_on_bit_for_bit(tiny, name, rate):
     optimizer = replace(tiny.optimizer, name=name, learning_rate=rate, warmup_steps=0, beta2=0.99)

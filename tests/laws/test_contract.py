@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from compilation import no_compilation
 from contract_cases import (
-    COSTLY,
     FREE_BITS,
-    LONG,
     SGD,
     Bench,
     assert_close,
@@ -25,7 +23,6 @@ from contract_cases import (
     learners_of,
     noisy,
     once_a_family,
-    once_a_family_but,
     quick,
     small_run,
     strategies,
@@ -174,7 +171,7 @@ def test_microbatches_do_not_change_the_result(run, strategy):
         np.testing.assert_allclose(told[-1][name], told_parts[-1][name], rtol=1e-4, err_msg=name)
 
 
-@once_a_family_but(*COSTLY, *LONG)
+@for_some("clip", "image_vae", "lstm_lm", "transformer_lm", "vqvae")
 @strategies
 def test_a_resumed_run_is_the_uninterrupted_one(run, strategy):
     run = for_fit(run, strategy)

@@ -123,6 +123,7 @@ def test_a_process_prints_and_records_what_it_should(whole: tuple[Path, Result],
     )
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_and_then_ctrl_c(whole: tuple[Path, Result], launch: Callable, tmp_path: Path) -> None:
     """What was killed goes on and is interrupted, which saves and says how to go on; what goes on then is the whole."""
     rundir, moment = tmp_path / "run", random.randrange(60, STEPS - 200)

@@ -17,6 +17,7 @@ from zoo.sampling.tokens.beam import beam_search
 CASES = len(json.loads((REFERENCES / "gpt2" / "expected.json").read_text())["beam"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(CASES))
 @pytest.mark.parametrize("model", MODELS)
 def test_transformers_finds_the_same(model, case):
