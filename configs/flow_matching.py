@@ -2,7 +2,7 @@
 
 python train.py configs/flow_matching.py
 
-With `--family.no-conditional`, as the DDPM's figure, 64 minutes on one CPU core with other work beside it: FID 1.49 on
+With `--family.no-conditional`, as the DDPM's figure, 63 minutes on one CPU core with other work beside it: FID 1.49 on
 the test images, where the DDPM has 1.82 after as many steps (`python evaluate.py runs/flow_matching --split test
 --samples 10000`). Of the shifts 1, 2, 3 and 4, 2 has the best FID of 500 samples on the dev images: 2.72, 2.24, 2.75
 and 2.86. `--ode-images 1000` adds the likelihood in bits per dimension.

@@ -4,8 +4,8 @@ python train.py configs/mnist_patches_masked_diffusion.py
 python sample.py runs/mnist_patches_masked_diffusion --n 64 --steps 98
 python sample.py runs/mnist_patches_masked_diffusion --n 8 --image digit.png --mask mask.png
 
-97 minutes on one CPU core with other work beside it. The bound on the test images is 82.64 +- 0.21 nats (16 times t an
-image), 4.2 % above the exact figure of the Transformer over the same patches, which has as many parameters.
+95 minutes on one CPU core with other work beside it. The bound on the test images is 82.64 +- 0.21 nats (16 times t an
+image), 4.2 % above the exact figure of the Transformer over the same patches, which is as large.
 """
 
 from zoo import Optimizer, Run
