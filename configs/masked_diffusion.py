@@ -4,8 +4,9 @@ python train.py configs/masked_diffusion.py
 python sample.py runs/masked_diffusion --prompt "ROMEO:" --steps 32
 python sample.py runs/masked_diffusion --fill "To be or [MASK][MASK][MASK] to be"
 
-A row's estimate of the bound has the noise of few tokens where few are masked, as much as if 13 of its 64 targets were
-scored, so that batches are larger than the Transformer's and steps fewer, for about the same time.
+At most 3.039 +- 0.005 bits a character on the two test plays (16 times t a row) after 4.7 minutes on one CPU core with
+other work beside it; the Transformer has 2.581 there after 2.0 minutes. In 2.7 minutes, with 650 steps at a rate of
+6e-3, the dev plays have 3.180 bits, after these 1,200 steps 2.989, and with AdamW at 3e-3 instead of Muon 3.504.
 """
 
 from zoo import Optimizer, Run
@@ -24,7 +25,7 @@ run = Run(
         weight_decay=0.1,
         clip_norm=1.0,
         ema_decay=0.99,
-    ),  # fmt: skip
+    ),
     steps=1200,
     batch_size=32,
     log_every=10,
