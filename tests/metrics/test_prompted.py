@@ -191,7 +191,7 @@ def test_descriptions_count_by_meaning():
 
 @dataclass(frozen=True)
 class Counts:
-    """Says of each row how many targets are scored, as nats."""
+    """A loss that is the number of scored targets of each row."""
 
     def evaluate(self, state, batch, key):
         n = batch["tokens"].shape[1] - 1 - batch["first"]

@@ -19,6 +19,15 @@ UNETS = {
 }  # fmt: skip
 
 
+def draw_parameters(model: torch.nn.Module, rng: np.random.Generator) -> None:
+    """Gives a U-Net random parameters, with scales of normalisation near 1."""
+    for key, parameter in sorted(model.named_parameters()):
+        noise = rng.standard_normal(parameter.shape)
+        is_scale = "norm" in key and key.endswith("weight")
+        value = 1 + 0.3 * noise if is_scale else noise * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3)
+        parameter.data = torch.tensor(value, dtype=torch.float32)
+
+
 def write_unet_references(folder: Path, seed: int) -> None:
     """Writes small U-Nets of diffusers and their `output` for images `x` [b h w c], times `t` and classes."""
     from diffusers import UNet2DModel
@@ -26,13 +35,7 @@ def write_unet_references(folder: Path, seed: int) -> None:
     for number, (name, config) in enumerate(UNETS.items()):
         rng = np.random.default_rng([seed, 300 + number])
         model = UNet2DModel(**config).eval()
-        for key, parameter in sorted(model.named_parameters()):
-            noise = rng.standard_normal(parameter.shape)
-            is_scale = "norm" in key and key.endswith("weight")
-            value = (
-                1 + 0.3 * noise if is_scale else noise * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3)
-            )
-            parameter.data = torch.tensor(value, dtype=torch.float32)
+        draw_parameters(model, rng)
         model.save_pretrained(folder / name)
         size, colours = config["sample_size"], config.get("in_channels", 3)
         x = torch.tensor(rng.standard_normal((3, colours, size, size)), dtype=torch.float32)
@@ -58,11 +61,7 @@ def write_captioned_unet_reference(folder: Path, seed: int) -> None:
 
     rng = np.random.default_rng([seed, 305])
     model = UNet2DConditionModel(**CAPTIONED).eval()
-    for key, parameter in sorted(model.named_parameters()):
-        noise = rng.standard_normal(parameter.shape)
-        is_scale = "norm" in key and key.endswith("weight")
-        value = 1 + 0.3 * noise if is_scale else noise * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3)
-        parameter.data = torch.tensor(value, dtype=torch.float32)
+    draw_parameters(model, rng)
     model.save_pretrained(folder / "unet_captions")
     x = torch.tensor(rng.standard_normal((3, 3, 8, 8)), dtype=torch.float32)
     features = torch.tensor(rng.standard_normal((3, 5, 6)), dtype=torch.float32)

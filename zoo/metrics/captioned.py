@@ -15,7 +15,7 @@ from zoo.data.captions.scenes import scene_of
 from zoo.data.captions.token_set import CaptionedTokenSet
 from zoo.data.captions.tokens import Task
 from zoo.metrics.prompted import row_losses
-from zoo.metrics.retrieval import share
+from zoo.metrics.retrieval import first_rows, share
 
 NAMES: dict[Task, str] = {"draw": "image_given_caption_bits", "tell": "caption_given_image_bits"}
 
@@ -25,7 +25,7 @@ def conditional_bits(model: Model, data: CaptionedTokenSet, key: Key[Array, ""])
 
     The task `tell` is left out if the model was not trained on it. Of masked diffusion these are bounds.
     """
-    tasks: list[Task] = ["draw", *["tell" for _ in range(data.tell > 0)]]  # type: ignore[list-item]
+    tasks: tuple[Task, ...] = ("draw", "tell") if data.tell > 0 else ("draw",)
     figures: Metrics = {}
     for task in tasks:
         nats = np.concatenate([_nats(model, data.asked_at(i, task), key) for i in range(data.held_out_batches)])
@@ -42,22 +42,18 @@ def descriptions(model: Model, data: CaptionedTokenSet, count: int, key: Key[Arr
         `caption_right` over the first `count` scenes at most, and of combinations seen in training and unseen, with
         95 % intervals.
     """
-    images, wanted = data.reference, []
-    for index in range(images.held_out_batches):
-        batch = images.held_out_at(index)
-        wanted += [*zip(batch["scene"][batch["valid"]], batch["held_out"][batch["valid"]], strict=True)]
-    wanted = wanted[:count]
+    wanted = first_rows(data.reference, ("scene", "held_out"), count)
     request: Any = model.family.Request
-    numbers = tuple(map(str, range(len(wanted))))
+    numbers = tuple(map(str, range(len(wanted["scene"]))))
     told = model.family.sample(model, request(n=len(numbers), image=numbers, temperature=0.0), key)
     meanings = [parse(text.text) for text in told if isinstance(text, Text)]
     right = np.array(
         [
             meaning is not None and scene_of(scene).fulfils(meaning)
-            for meaning, (scene, _) in zip(meanings, wanted, strict=True)
+            for meaning, scene in zip(meanings, wanted["scene"], strict=True)
         ]
     )
-    unseen = np.array([new == 1 for _, new in wanted])
+    unseen = wanted["held_out"] == 1
     figures = share("caption_right", right)
     for name, rows in (("seen", ~unseen), ("unseen", unseen)):
         figures |= share(f"{name}_caption_right", right[rows]) if rows.any() else {}

@@ -10,7 +10,7 @@ from zoo.core.artifacts import Image
 from zoo.core.data import DataSet
 from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Metrics, Model
-from zoo.data.images.coded import CodedImages
+from zoo.data.images.coded import images_of
 from zoo.data.specs import LatentSpec
 from zoo.metrics.images import drawn_classes, score_samples
 from zoo.metrics.prompted import PromptedScoring, caption_gain, held_out_prompts
@@ -75,10 +75,6 @@ def density(family: Diffusion, model: Model, data: DataSet) -> str:
     return "p(x | y)" if known else "p(x)"
 
 
-def _images(data: DataSet) -> DataSet:
-    return data.reference if isinstance(data, CodedImages) else data
-
-
 def score_images(
     family: Diffusion, model: Model, data: DataSet, scoring: DiffusionScoring, key: Key[Array, ""]
 ) -> Metrics:
@@ -95,7 +91,7 @@ def score_images(
     def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
         request, caption = scoring.request(len(classes)), captions_of(family, model.spec)
         if caption is not None:
-            request = replace(request, prompt=held_out_prompts(_images(data), caption, len(classes)))
+            request = replace(request, prompt=held_out_prompts(images_of(data), caption, len(classes)))
         made = sample_images(family, model, request, key, classes)
         return np.stack([image.pixels for image in made if isinstance(image, Image)])
 

@@ -15,7 +15,7 @@ from zoo.core.data import DataSet, Spec
 from zoo.core.errors import UserError, require
 from zoo.core.extractor import Extracted, Extractor, LoadExtractor, NoExtractorError
 from zoo.core.family import Family, Metrics, Scoring
-from zoo.data.images.coded import CodedImages
+from zoo.data.images.coded import images_of
 from zoo.data.images.token_set import BlackAndWhite
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
@@ -60,12 +60,15 @@ class ImageScoring(Scoring):
             "",
             ("samples", f"0 or at least {least}", self.samples == 0 or self.samples >= least),
             ("references", f"0 or at least {least}", self.references == 0 or self.references >= least),
+            *self.needing_samples(),
+        )
+
+    def needing_samples(self) -> tuple[tuple[str, str, bool], ...]:
+        """Returns the conditions for `require` of the settings that need samples."""
+        near = self.nearest == 0 or (self.samples > 0 and self.nearest > 1)
+        return (
             ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
-            (
-                "nearest",
-                "0 without samples, or at least 2",
-                self.nearest == 0 or (self.samples > 0 and self.nearest > 1),
-            ),
+            ("nearest", "0 without samples, or at least 2", near),
         )
 
     @property
@@ -115,7 +118,7 @@ def score_samples(
     Raises:
         UserError: the extractor does not fit the images, or there are too few held-out images.
     """
-    data = data.reference if isinstance(data, CodedImages) else data
+    data = images_of(data)
     assert isinstance(data.spec, ImageSpec)
     extractor = load(scoring.features, data.spec)
     reference, labels = _held_out_features(extractor, data, scoring.references)

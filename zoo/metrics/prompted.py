@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.data import DataSet
-from zoo.core.errors import UserError, require
+from zoo.core.errors import UserError
 from zoo.core.estimates import row_mean
 from zoo.core.extractor import Extractor, LoadExtractor
 from zoo.core.family import Batch, Metrics, Model
@@ -19,7 +19,7 @@ from zoo.data.captions.scenes import array_of
 from zoo.data.specs import CaptionSpec, SceneSpec
 from zoo.metrics.images import ImageScoring
 from zoo.metrics.reading import own_accuracy, read_accuracy
-from zoo.metrics.retrieval import read_pairs, share
+from zoo.metrics.retrieval import first_rows, read_pairs, share
 from zoo.sampling.prompts import Agrees, agreement
 
 RIVALS = 9
@@ -45,14 +45,10 @@ class PromptedScoring(ImageScoring):
     """The run directory of a CLIP, such as runs/clip: samples of captions are also scored by how well they agree with
     these (CLIP score, and R-precision among ten captions). Empty: no such scores."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "", *self.judged())
-
-    def judged(self) -> tuple[tuple[str, str, bool], ...]:
-        """Returns the conditions for `require` of the settings that need samples."""
-        given = {"reader": self.reader, "clip": self.clip}
-        return tuple((name, "given with a number of samples", self.samples > 0 or not v) for name, v in given.items())
+    def needing_samples(self) -> tuple[tuple[str, str, bool], ...]:
+        judges = {"reader": self.reader, "clip": self.clip}
+        needing = ((name, "given with a number of samples", self.samples > 0 or not v) for name, v in judges.items())
+        return (*super().needing_samples(), *needing)
 
     @property
     def features(self) -> str:
@@ -132,7 +128,7 @@ def read_samples(images: UInt8[np.ndarray, "n h w c"], data: DataSet, reader: Ex
     meanings = [parse(caption) for caption in held_out_prompts(data, spec.caption, len(images))]
     asked = np.stack([array_of(scene) for scene in meanings if scene is not None])
     assert len(asked) == len(images), "held-out captions are of the grammar"
-    unseen = np.concatenate([data.held_out_at(index)["held_out"] for index in range(data.held_out_batches)])
+    unseen = first_rows(data, ("held_out",), len(images))["held_out"]
     figures = read_accuracy(model.family.read(model, images), asked, np.resize(unseen, len(images)) == 1)
     return figures | {f"reader_{name}": value for name, value in own.items() if name.startswith("read_")}
 

@@ -5,14 +5,13 @@ for. What a caption does not name, such as the place of a digit alone, may be an
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt8
 
 from zoo.core.data import DataSet
 from zoo.core.family import Metrics
-from zoo.metrics.retrieval import share
+from zoo.metrics.retrieval import first_rows, share
 
 ATTRIBUTES = ("digit", "colour", "place")
 
@@ -58,13 +57,5 @@ def read_accuracy(
 
 def own_accuracy(read: Read, data: DataSet, most: int) -> Metrics:
     """Returns `read_accuracy` of a reader on the first held-out scenes themselves, `most` of them at most."""
-    parts: list[dict[str, Any]] = []
-    for index in range(data.held_out_batches):
-        batch = data.held_out_at(index)
-        parts.append({name: batch[name][batch["valid"]] for name in ("image", "scene", "held_out")})
-        if sum(len(part["image"]) for part in parts) >= most:
-            break
-    image, scene, held_out = (
-        np.concatenate([part[name] for part in parts])[:most] for name in ("image", "scene", "held_out")
-    )
-    return read_accuracy(read(image), scene, held_out == 1) | {"scenes": len(image)}
+    rows = first_rows(data, ("image", "scene", "held_out"), most)
+    return read_accuracy(read(rows["image"]), rows["scene"], rows["held_out"] == 1) | {"scenes": len(rows["image"])}

@@ -66,10 +66,15 @@ def recalls(scores: Float[np.ndarray, "n n"], right: Bool[np.ndarray, "n n"], qu
 
 def read_pairs(data: DataSet, most: int = 0) -> dict[str, np.ndarray]:
     """Returns `image`, `caption`, `caption_length` and `label` of the first held-out pairs; 0: of all."""
+    return first_rows(data, ("image", "caption", "caption_length", "label"), most)
+
+
+def first_rows(data: DataSet, names: tuple[str, ...], most: int = 0) -> dict[str, np.ndarray]:
+    """Returns arrays of the first held-out rows by name, at most `most` rows; 0: of all."""
     parts: list[dict[str, np.ndarray]] = []
     for index in range(data.held_out_batches):
         batch = data.held_out_at(index)
-        parts.append({name: batch[name][batch["valid"]] for name in ("image", "caption", "caption_length", "label")})
-        if 0 < most <= sum(len(part["label"]) for part in parts):
+        parts.append({name: batch[name][batch["valid"]] for name in names})
+        if 0 < most <= sum(len(part[names[0]]) for part in parts):
             break
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: most or None], *parts)

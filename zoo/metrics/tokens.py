@@ -49,13 +49,7 @@ class TokenScoring(PromptedScoring):
             "",
             ("samples", "0, or at least 2 to compare with each other", self.samples == 0 or self.samples >= 2),
             ("references", f"0 or at least {NEIGHBOURS + 1}", self.references == 0 or self.references > NEIGHBOURS),
-            ("floor", "given with a number of samples", self.samples > 0 or not self.floor),
-            *self.judged(),
-            (
-                "nearest",
-                "0 without samples, or at least 2",
-                self.nearest == 0 or (self.samples > 0 and self.nearest > 1),
-            ),
+            *self.needing_samples(),
             ("stride", "from 1 to the model's context, or 0", self.stride >= 0),
         )
 

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 
 from zoo.core.errors import UserError
 from zoo.core.family import Model
-from zoo.data.images.coded import CodedImages
+from zoo.data.images.coded import images_of
 from zoo.data.images.files import read_image
 
 
@@ -45,5 +45,4 @@ def _held_out(number: int, model: Model) -> UInt8[np.ndarray, "h w c"]:
     size = len(data.held_out_at(0)["row"])
     if number >= count:
         raise UserError(f"held-out picture {number} is asked for, but there are {count}, numbered from 0")
-    images = data.reference if isinstance(data, CodedImages) else data
-    return images.held_out_at(number // size)["image"][number % size]
+    return images_of(data).held_out_at(number // size)["image"][number % size]

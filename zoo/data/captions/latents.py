@@ -1,6 +1,5 @@
 """Latents of captioned images by a trained codec, for latent text-to-image models (Rombach et al. 2022)."""
 
-import zlib
 from dataclasses import dataclass
 
 import jax
@@ -11,8 +10,7 @@ from zoo.core.codec import Coder
 from zoo.core.data import Batch
 from zoo.data.captions.caption_set import CaptionedSet
 from zoo.data.captions.scene_set import SceneSet
-from zoo.data.images.coded import CodedImages
-from zoo.data.images.latents import standardised
+from zoo.data.images.latents import LatentSet, standardised
 from zoo.data.images.tokens import check_codec
 from zoo.data.specs import LatentSpec
 
@@ -21,24 +19,14 @@ MEASURED = 2048
 
 
 @dataclass(frozen=True, eq=False)
-class CaptionedLatents(CodedImages):
+class CaptionedLatents(LatentSet):
     """Captioned images with `image` float32 [b h w c], their latents; the other arrays are those of the images."""
 
-    spec: LatentSpec
     images: SceneSet | CaptionedSet
-    codec: Coder
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
         """Training batch `step`; latents are encoded anew for each, since scenes have no end."""
-        return self._encoded(self.images.batch_at(step, rows))
-
-    def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
-        """Held-out batch `index`."""
-        return self._encoded(self.reference.held_out_at(index, rows))
-
-    def _encoded(self, batch: Batch) -> Batch:
-        latents = np.asarray(self.codec.latents({"image": batch["image"], "row": batch["row"]}))
-        return batch | {"image": self.spec.from_codec(latents)}
+        return self.encoded(self.images.batch_at(step, rows))
 
     def preview(self, key: jax.Array) -> Artifacts:
         """Returns the first images of the first batch with their captions under them."""
@@ -47,15 +35,6 @@ class CaptionedLatents(CodedImages):
     def coverage(self) -> dict[str, float]:
         """Returns the shares of held-out captions that are cut and of unknown tokens."""
         return self.reference.coverage()
-
-    def fingerprint(self) -> str:
-        """Returns a CRC-32 checksum of the images, the captions and the codec."""
-        return f"{zlib.crc32(self.spec.codec.encode(), int(self.images.fingerprint(), 16)):08x}"
-
-    def describe(self) -> str:
-        """Returns the images and the size of their latents in one line."""
-        spec = self.spec
-        return f"{self.images.describe()}; latents of {spec.height}x{spec.width} with {spec.channels} channels"
 
 
 def captioned_latents(

@@ -8,6 +8,11 @@ from zoo.core.codec import Coder
 from zoo.core.data import DataSet, Split
 
 
+def images_of(data: DataSet) -> DataSet:
+    """Returns the images that samples are compared with: those that a data set is another form of, or itself."""
+    return data.reference if isinstance(data, CodedImages) else data
+
+
 @dataclass(frozen=True, eq=False)
 class CodedImages(DataSet):
     """Images in another form; see the subclasses."""

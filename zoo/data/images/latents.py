@@ -47,7 +47,10 @@ class LatentSet(CodedImages):
 
     def held_out_at(self, index: int, rows: slice = slice(None)) -> Batch:
         """Held-out batch `index`, as `ImageSet.held_out_at`."""
-        batch = self.held_out.held_out_at(index, rows)
+        return self.encoded(self.held_out.held_out_at(index, rows))
+
+    def encoded(self, batch: Batch) -> Batch:
+        """Returns a batch of images with their latents in their place."""
         latents = np.asarray(self.codec.latents({"image": batch["image"], "row": batch["row"]}))
         return batch | {"image": self.spec.from_codec(latents)}
 
