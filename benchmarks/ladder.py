@@ -1,6 +1,7 @@
 """Tables of all families on the same data, in docs/results.md, from the scores of runs.
 
     python -m benchmarks.ladder add RUN ... [--machine TEXT]    # their figures, into benchmarks/ladder.json
+    python -m benchmarks.ladder time RUN ...                    # seconds a sample of runs that read captions
     python -m benchmarks.ladder                                 # the tables and the plots, from that file
 
 A run's name is that of its directory: `NAME`, or `NAME_1`, `NAME_2` for further seeds. Its figures are those that
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ladder_fid import fid_points, tables
+from benchmarks import ladder_captions, ladder_fid
 from zoo.harness.rundir import LAUNCHES, METRICS, SCORES, RunDir
 
 LADDER = Path(__file__).with_name("ladder.json")
@@ -100,7 +101,8 @@ def read_entry(path: Path, machine: str) -> Entry:
         "parameters": _parameters(path),
         "machine": machine or launches[-1]["device_kind"],
         "test": test,
-        "fid_points": fid_points(metrics, scores),
+        "fid_points": ladder_fid.fid_points(metrics, scores),
+        "caption_points": ladder_captions.caption_points(scores, last),
     }
 
 
@@ -124,8 +126,27 @@ def _parameters(path: Path) -> int:
 
 def add(paths: Iterable[Path], machine: str) -> None:
     """Writes the figures of runs into the ladder's file."""
-    ladder = json.loads(LADDER.read_text(encoding="utf-8")) if LADDER.is_file() else {}
-    ladder |= {path.name: read_entry(path, machine) for path in paths}
+    save(load() | {path.name: read_entry(path, machine) for path in paths})
+
+
+def add_times(paths: Iterable[Path]) -> None:
+    """Times the sampling of runs that read captions and are in the ladder's file, and writes it there."""
+    ladder = load()
+    for path in paths:
+        points = ladder[path.name]["caption_points"]
+        seconds = ladder_captions.seconds_a_sample(path, points)
+        scales = [str(point.get("guidance", 1.0)) for point in points]
+        ladder[path.name]["seconds_a_sample"] = dict(zip(scales, seconds, strict=True))
+    save(ladder)
+
+
+def load() -> dict[str, Entry]:
+    """The ladder's file; empty if there is none."""
+    return json.loads(LADDER.read_text(encoding="utf-8")) if LADDER.is_file() else {}
+
+
+def save(ladder: dict[str, Entry]) -> None:
+    """Writes the ladder's file."""
     LADDER.write_text(json.dumps(dict(sorted(ladder.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -190,18 +211,23 @@ def _fid_conditions(entry: Entry) -> str:
 def main() -> None:
     """Parses the command line; adds runs, or writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", nargs="?", choices=["add", "write"], default="write")
+    parser.add_argument("action", nargs="?", choices=["add", "time", "write"], default="write")
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--machine", default="", help="what the minutes are of, with its measured peak")
     asked = parser.parse_args()
-    actions: dict[str, Callable[[], None]] = {"add": lambda: add(asked.runs, asked.machine), "write": write}
+    actions: dict[str, Callable[[], None]] = {
+        "add": lambda: add(asked.runs, asked.machine),
+        "time": lambda: add_times(asked.runs),
+        "write": write,
+    }
     actions[asked.action]()
 
 
 def write() -> None:
     """Writes the tables into docs/results.md."""
-    ladder = json.loads(LADDER.read_text(encoding="utf-8"))
-    lines = [line for title, rows in TABLES.items() for line in table(title, rows, ladder)] + tables(ladder)
+    ladder = load()
+    lines = [line for title, rows in TABLES.items() for line in table(title, rows, ladder)]
+    lines += ladder_fid.tables(ladder) + ladder_captions.tables(ladder)
     before, _, rest = RESULTS.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     RESULTS.write_text(before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + after, encoding="utf-8")
