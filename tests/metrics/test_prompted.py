@@ -17,7 +17,16 @@ from zoo.data.specs import ImageSpec, LineSpec
 from zoo.data.tokenizers import Bytes
 from zoo.flow_matching import FlowMatching, FlowScoring
 from zoo.metrics.captioned import conditional_bits, descriptions
-from zoo.metrics.prompted import agree_samples, caption_gain, check_clip, check_reader, held_out_prompts, read_samples
+from zoo.metrics.prompted import (
+    agree_samples,
+    caption_gain,
+    check_clip,
+    check_reader,
+    held_out_prompts,
+    read_samples,
+    turned_captions,
+    variety,
+)
 from zoo.metrics.retrieval import read_pairs
 from zoo.metrics.tokens import TokenScoring
 from zoo.sampling.prompts import PromptRequest, best_of_many
@@ -143,7 +152,7 @@ class Matching:
 
 def test_the_gain_of_the_right_caption_is_paired(data):
     lengths = read_pairs(data)["caption_length"]
-    figures = caption_gain(Model(Matching(), data.spec, lengths, 0), data, KEY)
+    figures = caption_gain(Model(Matching(), data.spec, lengths, 0), turned_captions(data), KEY)
     differences = []
     for i in range(3):
         batch = data.held_out_at(i)
@@ -154,6 +163,42 @@ def test_the_gain_of_the_right_caption_is_paired(data):
         differences += np.abs(other - batch["caption_length"])[keep].tolist()
     assert figures["caption_gain"] == pytest.approx(np.mean(differences))
     assert figures["caption_gain_share"] == pytest.approx(np.mean(np.array(differences) > 0))
+
+
+@dataclass(frozen=True)
+class MatchingTokens:
+    """A loss that is 0 for the right caption and 1 for any other."""
+
+    def evaluate(self, state, batch, key):
+        wrong = (batch["tokens"] != jnp.asarray(state)[batch["row"]]).any(1)
+        return {"loss": (3.0 * wrong, jnp.full(len(wrong), 3.0))}
+
+
+def test_the_gain_of_the_right_caption_in_rows_of_tokens():
+    tokens = CaptionedTokens(size=9, digit_size=4, caption_length=16, held_out_scenes=24, tell=0.5)
+    data = tokens.open(length=1000, batch_size=10, seed=0)
+    rows = [data.asked_at(i, "draw") for i in range(3)]
+    pairs = [(own, data.asked_at(i, "draw", turn=1)) for i, own in enumerate(rows)]
+    begin = data.spec.begin("draw") + 1
+    for own, turned in pairs:
+        np.testing.assert_array_equal(turned["tokens"][:, begin:], own["tokens"][:, begin:])
+        np.testing.assert_array_equal(turned["tokens"][1:, :begin], own["tokens"][:-1, :begin])
+    right = np.concatenate([own["tokens"] for own in rows])
+    figures = caption_gain(Model(MatchingTokens(), data.spec, right, 0), pairs, KEY)
+    assert figures["caption_gain"] == figures["caption_gain_share"] == 1.0
+
+
+def test_variety_is_0_for_one_image_of_a_caption_and_1_if_captions_are_ignored():
+    def same(captions):
+        return np.array([int(text) for text in captions], np.uint8).reshape(-1, 1, 1, 1)
+
+    def ignored(captions):
+        return np.random.default_rng(0).integers(0, 255, (len(captions), 4, 4, 3), np.uint8)
+
+    flat = Extractor("flat", "v1", lambda images: (images.reshape(len(images), -1).astype(np.float32),) * 2)
+    captions = tuple(map(str, range(10)))
+    assert variety(same, captions, 3, flat) == {"variety": 0.0}
+    assert variety(ignored, captions, 8, flat)["variety"] == pytest.approx(1, abs=0.05)
 
 
 # ---------------------------------------------------------------------------------------------- descriptions
@@ -217,6 +262,10 @@ def test_a_judge_needs_captions_and_samples(data):
     with pytest.raises(UserError, match="reader is runs/x, which judges by captions, and the model reads none"):
         scoring.check(FlowMatching(conditional=False), data.spec, lambda name, spec: judge)
     assert scoring.check(FlowMatching(), data.spec, lambda name, spec: judge) == {}
+    with pytest.raises(UserError, match="variety is 4; it must be 0 without samples, or at least 2"):
+        FlowScoring(variety=4)
+    with pytest.raises(UserError, match="variety is 4, which is of samples of captions, and the model reads none"):
+        FlowScoring(samples=8, variety=4).check(FlowMatching(conditional=False), data.spec, lambda name, spec: judge)
     assert scoring.features == "runs/x"
     assert replace(scoring, extractor="mnist").features == "mnist"
     with pytest.raises(UserError, match="judges by captions"):

@@ -1,11 +1,13 @@
 """Captions as prompts of scored samples: sample i has the caption of held-out image i."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from zoo.core.data import DataSet
@@ -24,6 +26,11 @@ from zoo.sampling.prompts import Agrees, agreement
 
 RIVALS = 9
 """Other captions that R-precision compares with."""
+VARIED = 10
+"""Captions whose samples are compared with each other."""
+
+Draw = Callable[[tuple[str, ...]], UInt8[np.ndarray, "n h w c"]]
+"""Draws an image for each of some captions."""
 
 
 @runtime_checkable
@@ -44,11 +51,15 @@ class PromptedScoring(ImageScoring):
     clip: str = ""
     """The run directory of a CLIP, such as runs/clip: samples of captions are also scored by how well they agree with
     these (CLIP score, and R-precision among ten captions). Empty: no such scores."""
+    variety: Annotated[int, Ge(0)] = 0
+    """Number of samples for each of the first ten held-out captions, to tell how much samples of one caption differ; 0:
+    none."""
 
     def needing_samples(self) -> tuple[tuple[str, str, bool], ...]:
         judges = {"reader": self.reader, "clip": self.clip}
         needing = ((name, "given with a number of samples", self.samples > 0 or not v) for name, v in judges.items())
-        return (*super().needing_samples(), *needing)
+        several = self.variety == 0 or (self.samples > 0 and self.variety > 1)
+        return (*super().needing_samples(), *needing, ("variety", "0 without samples, or at least 2", several))
 
     @property
     def features(self) -> str:
@@ -70,6 +81,8 @@ class PromptedScoring(ImageScoring):
                 if captions is None:
                     raise UserError(f"{name} is {value}, which judges by captions, and the model reads none")
                 check(value, extractor(value, spec), spec)
+        if self.variety and captions is None:
+            raise UserError(f"variety is {self.variety}, which is of samples of captions, and the model reads none")
 
     def judge(self, images: UInt8[np.ndarray, "n h w c"], data: DataSet, load: LoadExtractor) -> Metrics:
         """Returns the scores by the reader and the CLIP; see `zoo.metrics.images.Judge`."""
@@ -81,7 +94,13 @@ class PromptedScoring(ImageScoring):
         return figures
 
     def of_image(self) -> dict[str, Any]:
-        return super().of_image() | {"reader": "", "clip": ""}
+        return super().of_image() | {"reader": "", "clip": "", "variety": 0}
+
+    def vary(self, make: Draw, data: DataSet, caption: CaptionSpec, load: LoadExtractor) -> Metrics:
+        """Returns the figures of `variety`, if they are asked for; see there."""
+        if not self.variety:
+            return {}
+        return variety(make, held_out_prompts(data, caption, VARIED), self.variety, load(self.features, data.spec))
 
 
 def held_out_prompts(data: DataSet, caption: CaptionSpec, n: int) -> tuple[str, ...]:
@@ -93,6 +112,27 @@ def held_out_prompts(data: DataSet, caption: CaptionSpec, n: int) -> tuple[str, 
         if len(captions) >= n:
             break
     return tuple(captions[i % len(captions)] for i in range(n))
+
+
+def variety(make: Draw, captions: tuple[str, ...], each: int, extractor: Extractor) -> Metrics:
+    """Returns how much samples of one caption differ.
+
+    Args:
+        make: draws the samples.
+        captions: some captions.
+        each: samples of each caption, at least two.
+        extractor: whose features are compared.
+
+    Returns:
+        `variety`, the mean distance between two samples of one caption over that between two of different captions: 0
+        if a caption always gives the same image, 1 if captions are ignored.
+    """
+    caption = np.tile(np.arange(len(captions)), each)
+    features = extractor(make(captions * each)).features
+    distance = np.sqrt(np.square(features[:, None] - features[None]).sum(-1))
+    same = caption[:, None] == caption[None]
+    within = distance[same & ~np.eye(len(caption), dtype=bool)].mean()
+    return {"variety": float(within / distance[~same].mean())}
 
 
 def check_reader(name: str, reader: Extractor, spec: object) -> None:
@@ -133,24 +173,34 @@ def read_samples(images: UInt8[np.ndarray, "n h w c"], data: DataSet, reader: Ex
     return figures | {f"reader_{name}": value for name, value in own.items() if name.startswith("read_")}
 
 
-def caption_gain(model: Model, data: DataSet, key: Key[Array, ""]) -> Metrics:
+def caption_gain(model: Model, pairs: Iterable[tuple[Batch, Batch]], key: Key[Array, ""]) -> Metrics:
     """Returns how much held-out losses rise with the captions of other images, row by row.
 
     Noise is the same with either caption, so the differences are paired.
+
+    Args:
+        model: a model that reads captions.
+        pairs: held-out batches, and the same with each row's caption taken from the row before.
+        key: source of the noise.
 
     Returns:
         `caption_gain`, the mean difference with its standard error, and `caption_gain_share`, the share of the images
         whose own caption is better, with its interval. Both are over images whose neighbour has another caption.
     """
     differences = []
-    for index in range(data.held_out_batches):
-        batch = data.held_out_at(index)
-        other = {name: np.roll(batch[name], 1, 0) for name in ("caption", "caption_length")}
-        right, wrong = (np.divide(*row_losses(model, each, key)) for each in (batch, batch | other))
-        rows = batch["valid"] & np.roll(batch["valid"], 1) & (batch["caption"] != other["caption"]).any(1)
-        differences.append((wrong - right)[rows])
+    for own, turned in pairs:
+        right, wrong = (np.divide(*row_losses(model, batch, key)) for batch in (own, turned))
+        other = np.any([(own[name] != turned[name]).any(1) for name in ("caption", "tokens") if name in own], 0)
+        differences.append((wrong - right)[own["valid"] & np.roll(own["valid"], 1) & other])
     gain = np.concatenate(differences)
     return row_mean("caption_gain", gain) | share("caption_gain_share", gain > 0)
+
+
+def turned_captions(data: DataSet) -> Iterator[tuple[Batch, Batch]]:
+    """Yields held-out batches of captioned images, and the same with the captions turned by one row."""
+    for index in range(data.held_out_batches):
+        batch = data.held_out_at(index)
+        yield batch, batch | {name: np.roll(batch[name], 1, 0) for name in ("caption", "caption_length")}
 
 
 def row_losses(
