@@ -63,6 +63,7 @@ def main() -> None:
     scoring = run.scoring.of_image() if asked.image else {}
     scoring |= {name: getattr(asked.scoring, name) for name in typed(asked.scoring, flags)}
     metrics = trained.evaluate(asked.seed, asked.draws, data=data, **scoring)
+    metrics = rundir.keep_images(trained.model.step, metrics)
     of = {"step": trained.model.step, "data": scored.name, "split": split}
     record = of | metrics | {"draws": asked.draws, "seed": asked.seed} | trained.setting()
     rundir.write_scores(record)

@@ -97,3 +97,10 @@ def test_a_prompt_is_marked_where_a_text_begins_with_one():
     assert Text("<b>a & b", prompt="<b>")._repr_html_() == (
         '<pre><span style="opacity: 0.5">&lt;b&gt;</span>a &amp; b</pre>'
     )
+
+
+def test_images_among_scores_are_files_of_the_run(tmp_path):
+    (image,) = pictures(1)
+    kept = RunDir(tmp_path).keep_images(30, {"fid": 1.5, "nearest": image})
+    assert kept == {"fid": 1.5, "nearest": str(tmp_path / "scored" / "step_00000030_nearest.png")}
+    assert (tmp_path / "scored" / "step_00000030_nearest.png").read_bytes() == image.png()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoo.metrics.memorisation import memorisation, nearest
+from zoo.metrics.memorisation import memorisation, nearest, show_nearest
 
 
 @pytest.fixture
@@ -38,3 +38,11 @@ def test_verdicts(points):
     assert some["memorisation"].startswith("copies training images")
     close = memorisation(train[:500] + 0.3 * new, train, held_out)
     assert close["memorisation"].startswith(("close", "copies"))
+
+
+def test_samples_stand_beside_their_nearest_by_features_and_by_pixels():
+    train = np.stack([np.full((2, 2, 1), value, np.uint8) for value in (0, 100, 200)])
+    features = np.array([[0.0], [1.0], [2.0]])
+    images, found = np.full((1, 2, 2, 1), 90, np.uint8), np.array([[1.9]])
+    shown = show_nearest(images, found, train, features).pixels[..., 0]
+    np.testing.assert_array_equal(shown[3, [3, 7, 11]], [90, 200, 100])

@@ -33,7 +33,7 @@ State = Any
 
 Metrics = dict[str, Any]
 """Scalars by name; `_nats`, `_bits`, `per_token`, ... in a name give the unit. What `score` returns may also contain
-strings: the provenance of a figure (sampler, extractor, number of samples)."""
+strings, the provenance of a figure (sampler, extractor, number of samples), and images, which show one."""
 
 RowStatistics = dict[str, tuple[jax.Array, jax.Array]]
 """Metrics of a held-out batch, row by row, each a pair (sum [b], weight [b]). Sums and weights are added over all rows

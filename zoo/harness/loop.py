@@ -207,7 +207,7 @@ def _evaluate(session: Session, state: State, done: int, with_scores: bool, seco
     started = time.perf_counter()
     means = evaluate_split(session.strategy, session.evaluation, state, session.data, run.eval_batches)
     if with_scores:
-        means |= _score(session, state, done, means)
+        means |= session.rundir.keep_images(done, _score(session, state, done, means))
     took = time.perf_counter() - started
     session.rundir.write_metrics(done, "eval", means, seconds)
     line = "  ".join(f"{name} {text}" for name, text in format_figures(means, errors=False).items())

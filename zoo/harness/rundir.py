@@ -4,9 +4,10 @@ config.json    the settings            metrics.jsonl   training and evaluation m
 spec.json      the data's spec         tensorboard/    the same metrics as TensorBoard events
 data/          preview of the first    samples/        samples of training and of sample.py
                training batch          scores.jsonl    results of evaluate.py
-launches.jsonl each start: command,    log.txt         log messages
-               versions, devices       damaged/        checkpoints that could not be read
-checkpoints/   see checkpoint.py       codec/          the data's codec, if any; see codecs.py
+launches.jsonl each start: command,    scored/         images among results
+               versions, devices       log.txt         log messages
+checkpoints/   see checkpoint.py       damaged/        checkpoints that could not be read
+codec/         the codec; see codecs.py
 """
 
 import fcntl
@@ -34,9 +35,10 @@ from zoo.harness.checkpoint import DAMAGED, FOLDER, has_checkpoints
 from zoo.harness.config import PARTIAL, Run, read_json, write_json, write_whole
 
 CONFIG, SPEC, METRICS, LAUNCHES, LOG = "config.json", "spec.json", "metrics.jsonl", "launches.jsonl", "log.txt"
-SAMPLES, EVENTS, PREVIEW, SCORES, CODEC = "samples", "tensorboard", "data", "scores.jsonl", "codec"
+SAMPLES, EVENTS, PREVIEW, CODEC = "samples", "tensorboard", "data", "codec"
+SCORES, SCORED = "scores.jsonl", "scored"
 RUN_CLASSES = (b"zoo.harness.config:Run", b"zoo.core.config:Run")
-OURS = (FOLDER, DAMAGED, SPEC, METRICS, LAUNCHES, LOG, SAMPLES, EVENTS, PREVIEW, SCORES, CODEC)
+OURS = (FOLDER, DAMAGED, SPEC, METRICS, LAUNCHES, LOG, SAMPLES, EVENTS, PREVIEW, SCORES, SCORED, CODEC)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "generative-zoo")
 
 log = logging.getLogger("zoo")
@@ -218,6 +220,19 @@ class RunDir:
             _append(self.path / SCORES, {name: _plain(value) for name, value in record.items()})
         except OSError as error:  # another user's run may be read-only; the figures are still printed
             log.warning("%s cannot be written (%s)", self.path / SCORES, error.strerror)
+
+    def keep_images(self, step: int, metrics: Metrics) -> Metrics:
+        """Writes the images among scores to `scored/`; returns the metrics with their paths in their places."""
+        images = {name: value for name, value in metrics.items() if isinstance(value, Image)}
+        paths = {name: self.path / SCORED / f"step_{step:08d}_{name}.png" for name in images}
+        try:
+            for name, path in paths.items():
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(images[name].png())
+        except OSError as error:
+            log.warning("%s cannot be written (%s)", self.path / SCORED, error.strerror)
+            return {name: value for name, value in metrics.items() if name not in images}
+        return metrics | {name: str(path) for name, path in paths.items()}
 
     def write_preview(self, artifacts: Artifacts) -> None:
         """Writes the preview of the training data."""

@@ -19,7 +19,7 @@ from zoo.data.images.coded import images_of
 from zoo.data.images.token_set import BlackAndWhite
 from zoo.data.specs import ImageSpec, LatentSpec
 from zoo.metrics.features import class_shares, classifier_score, frechet_distance, kernel_distance, precision_recall
-from zoo.metrics.memorisation import memorisation
+from zoo.metrics.memorisation import memorisation, show_nearest
 
 log = logging.getLogger("zoo")
 
@@ -47,7 +47,7 @@ class ImageScoring(Scoring):
     that extracts features, such as a classifier; auto: mnist for grey images of 28 or 32 pixels."""
     nearest: Annotated[int, Ge(0)] = 0
     """Number of training images among which the nearest to each sample is searched, by features, to tell whether
-    samples are copies; 0: none."""
+    samples are copies; a picture shows the first samples with these and with the nearest by pixels. 0: none."""
     references: int = 0
     """Number of held-out images to compare with; 0: all."""
     floor: bool = False
@@ -132,8 +132,10 @@ def score_samples(
     if judge is not None:
         metrics |= judge(images, data, load)
     if scoring.nearest:
-        train = extractor(_training_images(data, scoring.nearest)).features
+        train_images = _training_images(data, scoring.nearest)
+        train = extractor(train_images).features
         metrics |= memorisation(found.features, train, reference.features)
+        metrics["nearest"] = show_nearest(images, found.features, train_images, train)
     if scoring.floor:
         floor = compare(reference, extractor(_training_images(data, n)), extractor.classes)
         metrics |= {f"floor_{name}": value for name, value in floor.items() if not name.startswith("class_share")}

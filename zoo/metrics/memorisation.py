@@ -6,12 +6,15 @@ samples, m training images, d features.
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
+from zoo.core.artifacts import Image, sheet
 from zoo.core.family import Metrics
 
 AT_ONCE = 256
 """Rows whose distances are held at once."""
+SHOWN = 32
+"""Samples that are shown beside their neighbours."""
 
 
 def nearest(
@@ -63,3 +66,21 @@ def memorisation(
     verdict = verdict if nearer > 0.65 or copies > 0.05 else "no sign of memorisation"
     told = f"{nearer:.0%} of the samples are nearer to a training image than half of the held-out images are"
     return figures | {"nearer_than_held_out": nearer, "copies": copies, "memorisation": f"{verdict}: {told}"}
+
+
+def show_nearest(
+    images: UInt8[np.ndarray, "n h w c"],
+    samples: Float[np.ndarray, "n d"],
+    train_images: UInt8[np.ndarray, "m h w c"],
+    train: Float[np.ndarray, "m d"],
+) -> Image:
+    """Shows the first samples, each followed by its nearest training image by features and by pixels.
+
+    Args:
+        images, samples: samples and their features.
+        train_images, train: training images and their features.
+    """
+    images, samples = images[:SHOWN], samples[:SHOWN]
+    flat, train_flat = (pixels.reshape(len(pixels), -1).astype(np.float32) for pixels in (images, train_images))
+    by_features, by_pixels = nearest(samples, train)[1], nearest(flat, train_flat)[1]
+    return sheet(np.stack([images, train_images[by_features], train_images[by_pixels]], 1), "nearest")
