@@ -12,8 +12,7 @@ probability k / 255. With `--family.binarise` such pixels are drawn and encoded,
 
 from zoo import Optimizer, Run
 from zoo.data.images import Images
-from zoo.metrics.images import ImageScoring
-from zoo.vqvae import VQVAE
+from zoo.vqvae import VQVAE, VQVAEScoring
 
 run = Run(
     family=VQVAE(width=64, layers=2, codes=512, latent=32, binarise=False),
@@ -26,7 +25,7 @@ run = Run(
     log_every=100,
     eval_every=1000,
     score_every=2000,
-    scoring=ImageScoring(samples=5000),
+    scoring=VQVAEScoring(samples=5000),
     save_every=1000,
     sample_every=2000,
 )

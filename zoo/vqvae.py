@@ -36,13 +36,15 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from zoo.core.artifacts import Artifact, Artifacts, grid, sheet
 from zoo.core.data import DataSet
 from zoo.core.errors import UserError, require
+from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Batch, Family, MemorySums, Metrics, Model, Request, RowStatistics, Setup
 from zoo.core.learner import Learner
 from zoo.data.images.pixels import HELD_OUT_NOISE, from_pixels, observe, to_pixels
 from zoo.data.specs import ImageSpec
 from zoo.metrics.codes import code_use
-from zoo.metrics.images import ImageScoring, score_samples
+from zoo.metrics.images import score_samples
 from zoo.metrics.latent import held_out_rows
+from zoo.metrics.prompted import JudgedScoring
 from zoo.nets.grid_autoencoder import GridDecoder, GridEncoder
 from zoo.nn.pixel_likelihood import PixelLikelihood
 from zoo.nn.quantisation import Codebook, FiniteScalar
@@ -127,6 +129,15 @@ class VQVAERequest(Request):
 
 
 @dataclass(frozen=True)
+class VQVAEScoring(JudgedScoring):
+    """Settings for scoring reconstructions of held-out images."""
+
+    def check(self, family: Family, spec: Any, extractor: LoadExtractor) -> dict[str, str]:
+        self.check_judges(spec.caption, spec, extractor)
+        return super().check(family, spec, extractor)
+
+
+@dataclass(frozen=True)
 class VQVAE(PixelLikelihood, Family):
     """A vector-quantised variational autoencoder of images."""
 
@@ -153,7 +164,7 @@ class VQVAE(PixelLikelihood, Family):
 
     accepts: ClassVar[type] = ImageSpec
     Request: ClassVar[type] = VQVAERequest
-    Scoring: ClassVar[type] = ImageScoring
+    Scoring: ClassVar[type] = VQVAEScoring
     unit: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
@@ -245,7 +256,7 @@ class VQVAE(PixelLikelihood, Family):
         return to_pixels(self.mean(net.decode(e)))
 
     def score(
-        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: ImageScoring, key: jax.Array
+        self, model: Model, rows: dict[str, Any], data: DataSet, scoring: VQVAEScoring, key: jax.Array
     ) -> Metrics:
         net = model.state.net
         codes, inked = held_out_rows(data, partial(_codes, self, net))
@@ -258,7 +269,8 @@ class VQVAE(PixelLikelihood, Family):
                 return self._decode(model, codes[: len(classes)])
 
             how = {"sampler": "reconstructions of held-out images"}
-            figures |= score_samples(reconstructions, data, scoring, how, key, model.extractor, "reconstruction_")
+            load, judge = model.extractor, scoring.judge
+            figures |= score_samples(reconstructions, data, scoring, how, key, load, "reconstruction_", judge)
         return figures
 
     def verdict(self, use: Metrics, images: int) -> str:

@@ -15,9 +15,8 @@ from zoo.core.codec import Codec
 from zoo.core.errors import UserError
 from zoo.core.extractor import Extractor
 from zoo.metrics.codes import code_perplexity, code_use
-from zoo.metrics.images import ImageScoring
 from zoo.transformer_lm import TransformerLM
-from zoo.vqvae import COLUMNS, VQVAERequest
+from zoo.vqvae import COLUMNS, VQVAERequest, VQVAEScoring
 
 KEY = jax.random.key(0)
 
@@ -92,7 +91,7 @@ def test_code_use_by_hand():
 @pytest.mark.parametrize("name", ["model", "scalars"])
 def test_scores_count_the_codes_of_every_held_out_row_once(name, request):
     model = request.getfixturevalue(name)
-    found = model.family.score(model, {}, Blobs(), ImageScoring(), KEY)
+    found = model.family.score(model, {}, Blobs(), VQVAEScoring(), KEY)
     codes, _ = encoded(model)
     p = np.unique(codes, return_counts=True)[1] / codes.size
     assert found["codes_in_use"] == len(p)
@@ -126,7 +125,7 @@ def test_the_reconstruction_fid_is_of_reconstructions_in_the_order_of_the_split(
         return images.reshape(len(images), -1)[:, 20:25].astype(np.float32), np.zeros((len(images), 2), np.float32)
 
     judged = replace(model, extractor=lambda *_: Extractor("plain", "v1", first_pixels))
-    found = TINY.score(judged, {}, Blobs(), ImageScoring(samples=12), KEY)
+    found = TINY.score(judged, {}, Blobs(), VQVAEScoring(samples=12), KEY)
     made = np.asarray(jax.jit(TINY.decode)(model.state, encoded(model)[0][:12])).astype(int)
     assert np.abs(made - made[::-1]).max() > 2
     off = [np.abs(np.asarray(images[:12]) - made).max() for images in seen if len(images) >= 12]
@@ -134,7 +133,25 @@ def test_the_reconstruction_fid_is_of_reconstructions_in_the_order_of_the_split(
     assert found["reconstruction_fid"] > 0
     assert "fid" not in found
     assert (found["samples"], found["sampler"]) == (12, "reconstructions of held-out images")
-    assert TINY.score(judged, {}, Blobs(), ImageScoring(samples=50), KEY)["samples"] == 20
+    assert TINY.score(judged, {}, Blobs(), VQVAEScoring(samples=50), KEY)["samples"] == 20
+
+
+def test_reconstructions_are_judged_like_samples_of_their_captions(model):
+    asked = VQVAEScoring(samples=12, reader="runs/reader")
+    with pytest.raises(UserError, match="reader is runs/reader, which judges by captions, and the model reads none"):
+        asked.check(TINY, model.spec, lambda *_: Extractor("plain", "v1", lambda images: (images, images)))
+
+    class Judged(VQVAEScoring):
+        def judge(self, images, data, load):
+            return {"read_all": 0.5, "reader": self.reader, "images": len(images)}
+
+    flat = Extractor(
+        "plain", "v1", lambda x: (x.reshape(len(x), -1)[:, 20:25].astype(np.float32), np.zeros((len(x), 0)))
+    )
+    judged = replace(model, extractor=lambda *_: flat)
+    found = TINY.score(judged, {}, Blobs(), Judged(samples=12, reader="runs/reader"), KEY)
+    assert (found["reconstruction_read_all"], found["reconstruction_images"]) == (0.5, 12)
+    assert "read_all" not in found
 
 
 # ---------------------------------------------------------------------------------------------- pictures

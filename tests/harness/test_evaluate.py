@@ -16,8 +16,7 @@ from zoo.data.text import Text
 from zoo.flow_matching import FlowMatching, FlowScoring
 from zoo.harness.flags import parse_flags
 from zoo.harness.trained import Trained
-from zoo.metrics.images import ImageScoring
-from zoo.vqvae import VQVAE
+from zoo.vqvae import VQVAE, VQVAEScoring
 
 CUT = int(len(TEXT) * 0.8)
 MIDDLE = CUT + (len(TEXT) - CUT) // 2
@@ -129,7 +128,7 @@ def grey(tmp_path):
 @pytest.mark.parametrize(
     ("family", "scoring", "figures"),
     [
-        (VQVAE(width=4, layers=1), ImageScoring(samples=8), {"reconstruction_nats"}),
+        (VQVAE(width=4, layers=1), VQVAEScoring(samples=8), {"reconstruction_nats"}),
         pytest.param(
             FlowMatching(network="dit", patch=7, width=8, heads=1, layers=1),
             FlowScoring(samples=8, steps=2, ode_images=30, ode_steps=1),

@@ -130,7 +130,7 @@ def score_samples(
     figures = compare(reference, found, extractor.classes)
     metrics: Metrics = {f"{prefix}{name}": value for name, value in figures.items()}
     if judge is not None:
-        metrics |= judge(images, data, load)
+        metrics |= {f"{prefix}{name}": value for name, value in judge(images, data, load).items()}
     if scoring.nearest:
         train_images = _training_images(data, scoring.nearest)
         train = extractor(train_images).features

@@ -42,8 +42,8 @@ class Reads(Protocol):
 
 
 @dataclass(frozen=True)
-class PromptedScoring(ImageScoring):
-    """Settings for scoring samples of captions, for families that read some."""
+class JudgedScoring(ImageScoring):
+    """Settings for scoring images by whether they show what captions say."""
 
     reader: str = ""
     """The run directory of a reader of captioned digits, such as runs/captioned_digits_reader: samples are also scored
@@ -51,15 +51,11 @@ class PromptedScoring(ImageScoring):
     clip: str = ""
     """The run directory of a CLIP, such as runs/clip: samples of captions are also scored by how well they agree with
     these (CLIP score, and R-precision among ten captions). Empty: no such scores."""
-    variety: Annotated[int, Ge(0)] = 0
-    """Number of samples for each of the first ten held-out captions, to tell how much samples of one caption differ; 0:
-    none."""
 
     def needing_samples(self) -> tuple[tuple[str, str, bool], ...]:
         judges = {"reader": self.reader, "clip": self.clip}
         needing = ((name, "given with a number of samples", self.samples > 0 or not v) for name, v in judges.items())
-        several = self.variety == 0 or (self.samples > 0 and self.variety > 1)
-        return (*super().needing_samples(), *needing, ("variety", "0 without samples, or at least 2", several))
+        return (*super().needing_samples(), *needing)
 
     @property
     def features(self) -> str:
@@ -69,7 +65,7 @@ class PromptedScoring(ImageScoring):
         """Checks the reader and the CLIP, for images of a spec.
 
         Args:
-            captions: the spec of the captions that the model reads; None: it reads none.
+            captions: the spec of the captions that the samples should show; None: there are none.
             spec: the images.
             extractor: loads the runs.
 
@@ -81,8 +77,6 @@ class PromptedScoring(ImageScoring):
                 if captions is None:
                     raise UserError(f"{name} is {value}, which judges by captions, and the model reads none")
                 check(value, extractor(value, spec), spec)
-        if self.variety and captions is None:
-            raise UserError(f"variety is {self.variety}, which is of samples of captions, and the model reads none")
 
     def judge(self, images: UInt8[np.ndarray, "n h w c"], data: DataSet, load: LoadExtractor) -> Metrics:
         """Returns the scores by the reader and the CLIP; see `zoo.metrics.images.Judge`."""
@@ -94,7 +88,28 @@ class PromptedScoring(ImageScoring):
         return figures
 
     def of_image(self) -> dict[str, Any]:
-        return super().of_image() | {"reader": "", "clip": "", "variety": 0}
+        return super().of_image() | {"reader": "", "clip": ""}
+
+
+@dataclass(frozen=True)
+class PromptedScoring(JudgedScoring):
+    """Settings for scoring samples of captions, for families that read some."""
+
+    variety: Annotated[int, Ge(0)] = 0
+    """Number of samples for each of the first ten held-out captions, to tell how much samples of one caption differ; 0:
+    none."""
+
+    def needing_samples(self) -> tuple[tuple[str, str, bool], ...]:
+        several = self.variety == 0 or (self.samples > 0 and self.variety > 1)
+        return (*super().needing_samples(), ("variety", "0 without samples, or at least 2", several))
+
+    def check_judges(self, captions: CaptionSpec | None, spec: Any, extractor: LoadExtractor) -> None:
+        super().check_judges(captions, spec, extractor)
+        if self.variety and captions is None:
+            raise UserError(f"variety is {self.variety}, which is of samples of captions, and the model reads none")
+
+    def of_image(self) -> dict[str, Any]:
+        return super().of_image() | {"variety": 0}
 
     def vary(self, make: Draw, data: DataSet, caption: CaptionSpec, load: LoadExtractor) -> Metrics:
         """Returns the figures of `variety`, if they are asked for; see there."""
