@@ -46,7 +46,8 @@ def main() -> None:
     rundir.require()
     trust_named(flags)
     family = rundir.config().family
-    asked = parse_flags(Sample, Sample(family.Request()), gathered("--prompt", flags), f"sample.py {path}")
+    flags = gathered(flags, "--prompt", "--image")
+    asked = parse_flags(Sample, Sample(family.Request()), flags, f"sample.py {path}")
     if asked.out and asked.json:
         raise UserError("json prints, and out writes files: give one of them")
     if asked.out:

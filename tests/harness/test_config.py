@@ -13,7 +13,7 @@ from zoo.core.optimizer import Optimizer
 from zoo.core.parallel import Parallel
 from zoo.data.text import Text
 from zoo.harness.config import Init, Run, differences, flag, from_json, read_json, to_json, write_json
-from zoo.harness.flags import load_config, trust
+from zoo.harness.flags import gathered, load_config, trust
 from zoo.transformer_lm import TransformerLM
 
 RUN = Run(
@@ -149,3 +149,9 @@ def test_a_dotted_field_is_a_flag() -> None:
 def test_numbers_that_must_be_positive(name: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{name} is {value}; it must be at least 1"):
         dataclasses.replace(RUN, **{name: value})
+
+
+def test_a_flag_given_several_times_keeps_all_of_its_values():
+    flags = ["--image", "0", "--n", "2", "--image=1", "--prompt", "a b", "--prompt", "c"]
+    assert gathered(flags, "--prompt", "--image") == ["--n", "2", "--prompt", "a b", "c", "--image", "0", "1"]
+    assert gathered(flags[:4], "--prompt", "--image") == flags[:4]

@@ -108,17 +108,19 @@ def values_of(name: str, flags: list[str]) -> list[str]:
     return values
 
 
-def gathered(name: str, flags: list[str]) -> list[str]:
-    """The flags with all values of one that is given several times after its first name, so that none is lost."""
-    values = values_of(name, flags)
-    if sum(flag.partition("=")[0] == name for flag in flags) < 2:
-        return flags
-    kept, naming = [], False
-    for flag in flags:
-        naming = flag.partition("=")[0] == name if flag.startswith("-") else naming
-        if not naming:
-            kept.append(flag)
-    return [*kept, name, *values]
+def gathered(flags: list[str], *names: str) -> list[str]:
+    """The flags with all values of each named one that is given several times after its first name: none is lost."""
+    for name in names:
+        values = values_of(name, flags)
+        if sum(flag.partition("=")[0] == name for flag in flags) < 2:
+            continue
+        kept, naming = [], False
+        for flag in flags:
+            naming = flag.partition("=")[0] == name if flag.startswith("-") else naming
+            if not naming:
+                kept.append(flag)
+        flags = [*kept, name, *values]
+    return flags
 
 
 def parse_flags(kind: Any, default: Any, flags: list[str], program: str, description: str = "") -> Any:
