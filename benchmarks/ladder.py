@@ -74,12 +74,12 @@ OTHERS = {
         "Reported by others with the same binarisation (pytorch-generative): PixelSNAIL 78.6, ImageGPT 79.2, Gated "
         "PixelCNN 81.5, MADE 84.9, VAE 86.8."
     ),
-    "MNIST in 256 grey levels, bits per dimension": (
-        "DDPM and flow matching are conditional: their figures are of images given their class, at most log2(10) / 784 "
-        "= 0.004 below those of images alone."
-    ),
 }
-"""What to know of a table's figures, and what others report, under it."""
+"""What others report, under a table."""
+CONDITIONAL = (
+    "Some of the figures are of images given their class, at most log2(10) / 784 = 0.004 bits per dimension below "
+    "those of images alone."
+)
 
 # ------------------------------------------------------------------------------------------- from runs
 
@@ -197,6 +197,7 @@ def table(title: str, rows: list[Row], ladder: dict[str, Entry]) -> list[str]:
     head = [f"### {title}", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     used = [entry for row in rows for name, _ in row.figures for entry in runs_of(ladder, name)]
     notes = [OTHERS[title]] if title in OTHERS else []
+    notes += [CONDITIONAL] * any(entry["test"].get("bits_per_dim_of") == "p(x | y)" for entry in used)
     machines = sorted({entry["machine"] for entry in used})
     sampled = sorted({_fid_conditions(entry) for entry in used if "fid" in entry["test"]})
     notes.append("Minutes are of training, on " + "; ".join(machines) + ". " + " ".join(sampled))
