@@ -50,13 +50,14 @@ CAPTIONED = {
     "sample_size": 8, "in_channels": 3, "out_channels": 3, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "block_out_channels": [8, 16], "layers_per_block": 1,
     "norm_num_groups": 4, "cross_attention_dim": 6, "attention_head_dim": 2, "use_linear_projection": True,
+    "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 6,
 }  # fmt: skip
-"""A `UNet2DConditionModel`, whose `attention_head_dim` is the number of heads."""
+"""A `UNet2DConditionModel`, whose `attention_head_dim` is the number of heads, and whose classes are vectors."""
 
 
 def write_captioned_unet_reference(folder: Path, seed: int) -> None:
     """Writes a small U-Net with cross-attention of diffusers and its `output` for images `x` [b h w c], times `t` and
-    `features` of captions, of which `length` of each row are real."""
+    `features` of captions, of which `length` of each row are real and the first is also its class."""
     from diffusers import UNet2DConditionModel
 
     rng = np.random.default_rng([seed, 305])
@@ -68,7 +69,7 @@ def write_captioned_unet_reference(folder: Path, seed: int) -> None:
     t, length = torch.tensor([0.0, 13.25, 999.0]), torch.tensor([5, 2, 3])
     mask = torch.arange(5)[None] < length[:, None]
     with torch.no_grad():
-        output = model(x, t, features, encoder_attention_mask=mask).sample
+        output = model(x, t, features, features[:, 0], encoder_attention_mask=mask).sample
     arrays = {
         "x": x.permute(0, 2, 3, 1), "t": t, "features": features, "length": length.int(),
         "output": output.permute(0, 2, 3, 1),

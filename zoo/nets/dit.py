@@ -1,8 +1,8 @@
 """The diffusion Transformer (DiT), with the weights of diffusers' `DiTTransformer2DModel`.
 
 Peebles and Xie 2023, "Scalable diffusion models with Transformers". An image is cut into patches, each a position of a
-Transformer without masks. The embedding c of the noise level and the class sets a shift, a scale and a gate for each
-branch of a block (adaLN-zero, section 3.2):
+Transformer without masks. The embedding c of the noise level and the class or caption sets a shift, a scale and a gate
+for each branch of a block (adaLN-zero, section 3.2):
 
     beta_1, gamma_1, alpha_1, beta_2, gamma_2, alpha_2 = dense(silu(c))
     x = x + alpha_1 attention((1 + gamma_1) norm(x) + beta_1)
@@ -156,7 +156,7 @@ class DiT(Conditioned):
         """Predicts eps, x_0, v or a velocity for noisy images; returns float32. The arguments are those of `UNet`."""
         s = self.settings
         cut = {"y": s.rows, "x": s.columns, "p": s.patch, "q": s.patch}
-        embedding = self.embed(t, symbol, span)
+        embedding = self.embed(t, symbol, span, context)
         places = jnp.asarray(grid_features(s.rows, s.columns, s.width), self.dtype)[None]
         x = self.patch_in(rearrange(x.astype(self.dtype), "b (y p) (x q) c -> b (y x) (p q c)", **cut)) + places
         for block, block_key in zip(self.blocks, split(key, s.layers), strict=True):

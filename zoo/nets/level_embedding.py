@@ -3,7 +3,8 @@
 Ho et al. 2020, appendix B: sines and cosines of the noise level t, then an MLP; a class adds a vector of its own. A
 network of average velocities also receives the length of the interval that it averages over, embedded like t (Geng et
 al. 2025, "Mean flows for one-step generative modeling", section 4.2). Captions are read by cross-attention
-(`zoo.nets.captions`).
+(`zoo.nets.captions`), and the features of their first token, which is end-of-text, add a vector of their own (Nichol et
+al. 2022, "GLIDE", section 2.2, with the last token's): so every layer learns at once what the whole caption says.
 """
 
 from typing import Any
@@ -44,6 +45,7 @@ class Conditioned(nnx.Module):
         self.time_out = dense(width, width, rngs, activation=jax.nn.silu)
         self.classes = Embedding(s.symbols, width, scale=1.0, rngs=rngs, dtype=self.dtype) if s.symbols else None
         self.captions = CaptionEncoder(s.caption, rngs, self.dtype) if s.caption else None
+        self.caption = dense(s.caption.width, width, rngs) if s.caption else None
         self.span_in = dense(features, width, rngs) if s.spans else None
         self.span_out = dense(width, width, rngs, activation=jax.nn.silu) if s.spans else None
 
@@ -53,13 +55,20 @@ class Conditioned(nnx.Module):
         return self.captions(caption, length)
 
     def embed(
-        self, t: Float[Array, " b"], symbol: Int[Array, " b"] | None, span: Float[Array, " b"] | None
+        self,
+        t: Float[Array, " b"],
+        symbol: Int[Array, " b"] | None,
+        span: Float[Array, " b"] | None,
+        context: Context | None,
     ) -> Float[Array, "b 1 e"]:
-        """The embedding of noise level, class and interval."""
+        """The embedding of noise level, class or caption, and interval."""
         embedding = self.time_out(self.time_in(self._waves(t)))
         if self.classes is not None:
             assert symbol is not None, "a network with classes needs one for every row"
             embedding = embedding + self.classes(symbol[:, None])
+        if self.caption is not None:
+            assert context is not None, "a network with captions needs one for every row"
+            embedding = embedding + self.caption(context.features[:, :1].astype(self.dtype))
         if self.span_in is not None and self.span_out is not None:
             assert span is not None, "a network of averages needs the length of every row's interval"
             embedding = embedding + self.span_out(self.span_in(self._waves(span)))

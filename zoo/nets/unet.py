@@ -7,8 +7,8 @@ down to the input of its counterpart on the way up. A residual block is
     h   = conv(silu(norm(x))) + time(silu(embedding))
     out = shortcut(x) + conv(silu(norm(h)))
 
-where embedding encodes the noise level t (sines and cosines of t, then an MLP) and, if there are classes, the class.
-Feature maps are [b h w c].
+where embedding encodes the noise level t (sines and cosines of t, then an MLP) and, if there are some, the class or the
+caption. Feature maps are [b h w c].
 """
 
 import math
@@ -300,7 +300,7 @@ class UNet(Conditioned):
             key: dropout key; None means evaluation.
             rows: each row's index in the global batch, for noise that does not depend on how the batch is split.
         """
-        embedding = self.embed(t, symbol, span)
+        embedding = self.embed(t, symbol, span, context)
         blocks = sum(len(level.layers) for level in (*self.down, *self.up)) + len(self.middle)
         keys = iter(split(key, blocks))
         run = partial(rematerialised, wanted=self.settings.remat)
