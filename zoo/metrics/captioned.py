@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def descriptions(model: Model, data: CaptionedTokenSet, count: int, key: Key[Arr
     wanted = first_rows(data.reference, ("scene", "held_out"), count)
     request: Any = model.family.Request
     numbers = tuple(map(str, range(len(wanted["scene"]))))
-    told = model.family.sample(model, request(n=len(numbers), image=numbers, temperature=0.0), key)
+    asked = replace(model, data=lambda: data)  # the model's own is of dev
+    told = model.family.sample(asked, request(n=len(numbers), image=numbers, temperature=0.0), key)
     meanings = [parse(text.text) for text in told if isinstance(text, Text)]
     right = np.array(
         [
