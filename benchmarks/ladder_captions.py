@@ -76,7 +76,19 @@ def tables(ladder: dict[str, Entry]) -> list[str]:
     ways = [way for way in WAYS if ladder.get(way.run, {}).get("caption_points")]
     if not ways:
         return []
-    heads = ["", "guidance", "calls", "seconds", "FID", "digit", "colour", "place", "all, seen", "all, held out"]
+    heads = [
+        "",
+        "guidance",
+        "calls",
+        "seconds",
+        "samples",
+        "FID",
+        "digit",
+        "colour",
+        "place",
+        "all, seen",
+        "all, held out",
+    ]
     points = [(way, point) for way in ways for point in ladder[way.run]["caption_points"]]
     judge = points[0][1]
     own = ", ".join(f"{name[5:]} {judge[f'reader_{name}']:.1%}" for name in SHARES[:3])
@@ -87,10 +99,10 @@ def tables(ladder: dict[str, Entry]) -> list[str]:
         "|" + "---|" * len(heads),
         *(_line(way, ladder[way.run], point) for way, point in points),
         "",
-        f"Shares of {judge['samples']:,} samples, half of them of combinations that were not trained on, in which a "
-        f"reader finds what the caption asks for; on the real scenes of the same captions it finds {own}, all of it "
+        "Shares of samples, half of them of combinations that were not trained on, in which a reader "
+        f"finds what the caption asks for; on the real scenes of the same captions it finds {own}, all of it "
         f"{judge['reader_seen_read_all']:.1%} and {judge['reader_unseen_read_all']:.1%}. FID is by the reader's "
-        + ("features, and biased upwards for so few samples." if "fid_is" in judge else "features.")
+        + ("features, and biased upwards: the more, the fewer the samples." if "fid_is" in judge else "features.")
         + " Seconds are of a sample in a batch of 32.",
         "",
         *_runs(ways, ladder),
@@ -103,7 +115,8 @@ def _line(way: Way, entry: Entry, point: Entry) -> str:
     taken = way.tokens * (1 if guidance == 1 else 2) or calls(point)
     seconds = entry.get("seconds_a_sample", {}).get(str(guidance))
     shares = " | ".join(f"{point[name]:.1%}" for name in SHARES)
-    return f"| {way.name} | {guidance:g} | {taken} | {seconds or ''} | {point['fid']:.2f} | {shares} |"
+    figures = f"{seconds or ''} | {point['samples']:,} | {point['fid']:.2f} | {shares}"
+    return f"| {way.name} | {guidance:g} | {taken} | {figures} |"
 
 
 def _runs(ways: list[Way], ladder: dict[str, Entry]) -> list[str]:

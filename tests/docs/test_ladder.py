@@ -57,8 +57,8 @@ def test_ways_from_captions_to_images_stand_beside_each_other_by_guidance():
     found = ladder_captions.tables(
         {"captioned_digits_autoregressive": run, "captioned_digits_vqvae": {"minutes": 16.0}}
     )
-    assert "| Transformer over codes | 1 | 64 |  | 5.00 | 50.0% | 50.0% | 50.0% | 50.0% | 50.0% |" in found
-    assert "| Transformer over codes | 2 | 128 | 0.25 | 5.00 | 90.0% | 90.0% | 90.0% | 90.0% | 90.0% |" in found
+    assert "| Transformer over codes | 1 | 64 |  | 10 | 5.00 | 50.0% | 50.0% | 50.0% | 50.0% | 50.0% |" in found
+    assert "| Transformer over codes | 2 | 128 | 0.25 | 10 | 5.00 | 90.0% | 90.0% | 90.0% | 90.0% | 90.0% |" in found
     assert (
         "| Transformer over codes | 2.00 M | 60 after the codec's 16 |  | 80.0%, 70.0% | `python train.py X` |" in found
     )
