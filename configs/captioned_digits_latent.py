@@ -4,7 +4,8 @@ python train.py configs/captioned_digits_vqvae.py
 python train.py configs/captioned_digits_latent.py
 python sample.py runs/captioned_digits_latent --prompt "a red 3 left of a blue 7" --n 8 --guidance 2
 
-Not measured yet.
+With 2,500 steps, which took 46 minutes on one CPU core after the codec's 18, samples do not follow their captions: of
+1,000 of test captions with guidance 2, a reader finds colours right in 56 %, places in 89 % and everything in 2 %.
 """
 
 from zoo import Optimizer, Run
@@ -17,14 +18,14 @@ run = Run(
     ),
     data=CaptionedImages(codec="runs/captioned_digits_vqvae", caption_length=16),
     optimizer=Optimizer(
-        learning_rate=1e-3, warmup_steps=500, final_fraction=0.05, weight_decay=0.0, clip_norm=1.0, ema_decay=0.999
+        learning_rate=2e-3, warmup_steps=200, final_fraction=0.05, weight_decay=0.0, clip_norm=1.0, ema_decay=0.999
     ),
-    steps=8_000,
+    steps=2_500,
     batch_size=64,
     log_every=100,
-    eval_every=2000,
+    eval_every=1250,
     eval_batches=16,
     save_every=1000,
-    sample_every=2000,
+    sample_every=1250,
     scoring=FlowScoring(),
 )

@@ -47,7 +47,14 @@ def test_no_figure_makes_no_table():
 
 def read(share: float, **settings) -> dict:
     shares = dict.fromkeys(ladder_captions.SHARES, share)
-    return scored(1200, 5.0, reader="runs/reader", **shares, **{f"reader_{name}": 0.99 for name in shares}, **settings)
+    return scored(
+        1200,
+        5.0,
+        reader="runs/reader",
+        **shares,
+        **{f"reader_{name}": 0.99 for name in (*shares, "read_all")},
+        **settings,
+    )
 
 
 def test_ways_from_captions_to_images_stand_beside_each_other_by_guidance():
