@@ -65,7 +65,7 @@ def seconds_a_sample(path: Path, points: list[Entry]) -> list[float]:
         settings = {name: point[name] for name in names if name in point}
         for seed in (0, 1):
             begin = time.perf_counter()
-            run.sample(n=TIMED // len(prompt), prompt=prompt, seed=seed, **settings)
+            run.sample(n=TIMED, prompt=prompt, seed=seed, **settings)
             seconds = time.perf_counter() - begin
         taken.append(round(seconds / TIMED, 4))
     return taken

@@ -4,7 +4,9 @@ python train.py configs/captioned_digits_vqvae.py
 python train.py configs/captioned_digits_masked.py
 python sample.py runs/captioned_digits_masked --prompt "a red 3 left of a blue 7" --n 8 --steps 16 --guidance 2
 
-Not measured yet.
+With 3,000 steps, which took 48 minutes on one CPU core after the codec's 18, samples do not follow their captions: of
+1,000 of test captions, by confidence in 16 steps with guidance 2, a reader finds places right in all, colours in 62 %
+and everything in 11 %.
 """
 
 from zoo import Optimizer, Run
@@ -17,7 +19,7 @@ run = Run(
     optimizer=Optimizer(
         name="muon", learning_rate=4e-3, warmup_steps=200, weight_decay=0.1, clip_norm=1.0, ema_decay=0.999
     ),
-    steps=6000,
+    steps=3000,
     batch_size=64,
     log_every=50,
     eval_every=1000,
