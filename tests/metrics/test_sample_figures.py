@@ -149,7 +149,7 @@ def test_a_likelihood_is_of_images_given_their_class_where_they_have_one():
 
 def test_of_one_image_the_likelihood_is_scored_and_no_samples():
     none = {"samples": 0, "floor": False, "nearest": 0}
-    prompted = none | {"reader": "", "clip": ""}
+    prompted = none | {"reader": "", "clip": "", "variety": 0}
     assert ImageScoring(samples=9, floor=True).of_image() == none
     assert DDPMScoring(bound_images=50).of_image() == prompted | {"bound_images": 1}
     assert FlowScoring(ode_images=50).of_image() == prompted | {"ode_images": 1}
