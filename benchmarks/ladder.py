@@ -91,7 +91,9 @@ def read_entry(path: Path, machine: str) -> Entry:
     test: dict[str, Any] = {}
     for record in scores:
         if record["split"] == "test" and record["step"] == last:
-            test |= record
+            # The settings of a sampler belong to the FID that counts.
+            kept = {n: v for n, v in test.items() if n not in ladder_fid.SETTINGS} if "fid" in record else test
+            test = kept | record
     if not test:
         raise SystemExit(f"{path} has no test figures of step {last}; run python evaluate.py {path} --split test")
     return {

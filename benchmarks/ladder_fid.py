@@ -20,12 +20,20 @@ NEAR = 0.25
 
 @dataclass(frozen=True)
 class Sampled:
-    """A row of both tables."""
+    """A model of the tables of samples."""
 
     model: str
     run: str
     calls: int = 0
-    """Calls of the network for a sample; 0: from the steps of its sampler."""
+    """Calls of the network for a sample without guidance; 0: from the steps of its sampler."""
+    codec: str = ""
+    """The run of the codec that was trained before it; empty: none."""
+
+    def calls_of(self, point: Entry) -> int:
+        """Calls of the network for a sample: two in a step of midpoint, and of Heun's but the last; twice if guided."""
+        steps: int = point.get("steps", 0)
+        once = self.calls or {"heun": 2 * steps - 1, "midpoint": 2 * steps}.get(point.get("sampler", ""), steps)
+        return once if point.get("guidance", 1) == 1 else 2 * once
 
 
 ROWS = (
@@ -49,19 +57,12 @@ def fid_points(metrics: list[dict[str, Any]], scores: list[dict[str, Any]]) -> l
     ]
 
 
-def calls(point: Entry) -> int:
-    """Calls of the network for a sample: two in a step of midpoint, and of Heun's but the last; twice with guidance."""
-    steps: int = point["steps"]
-    once: int = {"heun": 2 * steps - 1, "midpoint": 2 * steps}.get(point.get("sampler", ""), steps)
-    return once if point.get("guidance", 1) == 1 else 2 * once
-
-
 def by_calls(row: Sampled, entry: Entry) -> dict[int, float]:
     """FID of the last checkpoint by calls of the network; of several settings with as many calls, the last scored."""
     points = entry.get("fid_points", [])
     last = max((point["step"] for point in points), default=0)
     return {
-        row.calls or calls(point): point["fid"]
+        row.calls_of(point): point["fid"]
         for point in points
         if point["step"] == last and (row.calls or "steps" in point)
     }

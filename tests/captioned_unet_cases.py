@@ -25,7 +25,7 @@ NAMES = (
     (r"KIND\.(\d+)\.residual\.", r"resnets.\1."),
     (r"KIND\.(\d+)\.attention\.", r"attentions.\1."),
     (r"^time_(in|out)\.", lambda found: f"time_embedding.linear_{1 + (found[1] == 'out')}."),
-    (r"^caption\.", "class_embedding."),
+    (r"^caption_vector\.", "class_embedding."),
     (r"^norm_out\.", "conv_norm_out."),
     (r"(resnets\.\d+)\.(norm|conv)_in\.", r"\1.\g<2>1."),
     (r"(resnets\.\d+)\.(norm|conv)_out\.", r"\1.\g<2>2."),

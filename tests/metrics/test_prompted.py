@@ -16,7 +16,7 @@ from zoo.data.captions.rows import shown
 from zoo.data.specs import ImageSpec, LineSpec
 from zoo.data.tokenizers import Bytes
 from zoo.flow_matching import FlowMatching, FlowScoring
-from zoo.metrics.captioned import conditional_bits, descriptions
+from zoo.metrics.captioned import conditional_bits, descriptions, turned_rows
 from zoo.metrics.prompted import (
     agree_samples,
     caption_gain,
@@ -177,10 +177,10 @@ class MatchingTokens:
 def test_the_gain_of_the_right_caption_in_rows_of_tokens():
     tokens = CaptionedTokens(size=9, digit_size=4, caption_length=16, held_out_scenes=24, tell=0.5)
     data = tokens.open(length=1000, batch_size=10, seed=0)
-    rows = [data.asked_at(i, "draw") for i in range(3)]
-    pairs = [(own, data.asked_at(i, "draw", turn=1)) for i, own in enumerate(rows)]
+    rows, pairs = [data.asked_at(i, "draw") for i in range(3)], [*turned_rows(data)]
     begin = data.spec.begin("draw") + 1
-    for own, turned in pairs:
+    for row, (own, turned) in zip(rows, pairs, strict=True):
+        np.testing.assert_array_equal(own["tokens"], row["tokens"])
         np.testing.assert_array_equal(turned["tokens"][:, begin:], own["tokens"][:, begin:])
         np.testing.assert_array_equal(turned["tokens"][1:, :begin], own["tokens"][:-1, :begin])
     right = np.concatenate([own["tokens"] for own in rows])

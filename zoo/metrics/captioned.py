@@ -1,7 +1,7 @@
 """Models of captions and images in one row: likelihoods each way, and captions that are written from images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,15 @@ def conditional_bits(model: Model, data: CaptionedTokenSet, key: Key[Array, ""])
         nats = np.concatenate([_nats(model, data.asked_at(i, task), key) for i in range(data.held_out_batches)])
         figures |= row_mean(NAMES[task], nats / math.log(2))
     return figures
+
+
+def turned_rows(data: CaptionedTokenSet) -> Iterator[tuple[Batch, Batch]]:
+    """Yields held-out rows of images after their captions, and the same with the captions turned by one row."""
+    image = data.spec.begin("draw") + 1
+    for index in range(data.held_out_batches):
+        own = data.asked_at(index, "draw")
+        captions, images = np.split(own["tokens"], [image], 1)
+        yield own, own | {"tokens": np.concatenate([np.roll(captions, 1, 0), images], 1)}
 
 
 def descriptions(model: Model, data: CaptionedTokenSet, count: int, key: Key[Array, ""]) -> Metrics:

@@ -1,7 +1,6 @@
 """Settings for scoring a diffusion model, and the scores of its samples."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +10,9 @@ from zoo.core.artifacts import Image
 from zoo.core.data import DataSet
 from zoo.core.extractor import LoadExtractor
 from zoo.core.family import Metrics, Model
-from zoo.data.images.coded import images_of
 from zoo.data.specs import LatentSpec
 from zoo.metrics.images import drawn_classes, score_samples
-from zoo.metrics.prompted import PromptedScoring, caption_gain, held_out_prompts, turned_captions
+from zoo.metrics.prompted import PromptedScoring, score_prompted, turned_captions
 from zoo.sampling.diffusion.guidance import captions_of, check_guidance, known_classes
 from zoo.sampling.diffusion.request import Diffusion, DiffusionRequest, SamplerName, make_levels, sample_images
 
@@ -89,24 +87,16 @@ def score_images(
         key: source of all noise and of the order of the classes.
     """
 
-    caption = captions_of(family, model.spec)
-
-    def draw(prompts: tuple[str, ...] | None, classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+    def draw(classes: Int[np.ndarray, " n"], prompts: tuple[str, ...] | None = None) -> UInt8[np.ndarray, "n h w c"]:
         request = replace(scoring.request(len(classes)), prompt=prompts)
         made = sample_images(family, model, request, key, classes)
         return np.stack([image.pixels for image in made if isinstance(image, Image)])
 
+    def draw_captions(prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w c"]:
+        return draw(np.zeros(len(prompts), np.int32), prompts)  # a network that reads captions knows no classes
+
     about = scoring.recorded | drawn_classes(known_classes(family, model.spec))
+    caption = captions_of(family, model.spec)
     if caption is None:
-        return score_samples(partial(draw, None), data, scoring, about, key, model.extractor)
-    images = images_of(data)
-
-    def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        return draw(held_out_prompts(images, caption, len(classes)), classes)
-
-    def vary(prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w c"]:
-        return draw(prompts, np.zeros(len(prompts), np.int32))
-
-    figures = score_samples(make, data, scoring, about, key, model.extractor, judge=scoring.judge)
-    figures |= scoring.vary(vary, images, caption, model.extractor)
-    return figures | caption_gain(model, turned_captions(data), key)
+        return score_samples(draw, data, scoring, about, key, model.extractor)
+    return score_prompted(draw_captions, model, data, turned_captions(data), scoring, caption, about, key)

@@ -1,6 +1,6 @@
 """Captions as prompts of scored samples: sample i has the caption of held-out image i."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Protocol, runtime_checkable
@@ -18,8 +18,9 @@ from zoo.core.family import Batch, Metrics, Model
 from zoo.data.captions.grammar import parse
 from zoo.data.captions.rows import shown
 from zoo.data.captions.scenes import array_of
+from zoo.data.images.coded import images_of
 from zoo.data.specs import CaptionSpec, SceneSpec
-from zoo.metrics.images import ImageScoring
+from zoo.metrics.images import ImageScoring, score_samples
 from zoo.metrics.reading import own_accuracy, read_accuracy
 from zoo.metrics.retrieval import first_rows, read_pairs, share
 from zoo.sampling.prompts import Agrees, agreement
@@ -111,12 +112,6 @@ class PromptedScoring(JudgedScoring):
     def of_image(self) -> dict[str, Any]:
         return super().of_image() | {"variety": 0}
 
-    def vary(self, make: Draw, data: DataSet, caption: CaptionSpec, load: LoadExtractor) -> Metrics:
-        """Returns the figures of `variety`, if they are asked for; see there."""
-        if not self.variety:
-            return {}
-        return variety(make, held_out_prompts(data, caption, VARIED), self.variety, load(self.features, data.spec))
-
 
 def held_out_prompts(data: DataSet, caption: CaptionSpec, n: int) -> tuple[str, ...]:
     """Returns the captions of the first n held-out images, from the start again if there are fewer."""
@@ -127,6 +122,43 @@ def held_out_prompts(data: DataSet, caption: CaptionSpec, n: int) -> tuple[str, 
         if len(captions) >= n:
             break
     return tuple(captions[i % len(captions)] for i in range(n))
+
+
+def score_prompted(
+    draw: Draw,
+    model: Model,
+    data: DataSet,
+    pairs: Iterable[tuple[Batch, Batch]],
+    scoring: PromptedScoring,
+    caption: CaptionSpec,
+    about: Mapping[str, str | int | float],
+    key: Key[Array, ""],
+) -> Metrics:
+    """Scores samples of held-out captions, and how much the model's loss depends on these.
+
+    Args:
+        draw: draws the samples.
+        model: a model that reads captions.
+        data: its held-out images are the reference.
+        pairs: see `caption_gain`.
+        scoring: its number of samples is not 0.
+        caption: the spec of the captions.
+        about: how samples are made; stored with the figures.
+        key: source of the noise.
+
+    Returns:
+        The figures of `score_samples`, of the judges, of `variety` if asked for, and of `caption_gain`.
+    """
+    images, load = images_of(data), model.extractor
+
+    def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+        return draw(held_out_prompts(images, caption, len(classes)))
+
+    figures = score_samples(make, data, scoring, about, key, load, judge=scoring.judge)
+    if scoring.variety:
+        captions = held_out_prompts(images, caption, VARIED)
+        figures |= variety(draw, captions, scoring.variety, load(scoring.features, images.spec))
+    return figures | caption_gain(model, pairs, key)
 
 
 def variety(make: Draw, captions: tuple[str, ...], each: int, extractor: Extractor) -> Metrics:

@@ -1,7 +1,6 @@
 """Scores of models of tokens: perplexity, the variety of sampled texts, and the quality of sampled images."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from zoo.data.captions.tokens import CaptionedTokenSpec
 from zoo.data.images.coded import CodedImages
 from zoo.data.images.tokens import ImageTokenSpec
 from zoo.data.specs import SceneSpec, TextSpec
-from zoo.metrics.captioned import conditional_bits, descriptions
+from zoo.metrics.captioned import conditional_bits, descriptions, turned_rows
 from zoo.metrics.images import NEIGHBOURS, score_samples
-from zoo.metrics.prompted import PromptedScoring, caption_gain, held_out_prompts
+from zoo.metrics.prompted import PromptedScoring, score_prompted
 from zoo.metrics.text import perplexity, variety
 from zoo.sampling.tokens.unmask import Sampler
 
@@ -107,9 +106,11 @@ def score_language_model(
     if isinstance(data, CaptionedTokenSet):
         return figures | score_captioned(model, data, scoring, key)
     if isinstance(data, CodedImages):
-        make_images = partial(_draw, model, scoring, key, None)
-        about = scoring.request_fields
-        return figures | score_samples(make_images, data, scoring, about, key, model.extractor)
+
+        def draw(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+            return _draw(model, scoring, key, len(classes))
+
+        return figures | score_samples(draw, data, scoring, scoring.request_fields, key, model.extractor)
     make: Any = model.family.Request
     request = make(n=scoring.samples, max_new_tokens=scoring.sample_tokens, **scoring.request_fields)
     texts = [sample.text for sample in model.family.sample(model, request, key) if isinstance(sample, Text)]
@@ -119,33 +120,21 @@ def score_language_model(
 
 def score_captioned(model: Model, data: CaptionedTokenSet, scoring: TokenScoring, key: Key[Array, ""]) -> Metrics:
     """Scores samples of held-out captions, how much they depend on these, and captions written from images."""
-    images, caption = data.reference, model.spec.caption
 
-    def make(classes: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        return _draw(model, scoring, key, held_out_prompts(images, caption, len(classes)), classes)
+    def draw(prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w c"]:
+        return _draw(model, scoring, key, len(prompts), prompt=prompts)
 
-    def vary(prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w c"]:
-        return _draw(model, scoring, key, prompts, np.zeros(len(prompts), np.int32))
-
-    about, load = scoring.request_fields, model.extractor
-    figures = score_samples(make, data, scoring, about, key, load, judge=scoring.judge)
-    figures |= scoring.vary(vary, images, caption, load)
-    pairs = ((data.asked_at(i, "draw"), data.asked_at(i, "draw", turn=1)) for i in range(data.held_out_batches))
-    figures |= caption_gain(model, pairs, key)
-    if data.tell > 0 and isinstance(images.spec, SceneSpec):
+    pairs, about = turned_rows(data), {"guidance": scoring.guidance} | scoring.request_fields
+    figures = score_prompted(draw, model, data, pairs, scoring, model.spec.caption, about, key)
+    if data.tell > 0 and isinstance(data.reference.spec, SceneSpec):
         figures |= descriptions(model, data, scoring.samples, key)
     return figures
 
 
 def _draw(
-    model: Model,
-    scoring: TokenScoring,
-    key: Key[Array, ""],
-    prompts: tuple[str, ...] | None,
-    classes: Int[np.ndarray, " n"],
+    model: Model, scoring: TokenScoring, key: Key[Array, ""], n: int, **asked: Any
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """Draws one image for each of some classes, which a model of tokens ignores; of captions, if there are any."""
+    """Draws n images, with further fields of the request."""
     request: Any = model.family.Request
-    asked = {} if prompts is None else {"prompt": prompts}
-    samples = model.family.sample(model, request(n=len(classes), **asked, **scoring.request_fields), key)
+    samples = model.family.sample(model, request(n=n, **asked, **scoring.request_fields), key)
     return np.stack([sample.pixels for sample in samples if isinstance(sample, Image)])

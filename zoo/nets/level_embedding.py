@@ -45,7 +45,7 @@ class Conditioned(nnx.Module):
         self.time_out = dense(width, width, rngs, activation=jax.nn.silu)
         self.classes = Embedding(s.symbols, width, scale=1.0, rngs=rngs, dtype=self.dtype) if s.symbols else None
         self.captions = CaptionEncoder(s.caption, rngs, self.dtype) if s.caption else None
-        self.caption = dense(s.caption.width, width, rngs) if s.caption else None
+        self.caption_vector = dense(s.caption.width, width, rngs) if s.caption else None
         self.span_in = dense(features, width, rngs) if s.spans else None
         self.span_out = dense(width, width, rngs, activation=jax.nn.silu) if s.spans else None
 
@@ -66,9 +66,9 @@ class Conditioned(nnx.Module):
         if self.classes is not None:
             assert symbol is not None, "a network with classes needs one for every row"
             embedding = embedding + self.classes(symbol[:, None])
-        if self.caption is not None:
+        if self.caption_vector is not None:
             assert context is not None, "a network with captions needs one for every row"
-            embedding = embedding + self.caption(context.features[:, :1].astype(self.dtype))
+            embedding = embedding + self.caption_vector(context.features[:, :1].astype(self.dtype))
         if self.span_in is not None and self.span_out is not None:
             assert span is not None, "a network of averages needs the length of every row's interval"
             embedding = embedding + self.span_out(self.span_in(self._waves(span)))

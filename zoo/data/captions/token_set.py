@@ -123,16 +123,11 @@ class CaptionedTokenSet(CodedImages):
         """Held-out batch `index`: images after their captions; `images` int32 [b] counts the images of each row."""
         return self.asked_at(index, "draw", only_asked=self.only_asked, rows=rows)
 
-    def asked_at(
-        self, index: int, task: Task, only_asked: bool = True, rows: slice = slice(None), turn: int = 0
-    ) -> Batch:
-        """Held-out batch `index` as rows of a task, of which only the second half or all but the symbol is scored.
-
-        With `turn`, a row has the caption of the image that many rows before it.
-        """
+    def asked_at(self, index: int, task: Task, only_asked: bool = True, rows: slice = slice(None)) -> Batch:
+        """Held-out batch `index` as rows of a task, of which only the second half or all but the symbol is scored."""
         batch = self.reference.held_out_at(index, rows)
-        row, caption = batch["row"], np.roll(batch["caption"], turn, 0)
-        tokens = self.spec.rows(task, caption, self._image_tokens(batch, row.astype(np.int64)))
+        row = batch["row"]
+        tokens = self.spec.rows(task, batch["caption"], self._image_tokens(batch, row.astype(np.int64)))
         first = np.full(row.shape, self.spec.begin(task) if only_asked else 1)
         return self._batch(tokens, first) | {
             "row": row, "valid": batch["valid"], "images": np.ones(row.shape, np.int32)
